@@ -1,0 +1,26 @@
+"""Retrofit learnable channel gates onto a network, train, and cut what closed.
+
+Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` any.
+"""
+
+from swan_surgery.calibration import calibrate
+from swan_surgery.channels import ChannelMap, channel_map
+from swan_surgery.conversion import swanify, unswanify
+from swan_surgery.cost import count_macs, count_params, expected_macs, hard_macs, marginal_macs
+from swan_surgery.errors import (
+    BudgetError,
+    CostError,
+    EmptyLayerError,
+    GateError,
+    InputError,
+    ModelError,
+    NoGateableChannelsError,
+    SwanError,
+    SwanWarning,
+    TraceError,
+    UnsupportedOpError,
+    VerificationError,
+)
+from swan_surgery.gates import GatedModel, soft_gates
+from swan_surgery.plan import PruningPlan
+from swan_surgery.pruning import prune

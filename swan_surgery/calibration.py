@@ -1,0 +1,131 @@
+"""Batch-norm statistics under hard gates (Eq. 7)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from swan_surgery.errors import InputError, ModelError
+
+
+class _Moments:
+    """Sum, sum of squared deviations and count over everything seen, in float64 (Chan et al.)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | None = None
+        self.squares: Tensor | None = None
+
+    def update(self, x: Tensor) -> None:
+        """Take in activations [B, C, ...]."""
+        rows = x.detach().transpose(0, 1).reshape(x.shape[1], -1).double()
+        count = rows.shape[1]
+        mean = rows.mean(dim=1)
+        squares = (rows - mean[:, None]).square().sum(dim=1)
+        if self.mean is None or self.squares is None:
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total = self.count + count
+        shift = mean - self.mean
+        self.squares = self.squares + squares + shift.square() * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+
+def calibrate(
+    model: nn.Module, loader: Iterable[Any], num_batches: int | None = None
+) -> int:
+    """Replace batch-norm running statistics by those of the data, under hard gates.
+
+    Mean and biased variance over all samples and positions (Eq. 7), accumulated in float64. Every
+    layer but batch-norm runs in eval mode; no weight and no gate changes. Use shuffled batches
+    with the training augmentation: class-sorted data costs several points of accuracy.
+
+    Args:
+        model: a gated model, or any other; changed in place.
+        loader: yields inputs, or tuples whose first element is the input, or dicts of keyword
+            arguments.
+        num_batches: how many batches to use at most; all of them by default.
+
+    Returns:
+        The number of batches used.
+
+    Raises:
+        ModelError: `model` is not an `nn.Module`.
+        InputError: the loader yields no batch, or `num_batches` is below 1.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if num_batches is not None and num_batches < 1:
+        raise InputError(f"num_batches must be at least 1; got {num_batches}")
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    moments = {norm: _Moments() for norm in norms}
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [(norm, norm.momentum) for norm in norms]
+    kept = [(norm, _statistics(norm)) for norm in norms]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    handles = [norm.register_forward_pre_hook(_observe(moments[norm])) for norm in norms]
+    used = 0
+    done = False
+    model.eval()
+    try:
+        for norm in norms:
+            norm.train()  # normalises by the batch, so that what follows sees what it will see
+        with torch.no_grad(), torch.random.fork_rng():
+            for batch in loader:
+                _forward(model, batch, device)
+                used += 1
+                if used == num_batches:
+                    break
+        done = used > 0
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+        for norm, before in kept:
+            _restore(norm, before)
+        for module, training in modes:
+            module.training = training
+    if not done:
+        raise InputError("the loader yielded no batch; batch-norm statistics are unchanged")
+    for norm, own in moments.items():
+        if own.mean is not None and own.squares is not None:
+            assert norm.running_mean is not None  # noqa: S101 - selected above
+            assert norm.running_var is not None  # noqa: S101 - selected above
+            norm.running_mean.copy_(own.mean)
+            norm.running_var.copy_(own.squares / own.count)
+    return used
+
+
+def _observe(moments: _Moments) -> Callable[[nn.Module, Any], None]:
+    def hook(_module: nn.Module, args: Any) -> None:  # noqa: ANN401
+        moments.update(args[0])
+
+    return hook
+
+
+def _statistics(norm: _BatchNorm) -> list[Tensor | None]:
+    own = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    return [None if t is None else t.clone() for t in own]
+
+
+def _restore(norm: _BatchNorm, before: list[Tensor | None]) -> None:
+    own = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    for tensor, value in zip(own, before, strict=True):
+        if tensor is not None and value is not None:
+            tensor.copy_(value)
+
+
+def _forward(model: nn.Module, batch: Any, device: torch.device) -> None:  # noqa: ANN401
+    if isinstance(batch, Mapping):
+        model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+        return
+    first = batch[0] if isinstance(batch, (tuple, list)) else batch
+    model(first.to(device))

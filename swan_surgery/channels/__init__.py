@@ -1,0 +1,30 @@
+"""Which channels live and die together: labels that ride along through one run of the model."""
+
+from swan_surgery.channels.assembly import channel_map, match_modules
+from swan_surgery.channels.channel_map import (
+    PINNED,
+    ChannelMap,
+    CostAxis,
+    CostTerm,
+    Layer,
+    Pin,
+    TensorAxis,
+)
+from swan_surgery.channels.stand_ins import Inputs, as_inputs, copy_of, shell_of
+
+
+__all__ = [
+    "PINNED",
+    "ChannelMap",
+    "CostAxis",
+    "CostTerm",
+    "Inputs",
+    "Layer",
+    "Pin",
+    "TensorAxis",
+    "as_inputs",
+    "channel_map",
+    "copy_of",
+    "match_modules",
+    "shell_of",
+]

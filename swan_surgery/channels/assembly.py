@@ -1,0 +1,243 @@
+"""From a solution to the frozen `ChannelMap`, and the public entry `channel_map`."""
+
+import fnmatch
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.channels.channel_map import (
+    PINNED,
+    ChannelMap,
+    CostAxis,
+    CostTerm,
+    Layer,
+    Pin,
+    TensorAxis,
+)
+from swan_surgery.channels.mapping import (
+    Ints,
+    LabelledTensors,
+    Solution,
+    Trace,
+    record,
+    settle,
+    start_labels,
+)
+from swan_surgery.channels.recording import Contraction, Reason
+from swan_surgery.channels.stand_ins import Inputs, as_inputs, copy_of, shell_of
+from swan_surgery.errors import InputError, TraceError
+
+
+def channel_map(
+    model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = ()  # noqa: ANN401
+) -> ChannelMap:
+    """Map which channels of a model live and die together.
+
+    The model itself is never run: a shell of it on the `meta` device is, in train and in eval mode.
+    If that is impossible (values that decide the path), a full copy runs on the inputs' device.
+
+    Args:
+        model: any module; on any device, `meta` included.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        ignore: module names or glob patterns whose output channels stay without a gate.
+
+    Raises:
+        InputError: `ignore` names nothing, or the inputs are of the wrong kind.
+        TraceError: the model cannot be run on the inputs.
+    """
+    inputs = as_inputs(example_inputs)
+    ignored = match_modules(model, ignore)
+    try:
+        return _map(model, inputs, ignored, on_meta=True)
+    except TraceError:
+        if any(tensor.is_meta for tensor in model.parameters()):
+            raise
+        return _map(model, inputs, ignored, on_meta=False)
+
+
+def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
+    """Module names that match the patterns (a module's children included).
+
+    Raises:
+        InputError: a pattern matches nothing; lists the nearest names.
+    """
+    if isinstance(patterns, str):
+        patterns = (patterns,)
+    names = [name for name, _ in model.named_modules() if name]
+    found = []
+    for pattern in patterns:
+        hits = fnmatch.filter(names, pattern)
+        if not hits:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+            raise InputError(
+                f"ignore={pattern!r} matches no module; nearest names: {', '.join(near) or 'none'}"
+            )
+        found += hits
+    return tuple(dict.fromkeys(found))
+
+
+def _map(
+    model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: bool
+) -> ChannelMap:
+    duplicate = shell_of if on_meta else copy_of
+    if on_meta:
+        inputs = inputs.map(lambda tensor: torch.empty_like(tensor, device="meta"))
+    stand_in = duplicate(model)
+    labelled = start_labels(stand_in)
+    notes: list[str] = []
+    try:
+        evaluated = record(stand_in, inputs, labelled, training=False)
+    except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
+        raise TraceError(_run_message(model, inputs, err)) from err
+    traces = [Trace(training=False, recording=evaluated)]
+    train_inputs = inputs
+    for candidate in (inputs, inputs.map(_doubled)):
+        try:
+            trained = record(duplicate(model), candidate, labelled, training=True)
+        except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
+            message = f"{type(err).__name__}: {err}".splitlines()[0]
+            continue
+        traces.append(Trace(training=True, recording=trained))
+        train_inputs = candidate
+        break
+    else:
+        notes.append(
+            f"train mode could not be run on these inputs ({message}); parts that run only in "
+            f"training were not mapped"
+        )
+    pins = _ignore_pins(traces, labelled, ignored)
+    solution = settle(
+        traces,
+        labelled,
+        pins,
+        lambda: duplicate(model),
+        lambda training: train_inputs if training else inputs,
+    )
+    return _assemble(solution, tuple(notes))
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor]) if tensor.ndim else tensor
+
+
+def _run_message(model: nn.Module, inputs: Inputs, err: Exception) -> str:
+    shapes = [
+        tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        for value in (*inputs.args, *inputs.kwargs.values())
+    ]
+    first = str(err).splitlines()[0] if str(err) else ""
+    return (
+        f"{type(model).__name__} could not be run on example inputs of shape "
+        f"{', '.join(map(str, shapes))}: {type(err).__name__}: {first}"
+    )
+
+
+def _ignore_pins(
+    traces: list[Trace], labelled: LabelledTensors, ignored: Sequence[str]
+) -> list[tuple[Tensor, Reason]]:
+    pins = []
+    for trace in traces:
+        for contraction in trace.recording.contractions:
+            made = contraction.produced
+            if made is None or not bool((made > 0).any()):
+                continue
+            name = labelled.owner(int(made[made > 0][0]))[0]
+            hit = [m for m in ignored if name == m or name.startswith(m + ".")]
+            if hit:
+                why = Reason("listed in ignore=", contraction.op, hit[0])
+                pins.append((made[made > 0], why))
+    return pins
+
+
+def _assemble(solution: Solution, notes: tuple[str, ...]) -> ChannelMap:
+    units = np.full(len(solution.prunable), PINNED, np.int64)
+    units[solution.prunable] = np.arange(int(solution.prunable.sum()))
+    labelled = solution.labelled
+    tensors = []
+    for (name, axis, size), start in zip(labelled.axes, labelled.starts, strict=True):
+        own = units[solution.component[start : start + size]]
+        if (own != PINNED).any():
+            tensors.append(TensorAxis(name, axis, tuple(own.tolist())))
+    layers: dict[str, Layer] = {}
+    pins: dict[str, list[Pin]] = {}
+    for trace in solution.traces:
+        for contraction in trace.recording.contractions:
+            weight = _weight_of(contraction, labelled)
+            if weight is not None and weight not in layers:
+                layers[weight], pins[weight] = _layer(contraction, weight, units, solution)
+    costs = [
+        _cost_term(contraction, units, solution.component)
+        for contraction in solution.traces[0].recording.contractions
+    ]
+    unknown = dict.fromkeys(
+        (reason.op, reason.module)
+        for trace in solution.traces
+        for reason in trace.recording.unknown
+    )
+    return ChannelMap(
+        num_units=int(solution.prunable.sum()),
+        tensors=tuple(tensors),
+        layers=tuple(layers.values()),
+        pins=tuple(pin for own in pins.values() for pin in own),
+        costs=tuple(costs),
+        unknown_ops=tuple(unknown),
+        notes=notes,
+    )
+
+
+def _weight_of(contraction: Contraction, labelled: LabelledTensors) -> str | None:
+    for labels in (contraction.produced, contraction.summed):
+        if labels is not None and bool((labels > 0).any()):
+            return labelled.owner(int(labels[labels > 0][0]))[0]
+    return None
+
+
+def _units_of(labels: Tensor | None, size: int, units: Ints, component: Ints) -> Ints:
+    if labels is None:
+        return np.full(size, PINNED, np.int64)
+    own = labels.numpy()
+    return np.where(own > 0, units[component[np.maximum(own, 0)]], PINNED)
+
+
+def _layer(
+    contraction: Contraction, weight: str, units: Ints, solution: Solution
+) -> tuple[Layer, list[Pin]]:
+    component = solution.component
+    out = _units_of(contraction.produced, contraction.num_out, units, component)
+    into = _units_of(contraction.reads, contraction.num_in, units, component)
+    owner, _, leaf = weight.rpartition(".")
+    name = owner if leaf in ("weight", "original", "original0", "original1") else weight
+    name = name.removesuffix(".parametrizations.weight")
+    op = contraction.op.removeprefix("aten.")
+    layer = Layer(name, weight, op, tuple(out.tolist()), tuple(into.tolist()))
+    if contraction.produced is None:
+        why = Reason("a single channel, or channels made without a parameter", contraction.op, "")
+        reasons = np.zeros(contraction.num_out, np.int64)
+        table = [why]
+    else:
+        made = contraction.produced.numpy()
+        reasons = np.where(made > 0, solution.reason[component[np.maximum(made, 0)]], -1)
+        table = solution.reasons
+    pins = []
+    for index in np.unique(reasons[out == PINNED]):
+        why = table[index] if index >= 0 else Reason("no channel labels", contraction.op, "")
+        channels = np.flatnonzero((reasons == index) & (out == PINNED))
+        pins.append(Pin(name, tuple(channels.tolist()), why.text, why.op, why.module))
+    return layer, pins
+
+
+def _cost_term(contraction: Contraction, units: Ints, component: Ints) -> CostTerm:
+    axes = []
+    macs = contraction.factor
+    for labels in contraction.axes:
+        assert labels is not None  # noqa: S101 - dropped when it was recorded
+        own = _units_of(labels, labels.numel(), units, component)
+        macs *= len(own)
+        free, counts = np.unique(own[own != PINNED], return_counts=True)
+        fixed = int((own == PINNED).sum())
+        axes.append(CostAxis(tuple(free.tolist()), tuple(counts.tolist()), fixed))
+    return CostTerm(contraction.module, contraction.op, contraction.factor, tuple(axes), macs)

@@ -1,0 +1,180 @@
+"""The channel map: which channels live and die together, as frozen data.
+
+Names, integers and shapes only; no tensor, no module. Sharing of gates, placement, cost and cutting
+all read this one value.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+
+PINNED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorAxis:
+    """One axis of a parameter or buffer: the unit at each position, `PINNED` where there is none."""
+
+    tensor: str
+    axis: int
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear layer: the unit of each output and each input channel."""
+
+    name: str
+    weight: str
+    op: str
+    out_units: tuple[int, ...]
+    in_units: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Output channels of a layer that must stay: why, and because of which operation where."""
+
+    layer: str
+    channels: tuple[int, ...]
+    reason: str
+    op: str
+    module: str
+
+    def __str__(self) -> str:
+        where = f" in module {self.module!r}" if self.module else ""
+        return f"{self.layer}: {len(self.channels)} channels pinned: {self.reason} ({self.op}{where})"
+
+
+@dataclass(frozen=True, slots=True)
+class CostAxis:
+    """An axis that multiplies a layer's MACs: how many positions each unit holds, and how many
+    always stay.
+    """
+
+    units: tuple[int, ...]
+    counts: tuple[int, ...]
+    num_fixed: int
+
+    def renumbered(self, new: Mapping[int, int]) -> "CostAxis":
+        """The same axis under new unit numbers; a unit without one always stays."""
+        pairs = list(zip(self.units, self.counts, strict=True))
+        kept = [(new[unit], count) for unit, count in pairs if unit in new]
+        fixed = sum(count for unit, count in pairs if unit not in new)
+        units, counts = zip(*kept, strict=True) if kept else ((), ())
+        return CostAxis(tuple(units), tuple(counts), self.num_fixed + fixed)
+
+
+@dataclass(frozen=True, slots=True)
+class CostTerm:
+    """MACs of one conv, linear or matmul: `factor` times the open length of each axis."""
+
+    module: str
+    op: str
+    factor: int
+    axes: tuple[CostAxis, ...]
+    macs: int
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """Units of a model and where they lie.
+
+    Attributes:
+        num_units: number of units that may be closed.
+        tensors: every axis of a parameter or buffer that holds at least one unit.
+        layers: convolutions and linear layers in order of execution.
+        pins: output channels without a unit, with the reason.
+        costs: what each conv, linear and matmul costs at the example inputs, in eval mode.
+        unknown_ops: operations without a channel rule that met channels, with their module.
+        notes: what the user should know about the tracing itself.
+    """
+
+    num_units: int
+    tensors: tuple[TensorAxis, ...]
+    layers: tuple[Layer, ...]
+    pins: tuple[Pin, ...]
+    costs: tuple[CostTerm, ...]
+    unknown_ops: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def _slots(self) -> Mapping[int, tuple[tuple[str, int, int], ...]]:
+        found: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
+        for entry in self.tensors:
+            for index, unit in enumerate(entry.units):
+                if unit != PINNED:
+                    found[unit].append((entry.tensor, entry.axis, index))
+        return {unit: tuple(slots) for unit, slots in found.items()}
+
+    @cached_property
+    def _layers_by_name(self) -> Mapping[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    def slots(self, unit: int) -> tuple[tuple[str, int, int], ...]:
+        """Every (tensor, axis, index) that disappears when a unit is removed."""
+        return self._slots[unit]
+
+    def layer(self, name: str) -> Layer:
+        """A layer by its module name (a bare weight by its parameter name)."""
+        return self._layers_by_name[name]
+
+    @cached_property
+    def unit_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Units that stand on the output axes of the same layers, each group sorted.
+
+        A group is what shares one width: the trunk of a residual stage, the output of one layer.
+        """
+        signature: dict[int, list[int]] = defaultdict(list)
+        for index, layer in enumerate(self.layers):
+            for unit in dict.fromkeys(layer.out_units):
+                if unit != PINNED:
+                    signature[unit].append(index)
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for unit in range(self.num_units):
+            groups[tuple(signature[unit])].append(unit)
+        return tuple(tuple(members) for members in groups.values())
+
+    @property
+    def num_channels(self) -> int:
+        """Output channels of all layers."""
+        return sum(len(layer.out_units) for layer in self.layers)
+
+    @property
+    def num_gated_channels(self) -> int:
+        """Output channels of all layers that belong to a unit."""
+        return sum(unit != PINNED for layer in self.layers for unit in layer.out_units)
+
+    def without(self, units: Iterable[int], reason: str, op: str) -> "ChannelMap":
+        """The map with some units pinned; the others are numbered anew, in the same order."""
+        gone = set(units)
+        kept = (unit for unit in range(self.num_units) if unit not in gone)
+        new = {unit: index for index, unit in enumerate(kept)}
+
+        def renumber(old: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(new.get(unit, PINNED) for unit in old)
+
+        pins = list(self.pins)
+        for layer in self.layers:
+            lost = tuple(index for index, unit in enumerate(layer.out_units) if unit in gone)
+            if lost:
+                pins.append(Pin(layer.name, lost, reason, op, layer.name))
+        tensors = tuple(replace(entry, units=renumber(entry.units)) for entry in self.tensors)
+        layers = tuple(
+            replace(layer, out_units=renumber(layer.out_units), in_units=renumber(layer.in_units))
+            for layer in self.layers
+        )
+        costs = tuple(
+            replace(term, axes=tuple(axis.renumbered(new) for axis in term.axes))
+            for term in self.costs
+        )
+        return replace(
+            self,
+            num_units=len(new),
+            tensors=tuple(e for e in tensors if any(unit != PINNED for unit in e.units)),
+            layers=layers,
+            pins=tuple(pins),
+            costs=costs,
+        )

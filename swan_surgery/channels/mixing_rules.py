@@ -1,0 +1,134 @@
+"""Rules for operations that mix positions: normalisation, reduction, pooling, resampling."""
+
+import torch
+from torch import Tensor
+
+from swan_surgery.channels.fields import axes_of, axis_field, vector_along
+from swan_surgery.channels.recording import Call, Labels
+from swan_surgery.channels.rules import as_tuple, pin_inputs, rule
+
+
+@rule(
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm", "_batch_norm_with_update", "batch_norm", "_batch_norm_no_update",
+    "native_batch_norm_legit", "miopen_batch_norm",
+)  # fmt: skip
+def _(call: Call, labels: Labels) -> None:
+    source, out = call.inputs[0], call.outputs[0]
+    for field in labels.fields(source):
+        if axes_of(field) not in ((), (1,)):
+            labels.pin(field, "normalised together with other channels", call)
+    data, _ = vector_along(labels.fields(source), 1)
+    for parameter in call.inputs[1:]:
+        own, _ = vector_along(labels.fields(parameter), 0)
+        if data is not None and own is not None:
+            labels.join(data, own, call)
+        elif own is not None:
+            labels.pin(own, "normalises data that belongs to no channel", call)
+            data = None
+        elif data is not None and parameter.numel() > 1:
+            labels.pin(data, "normalised with statistics that have no channel labels", call)
+    if data is None:
+        return
+    labels.assign(out, (axis_field(data, 1, out.ndim),))
+    for statistic in call.outputs[1:]:
+        if statistic.shape == data.shape:
+            labels.assign(statistic, (data,))
+
+
+@rule("native_layer_norm", "native_group_norm", "_fused_rms_norm")
+def _(call: Call, labels: Labels) -> None:
+    pin_inputs(call, labels, "a normalisation over the channels themselves")
+
+
+@rule(
+    "mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "var", "std",
+    "var_mean", "std_mean", "logsumexp", "norm", "linalg_vector_norm", "any", "all", "median",
+    "nanmean", "nansum", "_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod",
+    "sort", "topk", "logcumsumexp", "aminmax", "count_nonzero",
+)  # fmt: skip
+def _(call: Call, labels: Labels) -> None:
+    source = call.inputs[0]
+    for other in call.inputs[1:]:
+        for field in labels.fields(other):
+            labels.pin(field, "an operand of a reduction", call)
+    dims = {d % max(source.ndim, 1) for d in as_tuple(call.arg("dim"))}
+    if not dims:
+        dims = set(range(source.ndim))
+    kept = []
+    for field in labels.fields(source):
+        if set(axes_of(field)) & dims:
+            labels.pin(field, "a reduction over the channels", call)
+        else:
+            kept.append(field)
+    for out in call.outputs:
+        labels.assign(out, tuple(_reduced(f, source, out, dims) for f in kept))
+        if labels.is_harmless(source):
+            labels.mark_harmless(out)
+
+
+def _reduced(field: Tensor, source: Tensor, out: Tensor, dims: set[int]) -> Tensor:
+    if out.ndim == source.ndim:
+        return field
+    return field.squeeze(tuple(dims))
+
+
+_SPATIAL_RANKS = {"1d": 1, "2d": 2, "3d": 3}
+
+
+@rule(
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d",
+    "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
+)  # fmt: skip
+def _(call: Call, labels: Labels) -> None:
+    source = call.inputs[0]
+    rank = next(size for suffix, size in _SPATIAL_RANKS.items() if suffix in call.name)
+    spatial = set(range(source.ndim - rank, source.ndim))
+    kept = []
+    for field in labels.fields(source):
+        if set(axes_of(field)) & spatial:
+            labels.pin(field, "pooled or resampled along the channels", call)
+        else:
+            kept.append(field)
+    for out in call.outputs:
+        if out.ndim == source.ndim:
+            labels.assign(out, tuple(kept))
+            if labels.is_harmless(source):
+                labels.mark_harmless(out)
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d")
+def _(call: Call, labels: Labels) -> None:
+    source, grid = call.inputs[:2]
+    for field in labels.fields(grid):
+        labels.pin(field, "used as sampling positions", call)
+    kept = []
+    for field in labels.fields(source):
+        if axes_of(field) in ((), (0,), (1,)):
+            kept.append(field)
+        else:
+            labels.pin(field, "sampled along the channels", call)
+    labels.assign(call.outputs[0], tuple(kept))
+
+
+@rule("glu")
+def _(call: Call, labels: Labels) -> None:
+    source, out = call.inputs[0], call.outputs[0]
+    axis = call.arg("dim", -1) % source.ndim
+    fields = []
+    for field in labels.fields(source):
+        if axis not in axes_of(field):
+            fields.append(field)
+            continue
+        half = source.shape[axis] // 2
+        first, second = field.narrow(axis, 0, half), field.narrow(axis, half, half)
+        both = (first > 0) & (second > 0)
+        labels.tie_by([[(first[both], second[both])]], call)
+        fields.append(torch.where(first > 0, first, second))
+    labels.assign(out, tuple(fields))

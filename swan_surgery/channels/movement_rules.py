@@ -1,0 +1,177 @@
+"""Rules for operations that only move data: the operation itself is executed on the labels.
+
+No index arithmetic of our own: views, transposes, concatenations, slices, shuffles and pads come out
+exact for every stride, offset and interleaving.
+"""
+
+import torch
+from torch import Tensor
+
+from swan_surgery.channels.fields import FILL, PLAIN, Fields, axes_of, compact
+from swan_surgery.channels.pointwise_rules import join_aligned
+from swan_surgery.channels.recording import Call, Labels
+from swan_surgery.channels.rules import pin_inputs, rule
+
+
+@rule(
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "unsqueeze",
+    "squeeze", "expand", "select", "unbind", "alias", "detach", "flip", "roll", "repeat",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold",
+    "movedim", "diagonal", "swapaxes", "index_select", "index", "flatten", "unflatten",
+    "repeat_interleave", "tile", "rot90",
+)  # fmt: skip
+def _(call: Call, labels: Labels) -> None:
+    source = call.inputs[0]
+    _note_aliases(call, labels)
+    indices = call.inputs[1:]
+    if any(labels.fields(index) for index in indices):
+        pin_inputs(call, labels, "used as an index")
+        return
+    if not labels.fields(source):
+        return
+    if any(index.is_meta for index in indices):
+        pin_inputs(call, labels, "indexed with values that are not known while planning")
+        return
+    _move(source, call, labels)
+
+
+def _note_aliases(call: Call, labels: Labels) -> None:
+    source = call.inputs[0]
+    harmless = labels.is_harmless(source)
+    for out in call.outputs:
+        if call.op.is_view:
+            labels.note_view(source, out)
+        if harmless:
+            labels.mark_harmless(out)
+
+
+def _move(source: Tensor, call: Call, labels: Labels) -> None:
+    results: list[list[Tensor]] = [[] for _ in call.outputs]
+    for field in labels.fields(source):
+        before = axes_of(field)
+        for index, moved in enumerate(_execute(field.expand(source.shape), call)):
+            result = compact(moved)
+            after = axes_of(result)
+            if not after and before:
+                labels.pin(result, "a single channel is picked by its position", call)
+            if len(after) > 1 and (len(before) < len(after) or call.name in _RESHAPES):
+                labels.tie(result, call)
+            results[index].append(result)
+    for out, fields in zip(call.outputs, results, strict=True):
+        labels.assign(out, tuple(fields))
+
+
+_RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape", "aten.pixel_shuffle"}
+
+
+def _execute(field: Tensor, call: Call) -> list[Tensor]:
+    if call.name in ("aten.view", "aten._unsafe_view", "aten._reshape_alias"):
+        return [field.reshape(call.args[1])]
+    moved = call.op(field, *call.args[1:], **call.kwargs)
+    return list(moved) if isinstance(moved, (list, tuple)) else [moved]
+
+
+@rule("split", "split_with_sizes", "chunk", "slice", "narrow", "split_copy")
+def _(call: Call, labels: Labels) -> None:
+    source = call.inputs[0]
+    _note_aliases(call, labels)
+    if not labels.fields(source):
+        return
+    _move(source, call, labels)
+    axis = call.arg("dim", 0) % source.ndim
+    lengths = {out.shape[axis] for out in call.outputs}
+    for field in labels.fields(source):
+        size = field.shape[axis]
+        if size == 1 or (length := min(lengths)) in (0, size) or len(lengths) > 1:
+            continue
+        blocks = _tied_blocks(field, axis, length)
+        if call.name == "aten.slice":
+            labels.tie_by([[], blocks] if blocks else [[]], call)
+        else:
+            labels.tie_by([blocks], call)
+
+
+def _tied_blocks(field: Tensor, axis: int, length: int) -> list[tuple[Tensor, Tensor]]:
+    """Join position i of the first block with position i of every other block of that length."""
+    size = field.shape[axis]
+    if size % length:
+        return []
+    first = field.narrow(axis, 0, length)
+    joins = []
+    for start in range(length, size, length):
+        other = field.narrow(axis, start, length)
+        both = (first > 0) & (other > 0)
+        joins.append((first[both], other[both]))
+    return joins
+
+
+@rule("cat", "concat")
+def _(call: Call, labels: Labels) -> None:
+    tensors = [t for t in call.inputs if t.ndim == call.outputs[0].ndim]
+    if len(tensors) == 1:
+        labels.assign(call.outputs[0], labels.fields(tensors[0]))
+        return
+    axis = call.arg("dim", 0) % call.outputs[0].ndim
+    if any(axes_of(f) and axis in axes_of(f) for t in tensors for f in labels.fields(t)):
+        along = [_along(tensor, axis, labels) for tensor in tensors]
+        shape = _broadcast([f.shape for f in along], axis)
+        wide = [f.expand([*shape[:axis], f.shape[axis], *shape[axis + 1 :]]) for f in along]
+        fields: Fields = (compact(torch.cat(wide, axis)),)
+    else:
+        fields = ()
+    across = [
+        (t, tuple(f for f in labels.fields(t) if axes_of(f) and axis not in axes_of(f)))
+        for t in tensors
+    ]
+    labels.assign(
+        call.outputs[0], (*fields, *join_aligned(across, call.outputs[0].ndim, call, labels))
+    )
+
+
+def _along(tensor: Tensor, axis: int, labels: Labels) -> Tensor:
+    """The field of one part of a concat, at full length along the axis."""
+    for field in labels.fields(tensor):
+        if axis in axes_of(field):
+            return field
+    scalar = next((f for f in labels.fields(tensor) if not axes_of(f)), None)
+    shape = [tensor.shape[axis] if a == axis else 1 for a in range(tensor.ndim)]
+    if scalar is not None and tensor.shape[axis] == 1:
+        return scalar
+    return torch.full(shape, FILL if labels.is_harmless(tensor) else PLAIN)
+
+
+def _broadcast(shapes: list[torch.Size], axis: int) -> list[int]:
+    return [1 if a == axis else max(s[a] for s in shapes) for a in range(len(shapes[0]))]
+
+
+@rule("stack")
+def _(call: Call, labels: Labels) -> None:
+    out = call.outputs[0]
+    axis = call.arg("dim", 0) % out.ndim
+    lifted = [(t.unsqueeze(axis), t) for t in call.inputs]
+    operands = []
+    for wide, tensor in lifted:
+        if labels.is_harmless(tensor):
+            labels.mark_harmless(wide)
+        operands.append((wide, tuple(f.unsqueeze(axis) for f in labels.fields(tensor))))
+    labels.assign(out, join_aligned(operands, out.ndim, call, labels))
+
+
+@rule("constant_pad_nd")
+def _(call: Call, labels: Labels) -> None:
+    source, out = call.inputs[0], call.outputs[0]
+    pads = list(call.arg("pad"))
+    fill = FILL if call.arg("value", 0) == 0 else PLAIN
+    fields = []
+    for field in labels.fields(source):
+        # Only the axes that carry labels grow: a border of constants belongs to every channel.
+        own = [
+            amount if source.ndim - 1 - i // 2 in axes_of(field) else 0
+            for i, amount in enumerate(pads)
+        ]
+        if not axes_of(field) and any(pads):
+            labels.pin(field, "a single channel is padded", call)
+        fields.append(torch.constant_pad_nd(field, own, fill))
+    labels.assign(out, tuple(fields))
+    if labels.is_harmless(source):
+        labels.mark_harmless(out)

@@ -1,0 +1,118 @@
+"""Rules for operations that work position by position, with broadcasting."""
+
+import torch
+from torch import Tensor
+
+from swan_surgery.channels.fields import Fields, align, axes_of, by_overlap, compact, merge
+from swan_surgery.channels.recording import Call, Labels
+from swan_surgery.channels.rules import rule
+
+
+# What torch does not tag as pointwise although it is, and in-place copies.
+_MORE_POINTWISE = (
+    "pointwise", "copy", "hardswish", "_prelu_kernel", "native_dropout", "rsub", "where", "clone",
+    "_to_copy", "log_sigmoid_forward", "masked_fill", "rrelu_with_noise", "contiguous", "clamp",
+    "fill", "dropout", "feature_dropout", "alpha_dropout", "lerp",
+)  # fmt: skip
+
+
+def join_aligned(
+    operands: list[tuple[Tensor, Fields]], ndim: int, call: Call, labels: Labels
+) -> Fields:
+    """Join the fields of operands that broadcast to rank `ndim`; returns the result's fields."""
+    scalars, wide = [], []
+    for operand, (_, fields) in enumerate(operands):
+        for field in fields:
+            aligned = align(field, ndim)
+            (wide if axes_of(aligned) else scalars).append((operand, aligned))
+    result = [field for _, field in scalars]
+    for group in by_overlap(wide):
+        merged = group[0][1]
+        for _, field in group[1:]:
+            if field is not merged:
+                labels.join(merged, field, call)
+                merged = merge(merged, field)
+        axes = axes_of(merged)
+        present = {operand for operand, _ in group}
+        for operand, (tensor, _) in enumerate(operands):
+            if operand in present or labels.is_harmless(tensor):
+                continue
+            if any(_size(tensor, axis, ndim) > 1 for axis in axes):
+                labels.pin(merged, "meets data that belongs to no channel", call)
+        result.append(merged)
+    return tuple(result)
+
+
+def _size(tensor: Tensor, axis: int, ndim: int) -> int:
+    own = axis - (ndim - tensor.ndim)
+    return tensor.shape[own] if own >= 0 else 1
+
+
+def _is_identity(call: Call) -> bool:
+    return call.name in ("aten.copy_", "aten.fill_")
+
+
+@rule(*_MORE_POINTWISE)
+def _(call: Call, labels: Labels) -> None:
+    out = call.outputs[0]
+    operands = [(tensor, labels.fields(tensor)) for tensor in call.inputs]
+    if _is_identity(call):
+        operands = operands[1:] or operands
+    in_place = bool(call.inputs) and out is call.inputs[0]
+    if all(not fields for _, fields in operands):
+        if _is_identity(call) and labels.fields(out):
+            operands = [(out, labels.fields(out)), *operands]
+        else:
+            if all(labels.is_harmless(t) or t.numel() == 1 for t, _ in operands):
+                for result in call.outputs:
+                    labels.mark_harmless(result)
+            elif in_place:
+                labels.spoil(out)
+            return
+    fields = join_aligned(operands, out.ndim, call, labels)
+    if in_place:
+        _write(out, fields, call, labels)
+        return
+    for result in call.outputs:
+        if tuple(result.shape) == tuple(out.shape):
+            labels.assign(result, fields)
+
+
+def _write(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:
+    """The result lands in a tensor that existed: fine if it had these channels, or stands alone."""
+    before = labels.fields(out)
+    fits = {axes_of(f) for f in before} == {axes_of(f) for f in fields}
+    if not fits and labels.shares_memory(out):
+        for field in (*before, *fields):
+            labels.pin(field, "written in place into a part of another tensor", call)
+    if not fits:
+        labels.spoil(out)
+    labels.assign(out, tuple(compact(f) for f in fields))
+
+
+@rule(
+    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand",
+    "randn", "empty_strided", "new_empty_strided", "scalar_tensor",
+)  # fmt: skip
+def _(call: Call, labels: Labels) -> None:
+    for tensor in call.outputs:
+        labels.mark_harmless(tensor)
+
+
+@rule(
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli",
+    "uniform", "normal", "zero",
+)  # fmt: skip
+def _(call: Call, labels: Labels) -> None:
+    for tensor in call.outputs:
+        if not labels.fields(tensor):
+            labels.mark_harmless(tensor)
+            if call.inputs and call.inputs[0].shape == tensor.shape:
+                labels.assign(tensor, labels.fields(call.inputs[0]))
+
+
+@rule("arange", "linspace", "eye", "lift_fresh", "_local_scalar_dense", "sym_size")
+def _(call: Call, labels: Labels) -> None:
+    for tensor in call.outputs:
+        if tensor.numel() == 1 or torch.numel(tensor) == 0:
+            labels.mark_harmless(tensor)

@@ -1,0 +1,127 @@
+"""Rehearses pruning on the labelled model: do all channels still meet their partners?
+
+A recording says which channels belong together, but not whether the model's Python code follows
+when they shrink: a width may stand there as a literal, a slice may end in the wrong place. So some
+units are closed, the shell of the model is cut, run again, and every operation compared with what
+the recording predicts. An operation that differs is named, and its channels get pinned.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from swan_surgery.channels.fields import Fields, axes_of, compact
+from swan_surgery.channels.recording import OpRecord
+from swan_surgery.channels.tracing import LabelMode
+from swan_surgery.channels.unit_labels import UnitLabels
+
+
+class Diverged(Exception):  # noqa: N818 - a signal inside the package, never shown
+    """The rehearsed run left the recorded path at operation `index`."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What every label becomes: `unit_of[label + 1]`, and which units stay: `stays[unit + 1]`."""
+
+    unit_of: Tensor
+    stays: Tensor
+
+    def units(self, field: Tensor) -> Tensor:
+        """The field in terms of units, before any of them is removed."""
+        return compact(self.unit_of[field + 1])
+
+    def after(self, fields: Fields, shape: tuple[int, ...]) -> tuple[Fields, tuple[int, ...]] | None:
+        """Fields and shape when the closed units are gone; None if what stays has holes."""
+        sizes = list(shape)
+        result = []
+        for field in map(self.units, fields):
+            stays = self.stays[field + 1]
+            axes = axes_of(field)
+            if bool(stays.all()):
+                result.append(field)
+                continue
+            if len(axes) != 1:
+                return None
+            kept = stays.reshape(-1).nonzero().reshape(-1)
+            sizes[axes[0]] = kept.numel()
+            result.append(field.index_select(axes[0], kept))
+        return tuple(result), tuple(sizes)
+
+
+class RehearsalMode(LabelMode):
+    """Runs the cut shell beside its recording; `failures` holds the operations that differ."""
+
+    def __init__(self, expected: list[OpRecord], prediction: Prediction) -> None:
+        super().__init__(UnitLabels())
+        self.expected = expected
+        self.prediction = prediction
+        self.failures: list[int] = []
+
+    def dispatch(self, record: OpRecord, op: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Run, compare with the recording, and put things right for what follows."""
+        index = len(self.labels.recording.ops) - 1
+        if index >= len(self.expected) or self.expected[index].name != record.name:
+            raise Diverged(min(index, len(self.expected) - 1))
+        expected = self.expected[index]
+        after = [
+            self.prediction.after(fields, shape)
+            for fields, shape in zip(expected.outputs, expected.shapes, strict=True)
+        ]
+        if any(item is None for item in after):
+            raise Diverged(index)
+        predicted = [item for item in after if item is not None]
+        labels = self.labels
+        assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
+        labels.conflict = False
+        try:
+            out = super().dispatch(record, op, args, kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return self._replace(index, op, args, predicted)
+        leaves = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
+        same = not labels.conflict and len(leaves) == len(predicted)
+        if same and all(
+            self._equal(leaf, fields, shape)
+            for leaf, (fields, shape) in zip(leaves, predicted, strict=True)
+        ):
+            return out
+        return self._replace(index, op, args, predicted)
+
+    def _equal(self, tensor: Tensor, fields: Fields, shape: tuple[int, ...]) -> bool:
+        if not fields and self.labels.is_harmless(tensor):
+            return True
+        if tuple(tensor.shape) != shape:
+            return False
+        own = {axes_of(field): field for field in map(compact, self.labels.fields(tensor))}
+        wanted = {axes_of(field): field for field in map(compact, fields)}
+        # A width of one leaves no axis to compare; a label on one side only says nothing then.
+        return all(
+            torch.equal(own[axes], wanted[axes]) if axes in own and axes in wanted else axes == ()
+            for axes in own.keys() | wanted.keys()
+        )
+
+    def _replace(
+        self, index: int, op: Any, args: Any, predicted: list[tuple[Fields, tuple[int, ...]]]  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Note the failure and return what the recording predicts, so that the run can go on."""
+        self.failures.append(index)
+        expected = self.expected[index]
+        if expected.spec is None or torch.Tag.inplace in op.tags:
+            raise Diverged(index)
+        device = next(
+            (leaf.device for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor)), "meta"
+        )
+        tensors = [
+            torch.empty(shape, dtype=dtype, device=device)
+            for (_, shape), dtype in zip(predicted, expected.dtypes, strict=True)
+        ]
+        for tensor, (fields, _) in zip(tensors, predicted, strict=True):
+            self.labels.assign(tensor, fields)
+        return tree_unflatten(tensors, expected.spec)

@@ -1,0 +1,151 @@
+"""Runs a model once under a dispatch mode that lets the labels ride along."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+from swan_surgery.channels import contraction_rules, mixing_rules, movement_rules  # noqa: F401
+from swan_surgery.channels.fields import Fields
+from swan_surgery.channels.recording import (
+    Call,
+    Labels,
+    OpRecord,
+    Reason,
+    Recording,
+    iter_tensors,
+)
+from swan_surgery.channels.rules import find_rule, pin_inputs
+
+
+class LabelMode(TorchDispatchMode):
+    """Applies the rule of every ATen operation to the labels of its tensors."""
+
+    def __init__(self, labels: Labels) -> None:
+        super().__init__()
+        self.labels = labels
+        self.module_stack: list[str] = [""]
+
+    @property
+    def module(self) -> str:
+        """The dotted name of the module that is running."""
+        return self.module_stack[-1]
+
+    def __torch_dispatch__(
+        self,
+        op: Any,  # noqa: ANN401 - an OpOverload
+        types: Any,  # noqa: ANN401, ARG002
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the operation returns
+        """Run the operation, then its rule."""
+        inputs = _tensors((args, kwargs or {}))
+        record = OpRecord(
+            str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
+        )
+        self.labels.recording.ops.append(record)
+        return self.dispatch(record, op, args, kwargs or {})
+
+    def dispatch(self, record: OpRecord, op: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Run the operation, then its rule, and complete the record."""
+        inputs = _tensors((args, kwargs))
+        out = op(*args, **kwargs)
+        leaves, spec = tree_flatten(out)
+        outputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+        index = len(self.labels.recording.ops) - 1
+        self.apply_rule(Call(index, op, args, kwargs, inputs, outputs, self.module))
+        record.outputs = tuple(self.labels.fields(tensor) for tensor in outputs)
+        record.shapes = tuple(tuple(tensor.shape) for tensor in outputs)
+        record.dtypes = tuple(tensor.dtype for tensor in outputs)
+        record.spec = spec if len(leaves) == len(outputs) else None
+        return out
+
+    def apply_rule(self, call: Call) -> None:
+        """Look the operation up and apply its rule; unknown operations pin what they touch."""
+        rule = find_rule(call.op)
+        if rule is not None:
+            rule(call, self.labels)
+            return
+        if any(self.labels.fields(tensor) for tensor in call.inputs):
+            pin_inputs(call, self.labels, "an operation without a channel rule")
+            self.labels.recording.unknown.append(
+                Reason("an operation without a channel rule", call.name, call.module)
+            )
+
+
+def _tensors(tree: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+    return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def label_tensors(
+    labels: Labels, model: nn.Module, fields: Mapping[str, Fields]
+) -> None:
+    """Give every parameter and buffer of a model its starting fields, by name."""
+    for name, tensor in named_tensors(model):
+        if name in fields:
+            labels.assign(tensor, fields[name])
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters then buffers with their names; a tied tensor once, under its first name."""
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def run_labelled(
+    mode: LabelMode,
+    model: nn.Module,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:  # noqa: ANN401 - the model's output
+    """Run `function` under the mode, with the running module's name kept up to date.
+
+    `function` is the model itself or something that runs it (an fx interpreter). The model must be
+    a private copy: hooks are put on it, and removed again. The fused attention path, which hides
+    all its operations, is off meanwhile.
+    """
+    handles = [
+        handle
+        for name, module in model.named_modules()
+        for handle in (
+            module.register_forward_pre_hook(_entering(mode, name)),
+            module.register_forward_hook(_leaving(mode), always_call=True),
+        )
+    ]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng(enabled=True), torch.no_grad(), mode:
+            return function(*args, **kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for handle in handles:
+            handle.remove()
+
+
+def _entering(mode: LabelMode, name: str) -> Callable[[nn.Module, Any], None]:
+    def hook(_module: nn.Module, _args: Any) -> None:  # noqa: ANN401
+        mode.module_stack.append(name)
+
+    return hook
+
+
+def _leaving(mode: LabelMode) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _args: Any, _out: Any) -> None:  # noqa: ANN401
+        mode.module_stack.pop()
+
+    return hook
+
+
+def pin_outputs(labels: Labels, output: Any) -> None:  # noqa: ANN401 - the model's output
+    """What a model returns keeps its width."""
+    for tensor in iter_tensors(output):
+        for field in labels.fields(tensor):
+            labels.pin_because(field, Reason("part of the model's output", "output", ""))
+
+
+
+__all__ = ["LabelMode", "Recording", "label_tensors", "named_tensors", "pin_outputs", "run_labelled"]

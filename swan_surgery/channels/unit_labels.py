@@ -1,0 +1,28 @@
+"""Labels of a second run, when units are known: what joined before must be equal now."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swan_surgery.channels.recording import Call, Labels, Recording
+
+
+class UnitLabels(Labels):
+    """Labels are units here: what met in the recording must be equal now."""
+
+    def __init__(self) -> None:
+        super().__init__(Recording())
+        self.conflict = False
+
+    def join(self, first: Tensor, second: Tensor, call: Call) -> None:  # noqa: ARG002
+        """Check instead of record."""
+        first, second = torch.broadcast_tensors(first, second)
+        if bool(((first > 0) & (second > 0) & (first != second)).any()):
+            self.conflict = True
+
+    def pin_because(self, labels: Tensor, reason: Any) -> None:  # noqa: ANN401
+        """Pins were decided by the recording."""
+
+    def tie_by(self, alternatives: list[list[tuple[Tensor, Tensor]]], call: Call) -> None:
+        """Ties were decided by the recording."""

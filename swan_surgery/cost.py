@@ -1,0 +1,260 @@
+"""MACs: what a model costs, what a gated model would cost, and what each unit adds.
+
+One MAC is one multiply-add of a convolution, linear layer or matrix product; bias, normalisation,
+activation and pooling are not counted. FLOPs = 2 x MACs. Costs are for the example inputs as given
+(batch included), in eval mode. fvcore counts every layer once (it calls MACs "flops"); from then on
+a layer's MACs scale with the open units on each of its axes, which is exact at 0/1 gates.
+"""
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from swan_surgery.channels import ChannelMap, Inputs, as_inputs, copy_of
+from swan_surgery.conversion import check_gated
+from swan_surgery.errors import CostError, InputError, ModelError
+from swan_surgery.gates import GatedModel
+
+
+# fvcore's names of the operations whose multiply-adds are counted.
+_COUNTED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum", "baddbmm", "mv")
+
+
+class _Positional(nn.Module):
+    """fvcore passes positional arguments only."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.model = model
+        self._num_args = len(inputs.args)
+        self._names = list(inputs.kwargs)
+
+    def forward(self, *values: Any) -> Any:  # noqa: ANN401
+        named = dict(zip(self._names, values[self._num_args :], strict=True))
+        return self.model(*values[: self._num_args], **named)
+
+
+def count_macs(model: nn.Module, example_inputs: Any) -> int:  # noqa: ANN401
+    """MACs of one forward pass in eval mode, counted by fvcore on a copy.
+
+    Args:
+        model: any module; of a gated model the base model is counted.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments. The result
+            is for this batch size.
+
+    Raises:
+        ModelError: not an `nn.Module`.
+        InputError: the model cannot be run on the inputs.
+    """
+    return count_module_macs(model, example_inputs)[""]
+
+
+def count_module_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:  # noqa: ANN401
+    """MACs of every module, children included, by dotted name; `""` is the whole model."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    base = model.model if isinstance(model, GatedModel) else model
+    inputs = as_inputs(example_inputs)
+    copy = copy_of(base).eval()
+    wrapper = _Positional(copy, inputs)
+    values = (*inputs.args, *inputs.kwargs.values())
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng():
+            analysis = FlopCountAnalysis(wrapper, values)
+            analysis.unsupported_ops_warnings(enabled=False)
+            analysis.uncalled_modules_warnings(enabled=False)
+            analysis.tracer_warnings("none")
+            counts = analysis.by_module_and_operator()
+    except (RuntimeError, ValueError, TypeError, IndexError) as err:
+        first = str(err).splitlines()[0] if str(err) else ""
+        raise InputError(
+            f"MACs of {type(base).__name__} cannot be counted on these inputs: {first}"
+        ) from err
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    return {
+        name.removeprefix("model").removeprefix("."): sum(int(by_op[op]) for op in _COUNTED)
+        for name, by_op in counts.items()
+        if name.startswith("model")
+    }
+
+
+def count_params(model: nn.Module) -> int:
+    """Parameters, a tied one once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The cost terms of a gated model as flat tensors, for any gate values at once.
+
+    MACs = sum over terms of factor * product over axes of (fixed + sum of count * value).
+    """
+
+    factors: Tensor  # float64, shape (terms,)
+    units: Tensor  # int64, shape (entries,)
+    counts: Tensor  # float64, shape (entries,)
+    rows: Tensor  # int64, shape (entries,): which axis an entry belongs to
+    fixed: Tensor  # float64, shape (axes,)
+    axes_of_term: Tensor  # int64, shape (terms, most axes); the last axis is the constant 1
+    num_units: int
+    total: int
+
+    def lengths(self, values: Tensor) -> Tensor:
+        """Open positions of every axis, shape (axes,); `values` float64 of shape (num_units,)."""
+        return self.fixed.index_add(0, self.rows, self.counts * values[self.units])
+
+    def macs(self, values: Tensor) -> Tensor:
+        """MACs at gate values, a float64 scalar; exact (below 2**53) when the values are 0 or 1."""
+        return (self.factors * self.lengths(values)[self.axes_of_term].prod(dim=1)).sum()
+
+    def marginal(self) -> Tensor:
+        """MACs saved by closing each unit alone, all others open; float64, shape (num_units,)."""
+        lengths = self.lengths(torch.ones(self.num_units, dtype=torch.float64))
+        taken = torch.zeros(self.num_units, dtype=torch.float64)
+        # A unit on both axes of a term (a layer whose input and output are coupled) counts once.
+        for column in range(self.axes_of_term.shape[1] - 1):
+            axis = self.axes_of_term[:, column]
+            others = self.factors.clone()
+            for other in range(self.axes_of_term.shape[1]):
+                if other != column:
+                    others = others * lengths[self.axes_of_term[:, other]]
+            price = torch.zeros_like(self.fixed).index_add(0, axis, others)
+            taken.index_add_(0, self.units, self.counts * price[self.rows])
+        return taken - self._overlap(lengths)
+
+    def _overlap(self, lengths: Tensor) -> Tensor:
+        """Counted twice above: factor * count on one axis * count on another, same unit."""
+        overlap = torch.zeros(self.num_units, dtype=torch.float64)
+        entries: dict[int, dict[int, float]] = {}
+        axes = zip(self.rows.tolist(), self.units.tolist(), self.counts.tolist(), strict=True)
+        for row, unit, count in axes:
+            entries.setdefault(row, {})[unit] = count
+        for factor, columns in zip(
+            self.factors.tolist(), self.axes_of_term.tolist(), strict=True
+        ):
+            first, second = (entries.get(axis, {}) for axis in (*columns, -1)[:2])
+            rest = prod(float(lengths[axis]) for axis in columns[2:])
+            for unit in first.keys() & second.keys():
+                overlap[unit] += factor * first[unit] * second[unit] * rest
+        return overlap
+
+    def to(self, device: torch.device) -> "CostTable":
+        """The same table on another device."""
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("factors", "units", "counts", "rows", "fixed", "axes_of_term")
+        }
+        return CostTable(**moved, num_units=self.num_units, total=self.total)
+
+
+def build_table(channels: ChannelMap) -> CostTable:
+    """Flatten the cost terms of a channel map."""
+    units: list[int] = []
+    counts: list[int] = []
+    rows: list[int] = []
+    fixed: list[int] = []
+    known: dict[Any, int] = {}
+    columns = []
+    most = max((len(term.axes) for term in channels.costs), default=0)
+    for term in channels.costs:
+        own = []
+        for axis in term.axes:
+            if axis not in known:
+                known[axis] = len(fixed)
+                units += axis.units
+                counts += axis.counts
+                rows += [len(fixed)] * len(axis.units)
+                fixed.append(axis.num_fixed)
+            own.append(known[axis])
+        columns.append(own)
+    one = len(fixed)
+    fixed.append(1)
+    padded = [own + [one] * (most + 1 - len(own)) for own in columns]
+    return CostTable(
+        factors=torch.tensor([term.factor for term in channels.costs], dtype=torch.float64),
+        units=torch.tensor(units, dtype=torch.int64),
+        counts=torch.tensor(counts, dtype=torch.float64),
+        rows=torch.tensor(rows, dtype=torch.int64),
+        fixed=torch.tensor(fixed, dtype=torch.float64),
+        axes_of_term=torch.tensor(padded, dtype=torch.int64).reshape(len(padded), most + 1),
+        num_units=channels.num_units,
+        total=sum(term.macs for term in channels.costs),
+    )
+
+
+_TABLES: "weakref.WeakKeyDictionary[GatedModel, CostTable]" = weakref.WeakKeyDictionary()
+
+
+def cost_table(gated: GatedModel) -> CostTable:
+    """The cost table of a gated model, built once and certified layer by layer against fvcore.
+
+    Raises:
+        ModelError: `gated` is not a gated model.
+        CostError: fvcore counts other MACs for some layer than its channel map says.
+    """
+    check_gated(gated)
+    device = gated.gates.logits.device
+    table = _TABLES.get(gated)
+    if table is None:
+        _certify(gated)
+        table = build_table(gated.channels)
+    if table.factors.device != device:
+        table = table.to(device)
+    _TABLES[gated] = table
+    return table
+
+
+def _certify(gated: GatedModel) -> None:
+    device = gated.gates.logits.device
+    counted = count_module_macs(gated.model, gated.example_inputs.map(lambda t: t.to(device)))
+    ours = module_macs(gated.channels)
+    wrong = [name for name, macs in counted.items() if name in ours and ours[name] != macs]
+    if counted[""] != ours.get("", 0) and not wrong:
+        wrong = [""]
+    if wrong:
+        deepest = max(wrong, key=lambda name: name.count(".") if name else -1)
+        raise CostError(
+            f"module {deepest!r} costs {counted[deepest]:,} MACs by fvcore but "
+            f"{ours.get(deepest, 0):,} by the channel map; please report this model"
+        )
+
+
+def module_macs(channels: ChannelMap) -> Mapping[str, int]:
+    """MACs per module at full width, children included, by the channel map."""
+    totals: dict[str, int] = {"": 0}
+    for term in channels.costs:
+        totals[""] += term.macs
+        parts = term.module.split(".") if term.module else []
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            totals[name] = totals.get(name, 0) + term.macs
+    return totals
+
+
+def expected_macs(gated: GatedModel) -> Tensor:
+    """MACs at the current probabilities: a float64 scalar, differentiable, bilinear in p.
+
+    Sum over layers of macs * (open in / in) * (open out / out), with p in place of 0/1.
+    """
+    return cost_table(gated).macs(gated.gates.probabilities().double())
+
+
+def hard_macs(gated: GatedModel) -> int:
+    """MACs at `open_mask()`: what the pruned model will cost, exactly."""
+    table = cost_table(gated)
+    return int(table.macs(gated.gates.open_mask().double()))
+
+
+def marginal_macs(gated: GatedModel) -> Tensor:
+    """The c_i of Eq. 10: MACs saved by closing unit i alone; float64, shape (num_units,)."""
+    table = cost_table(gated)
+    return table.to(torch.device("cpu")).marginal().to(table.factors.device)

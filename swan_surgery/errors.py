@@ -1,0 +1,75 @@
+"""The errors of the library: one root, and leaves that also are the builtin that fits.
+
+    SwanError
+      InputError             (ValueError)      an argument or the example inputs do not fit
+      ModelError             (TypeError)       this kind of model cannot be worked on
+      TraceError             (RuntimeError)    the model could not be run or traced
+      UnsupportedOpError     (NotImplementedError)  strict=True met operations without a rule
+      NoGateableChannelsError (ValueError)     every channel is pinned
+      GateError              (ValueError)      the gates hold values that mean nothing
+      BudgetError            (ValueError)      no set of open gates meets the budget
+      EmptyLayerError        (ValueError)      a layer would keep no channel
+      CostError              (RuntimeError)    two independent counters disagree
+      VerificationError      (RuntimeError)    the pruned model computes something else
+"""
+
+
+class SwanError(Exception):
+    """Root of all errors raised on purpose by swan_surgery."""
+
+
+class InputError(SwanError, ValueError):
+    """An argument or the example inputs do not fit the model."""
+
+
+class ModelError(SwanError, TypeError):
+    """The object given is not a model this library can work on."""
+
+
+class TraceError(SwanError, RuntimeError):
+    """The model could not be run, or torch.fx could not trace it."""
+
+
+class UnsupportedOpError(SwanError, NotImplementedError):
+    """`strict=True` and operations without a channel rule; all of them in `pins`."""
+
+    def __init__(self, message: str, *, pins: tuple[object, ...] = ()) -> None:
+        super().__init__(message)
+        self.pins = pins
+
+
+class NoGateableChannelsError(SwanError, ValueError):
+    """Every channel of the model is pinned, so there is nothing to gate."""
+
+
+class GateError(SwanError, ValueError):
+    """The gates hold values that mean nothing (NaN or infinite logits)."""
+
+
+class BudgetError(SwanError, ValueError):
+    """No set of open gates meets the budget; carries the reachable range in MACs."""
+
+    def __init__(self, message: str, *, min_macs: int = 0, max_macs: int = 0) -> None:
+        super().__init__(message)
+        self.min_macs = min_macs
+        self.max_macs = max_macs
+
+
+class EmptyLayerError(SwanError, ValueError):
+    """A layer would keep no channel at all."""
+
+
+class CostError(SwanError, RuntimeError):
+    """fvcore and the channel map count different MACs for the same layer."""
+
+
+class VerificationError(SwanError, RuntimeError):
+    """The pruned model does not compute what the gated model computed; `module` differs first."""
+
+    def __init__(self, message: str, *, module: str = "") -> None:
+        super().__init__(message)
+        self.module = module
+
+
+class SwanWarning(UserWarning):
+    """Something the user should know or change; the result is still correct."""

@@ -1,0 +1,16 @@
+"""Gates: the bank of logits, the sites that apply them, and the model that carries them."""
+
+from swan_surgery.gates.bank import INITIAL_LOGIT, GateBank
+from swan_surgery.gates.gated_model import GatedModel, soft_gates
+from swan_surgery.gates.sites import FoldedGate, GateSite, fold_scale
+
+
+__all__ = [
+    "INITIAL_LOGIT",
+    "FoldedGate",
+    "GateBank",
+    "GateSite",
+    "GatedModel",
+    "fold_scale",
+    "soft_gates",
+]

@@ -1,0 +1,66 @@
+"""The gated model: an ordinary `nn.Module` that runs the base model's graph with gates in it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from swan_surgery.channels import ChannelMap, Inputs
+from swan_surgery.gates.bank import GateBank
+
+
+class GatedModel(nn.Module):
+    """A copy of the base model with a gate on every unit.
+
+    Attributes:
+        model: the copy of the base model: same class, same `state_dict` keys, trained in place.
+        gates: the `GateBank`.
+        sites: the places where gates act, by name.
+        channels: the `ChannelMap`.
+        example_inputs: what the model was mapped with; costs are for these shapes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        gates: GateBank,
+        sites: Mapping[str, nn.Module],
+        *,
+        channels: ChannelMap,
+        example_inputs: Inputs,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.gates = gates
+        self.sites = nn.ModuleDict(sites)
+        self.channels = channels
+        self.example_inputs = example_inputs
+        self._forwards: dict[bool, Callable[..., Any]] = {}
+
+    def set_forward(self, function: Callable[..., Any], *, training: bool) -> None:
+        """Install the code generated from one mode's graph; it takes this model as `self`."""
+        self._forwards[training] = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the base model
+        """As the base model's forward, with gates."""
+        return self._forwards[self.training](self, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Shown when the model is printed."""
+        return (
+            f"{type(self.model).__name__}: {self.channels.num_gated_channels} of "
+            f"{self.channels.num_channels} channels gated by {self.channels.num_units} units"
+        )
+
+
+@contextmanager
+def soft_gates(gated: GatedModel) -> Iterator[GatedModel]:
+    """Evaluate with soft gates (h * p) inside the block; `eval()` alone evaluates hard gates.
+
+    Example:
+        >>> with soft_gates(gated):  # doctest: +SKIP
+        ...     accuracy = evaluate(gated)
+    """
+    with gated.gates.soft_evaluation():
+        yield gated

@@ -1,0 +1,19 @@
+"""fx graphs of a model: traced, annotated with units, and rewritten with gates."""
+
+from swan_surgery.graph.insertion import foldable, insert
+from swan_surgery.graph.node_units import NodeFacts, node_facts
+from swan_surgery.graph.placement import Placement, Site, place
+from swan_surgery.graph.tracing import graph_module, trace
+
+
+__all__ = [
+    "NodeFacts",
+    "Placement",
+    "Site",
+    "foldable",
+    "graph_module",
+    "insert",
+    "node_facts",
+    "place",
+    "trace",
+]

@@ -1,0 +1,109 @@
+"""Runs a traced graph once on a shell and notes what every node carries: units, shape, role."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from swan_surgery.channels.channel_map import ChannelMap
+from swan_surgery.channels.fields import Fields, axis_field
+from swan_surgery.channels.stand_ins import Inputs
+from swan_surgery.channels.tracing import LabelMode, label_tensors, named_tensors, run_labelled
+from swan_surgery.channels.unit_labels import UnitLabels
+from swan_surgery.graph.tracing import graph_module
+
+
+@dataclass(slots=True)
+class NodeFacts:
+    """What one node's value is.
+
+    Attributes:
+        fields: label fields of its tensor; label = unit + 1.
+        shape, dtype: of its tensor; None if it is no tensor.
+        value: the value itself if it is no tensor (a size, a tuple).
+        summed: units the node sums over; those must read exact zero when closed.
+        contracts: the node is a conv, linear or matmul, so its channels start here.
+        is_weight: the node is computed from parameters alone.
+        is_stale: an input was changed in place after it was computed.
+    """
+
+    fields: Fields = ()
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
+    value: Any = None
+    summed: frozenset[int] = frozenset()
+    contracts: bool = False
+    is_weight: bool = False
+    is_stale: bool = False
+    version: int = 0
+    units: frozenset[int] = field(default=frozenset())
+
+
+def node_facts(
+    shell: nn.Module, graph: fx.Graph, channels: ChannelMap, inputs: Inputs
+) -> dict[fx.Node, NodeFacts]:
+    """Interpret the graph on `meta` (or real) stand-ins and collect the facts of every node."""
+    labels = UnitLabels()
+    module = graph_module(shell, graph)
+    label_tensors(labels, module, _unit_fields(shell, channels))
+    interpreter = _FactInterpreter(module, labels)
+    mode = LabelMode(labels)
+    placeholders = [node.target for node in graph.nodes if node.op == "placeholder"]
+    args = list(inputs.args)
+    for name in placeholders[len(args) :]:
+        if name in inputs.kwargs:
+            args.append(inputs.kwargs[name])
+    run_labelled(mode, module, interpreter.run, tuple(args), {})
+    return interpreter.facts
+
+
+def _unit_fields(shell: nn.Module, channels: ChannelMap) -> dict[str, Fields]:
+    ranks = {name: tensor.ndim for name, tensor in named_tensors(shell)}
+    fields: dict[str, Fields] = {}
+    for entry in channels.tensors:
+        own = axis_field(torch.tensor(entry.units) + 1, entry.axis, ranks[entry.tensor])
+        fields[entry.tensor] = (*fields.get(entry.tensor, ()), own)
+    return fields
+
+
+class _FactInterpreter(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, labels: UnitLabels) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.labels = labels
+        self.facts: dict[fx.Node, NodeFacts] = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - the node's value
+        """Run one node and note its facts."""
+        before = len(self.labels.recording.contractions)
+        facts = NodeFacts()
+        for source in n.all_input_nodes:
+            value = self.env.get(source)
+            if isinstance(value, Tensor) and value._version != self.facts[source].version:  # noqa: SLF001
+                facts.is_stale = True
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            facts.fields = self.labels.fields(result)
+            facts.version = result._version  # noqa: SLF001 - counts changes in place
+            facts.shape, facts.dtype = tuple(result.shape), result.dtype
+            facts.units = frozenset(
+                unit for f in facts.fields for unit in (f[f > 0] - 1).unique().tolist()
+            )
+        else:
+            facts.value = result
+        made = self.labels.recording.contractions[before:]
+        facts.contracts = bool(made)
+        summed: set[int] = set()
+        for contraction in made:
+            if contraction.summed is not None:
+                vector = contraction.summed
+                summed.update((vector[vector > 0] - 1).tolist())
+        facts.summed = frozenset(summed)
+        sources = n.all_input_nodes
+        facts.is_weight = n.op == "get_attr" or (
+            bool(sources)
+            and n.op in ("call_function", "call_method")
+            and all(self.facts[source].is_weight for source in sources)
+        )
+        self.facts[n] = facts
+        return result

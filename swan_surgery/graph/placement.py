@@ -1,0 +1,158 @@
+"""Where gates sit: up from each consumer, through what keeps zero, to the first thing that does not.
+
+Closing a unit must make every layer that sums over it read exact zero, and every path from producer
+to consumer passes exactly one gate.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from swan_surgery.channels.fields import axes_of
+from swan_surgery.graph.node_units import NodeFacts
+from swan_surgery.graph.tracing import module_at
+from swan_surgery.graph.zero_test import ZeroTest
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Site:
+    """A gate behind `node`; for `users` only, if given. `units` has the field's shape, -1 = open."""
+
+    node: fx.Node
+    units: Tensor
+    users: tuple[fx.Node, ...] = ()
+
+    @property
+    def num_channels(self) -> int:
+        """Positions along the gated axis."""
+        return self.units.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """All sites of one traced graph, and the units that no gate can close in it."""
+
+    sites: list[Site]
+    uncovered: frozenset[int]
+
+
+def place(model: nn.Module, graph: fx.Graph, facts: dict[fx.Node, NodeFacts]) -> Placement:
+    """Find the sites of one traced graph, in graph order."""
+    walk = _Walk(model, facts)
+    reads: dict[tuple[fx.Node, fx.Node], frozenset[fx.Node]] = {}
+    uncovered: frozenset[int] = frozenset()
+    for node in graph.nodes:
+        wanted = facts[node].summed
+        if not wanted:
+            continue
+        source = _summed_input(node, facts)
+        if source is None or not facts[source].units >= wanted:
+            uncovered |= wanted
+            continue
+        sites = frozenset() if facts[node].is_stale else walk.sites_above(source)
+        gated = frozenset(unit for site in sites for unit in facts[site].units)
+        # Without sites that cover what is summed over, the gate goes right before the consumer.
+        reads[source, node] = sites if gated >= wanted else frozenset()
+    shared = _double_gated(graph, facts, frozenset().union(*reads.values()))
+    behind: dict[fx.Node, None] = {}
+    edges: dict[fx.Node, list[fx.Node]] = {}
+    for (source, consumer), sites in reads.items():
+        if sites & shared or not sites:
+            edges.setdefault(source, []).append(consumer)
+        else:
+            behind.update(dict.fromkeys(sites))
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    found = [Site(node, units_at(facts[node])) for node in behind]
+    found += [Site(node, units_at(facts[node]), tuple(users)) for node, users in edges.items()]
+    found.sort(key=lambda site: (order[site.node], len(site.users)))
+    return Placement(found, uncovered)
+
+
+def units_at(facts: NodeFacts) -> Tensor:
+    """The units of a node's value, broadcastable to it; -1 where there is none."""
+    combined = torch.full((1,) * len(facts.shape or ()), -1)
+    for field in facts.fields:
+        units = torch.where(field > 0, field - 1, -1)
+        if axes_of(field):
+            combined = torch.maximum(combined, units)
+    return combined
+
+
+def _summed_input(node: fx.Node, facts: dict[fx.Node, NodeFacts]) -> fx.Node | None:
+    """The input that brings the units a node sums over: one is enough, weights do not count."""
+    for source in node.all_input_nodes:
+        if facts[source].units & facts[node].summed and not facts[source].is_weight:
+            return source
+    return None
+
+
+class _Walk:
+    def __init__(self, model: nn.Module, facts: dict[fx.Node, NodeFacts]) -> None:
+        self._model = model
+        self._facts = facts
+        self._zero = ZeroTest(model, facts)
+        self._memo: dict[fx.Node, frozenset[fx.Node]] = {}
+
+    def sites_above(self, node: fx.Node) -> frozenset[fx.Node]:
+        """The nodes behind which gates make `node` read zero."""
+        if node not in self._memo:
+            self._memo[node] = self._find(node)
+        return self._memo[node]
+
+    def _find(self, node: fx.Node) -> frozenset[fx.Node]:
+        facts = self._facts[node]
+        if not facts.units and facts.shape is not None:
+            return frozenset()
+        own = frozenset([node]) if facts.shape is not None else frozenset()
+        if facts.contracts or facts.is_stale or node.op in ("placeholder", "get_attr"):
+            return own
+        carriers = [
+            source
+            for source in node.all_input_nodes
+            if self._carries(source) and not self._facts[source].is_weight
+        ]
+        if not carriers:
+            return own
+        alone = [source for source in carriers if self._zero.keeps_zero(node, [source])]
+        if alone:
+            whole = [s for s in alone if self._units(s) >= facts.units] or alone
+            return min((self.sites_above(s) for s in whole), key=self._price)
+        if self._zero.keeps_zero(node, carriers):
+            return frozenset().union(*(self.sites_above(source) for source in carriers))
+        if not own:
+            # A tuple of tensors that does not keep zero: gates go behind its parts instead.
+            return frozenset(user for user in node.users if self._facts[user].units)
+        return own
+
+    def _carries(self, node: fx.Node) -> bool:
+        facts = self._facts[node]
+        if facts.shape is not None:
+            return bool(facts.units)
+        return any(self._facts[user].units for user in node.users)
+
+    def _units(self, node: fx.Node) -> frozenset[int]:
+        return self._facts[node].units
+
+    def _price(self, sites: frozenset[fx.Node]) -> tuple[int, int, str]:
+        """Prefer gates that fold into a layer, then fewer gates."""
+        loose = sum(module_at(self._model, site) is None for site in sites)
+        return loose, len(sites), min((site.name for site in sites), default="")
+
+
+def _double_gated(
+    graph: fx.Graph, facts: dict[fx.Node, NodeFacts], sites: frozenset[fx.Node]
+) -> frozenset[fx.Node]:
+    """Sites whose gated value reaches another site that gates the same unit again."""
+    above: dict[fx.Node, frozenset[fx.Node]] = {}
+    again: set[fx.Node] = set()
+    for node in graph.nodes:
+        reaching: set[fx.Node] = set()
+        if not facts[node].contracts or not facts[node].summed:
+            for source in node.all_input_nodes:
+                reaching |= above.get(source, frozenset())
+        if node in sites:
+            again |= {site for site in reaching if facts[site].units & facts[node].units}
+            reaching.add(node)
+        above[node] = frozenset(reaching)
+    return frozenset(again)

@@ -1,0 +1,63 @@
+"""torch.fx traces of a model, one per mode, with every layer left whole."""
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from swan_surgery.errors import TraceError
+
+
+# Leaves by isinstance: a subclass of a layer is one layer, whatever its forward does.
+LAYERS = (
+    _ConvNd,
+    nn.Linear,
+    _NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.MultiheadAttention,
+    nn.Embedding,
+    nn.RNNBase,
+)
+
+
+class LayerTracer(fx.Tracer):
+    """Keeps conv, linear, norms and attention (and their subclasses) as single nodes."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the module becomes one node."""
+        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module, *, training: bool) -> fx.Graph:
+    """Trace a private copy of a model in one mode.
+
+    Raises:
+        TraceError: torch.fx cannot follow the model's forward.
+    """
+    model.train(training)
+    try:
+        graph = LayerTracer().trace(model)
+    except Exception as err:  # noqa: BLE001 - the model's own code may raise anything on proxies
+        first = str(err).splitlines()[0] if str(err) else ""
+        mode = "train" if training else "eval"
+        raise TraceError(
+            f"torch.fx cannot trace {type(model).__name__} in {mode} mode: "
+            f"{type(err).__name__}: {first}"
+        ) from err
+    return graph
+
+
+def module_at(model: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module a node calls, or None."""
+    return model.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def graph_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A runnable view of a graph over `root`; shares its modules."""
+    module = fx.GraphModule(root, graph)
+    module.train(root.training)
+    return module
+
+
+__all__ = ["LAYERS", "graph_module", "module_at", "trace"]

@@ -1,0 +1,65 @@
+"""`prune`: from open gates to a smaller dense model of the given class, verified."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.channels import copy_of
+from swan_surgery.conversion import check_gated
+from swan_surgery.errors import InputError
+from swan_surgery.gates import GatedModel
+from swan_surgery.plan import PruningPlan, make_plan, mask_for_budget, round_widths
+from swan_surgery.slicing import cut_
+from swan_surgery.verification import verify_pruned
+
+
+def prune(
+    gated: GatedModel, *, macs: float | None = None, round_to: int = 1, verify: bool = True
+) -> nn.Module:
+    """Remove the closed channels: a plain model of the given class, `forward` and state-dict keys.
+
+    The gated model is not changed. dtype, device, memory format, `requires_grad`, tied weights and
+    the training mode stay as they were.
+
+    Args:
+        gated: the result of `swanify`, trained.
+        macs: share of the base model's MACs to keep at most, in (0, 1]. Moves the threshold: units
+            stay in order of p, as many as the budget allows. By default `gates.open_mask()` stays.
+        round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
+            the best of the closed units.
+        verify: run both models on the example inputs and compare.
+
+    Raises:
+        ModelError: `gated` is not a gated model.
+        GateError: NaN or infinite logits.
+        InputError: `macs` or `round_to` out of range.
+        BudgetError: the budget cannot be reached.
+        EmptyLayerError: a layer would keep no channel (`gates.min_width = 0`).
+        VerificationError: the pruned model computes something else.
+    """
+    check_gated(gated)
+    gated.gates.check()
+    if macs is not None and not 0 < macs <= 1:
+        raise InputError(f"macs is a share of the base model's MACs, in (0, 1]; got {macs}")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise InputError(f"round_to must be a whole number of channels >= 1; got {round_to!r}")
+    if macs is None:
+        mask = round_widths(gated, gated.gates.open_mask(), round_to)
+    else:
+        mask = mask_for_budget(gated, macs, round_to)
+    plan = make_plan(gated.channels, mask)
+    pruned = apply_plan(gated.model, plan)
+    if verify:
+        verify_pruned(gated, pruned, plan)
+    return pruned
+
+
+def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Cut a copy of a base model as planned; the same plan works on any copy of the same model."""
+    copy = copy_of(model)
+    cuts: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for entry in plan.positions:
+        cuts[entry.tensor][entry.axis] = torch.tensor(entry.kept)
+    cut_(copy, cuts)
+    return copy
