@@ -22,5 +22,39 @@ from swan_surgery.errors import (
     VerificationError,
 )
 from swan_surgery.gates import GatedModel, soft_gates
+from swan_surgery.objective import CosineRamp, Objective, parameter_groups
 from swan_surgery.plan import PruningPlan
 from swan_surgery.pruning import prune
+
+
+__all__ = [
+    "BudgetError",
+    "ChannelMap",
+    "CosineRamp",
+    "CostError",
+    "EmptyLayerError",
+    "GateError",
+    "GatedModel",
+    "InputError",
+    "ModelError",
+    "NoGateableChannelsError",
+    "Objective",
+    "PruningPlan",
+    "SwanError",
+    "SwanWarning",
+    "TraceError",
+    "UnsupportedOpError",
+    "VerificationError",
+    "calibrate",
+    "channel_map",
+    "count_macs",
+    "count_params",
+    "expected_macs",
+    "hard_macs",
+    "marginal_macs",
+    "parameter_groups",
+    "prune",
+    "soft_gates",
+    "swanify",
+    "unswanify",
+]

@@ -30,6 +30,8 @@ from swan_surgery.graph import Placement, Site, foldable, insert, node_facts, pl
 # Folding into a weight pays while the weight is not much larger than what the layer puts out.
 _TYPICAL_BATCH = 8
 _IMAGE_SIZES = (224, 299)
+# Logits start apart by importance, so that a budget has an order to close units in.
+_SPREAD = 0.5
 
 
 def swanify(
@@ -248,6 +250,7 @@ def _assemble(
     sites = {
         name: _make_site(units[name], bank, layer, graphs) for name, layer in layers.items()
     }
+    bank.logits.data += _SPREAD * (2 * importance_ranks(copy, channels) - 1)
     reference = next((p for p in copy.parameters() if p.is_floating_point()), None)
     if reference is not None:
         bank.to(device=reference.device, dtype=reference.dtype)
@@ -282,6 +285,33 @@ def _make_site(
         return GateSite(units, bank)
     transposed = bool(getattr(layer, "transposed", False))
     return FoldedGate(units, bank, weight_axis=1 if transposed else 0, is_folded=True)
+
+
+def importance_ranks(model: nn.Module, channels: ChannelMap) -> Tensor:
+    """Rank of every unit within its group by the squared weights of its slots, in [0, 1].
+
+    Each tensor axis is divided by its mean first, so that every layer of a group has one vote.
+    A unit alone in its group ranks 0.5.
+    """
+    parameters = dict(model.named_parameters())
+    score = torch.zeros(channels.num_units, dtype=torch.float64)
+    for entry in channels.tensors:
+        parameter = parameters.get(entry.tensor)
+        if parameter is None or parameter.is_meta or not parameter.is_floating_point():
+            continue
+        others = [axis for axis in range(parameter.ndim) if axis != entry.axis]
+        squares = parameter.detach().square()
+        own = (squares.sum(others) if others else squares).double().cpu()
+        own = torch.nan_to_num(own / own.mean().clamp(min=torch.finfo(torch.float64).tiny))
+        units = torch.tensor(entry.units)
+        score.index_add_(0, units[units >= 0], own[units >= 0])
+    ranks = torch.full((channels.num_units,), 0.5)
+    for group in channels.unit_groups:
+        if len(group) > 1:
+            members = torch.tensor(group)
+            order = score[members].argsort(stable=True)
+            ranks[members[order]] = torch.arange(len(group)) / (len(group) - 1)
+    return ranks
 
 
 def widths(channels: ChannelMap) -> list[Sequence[int]]:
