@@ -1,5 +1,6 @@
 """Builds the channel map: record both modes, join, rehearse, pin what does not follow, repeat."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from swan_surgery.slicing import cut_
 
 
 _MAX_ROUNDS = 100
+_NARROW = 64
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -158,12 +160,11 @@ def rehearse(
     trace: Trace,
     make_shell: Callable[[], nn.Module],
     inputs: Inputs,
-    *,
-    from_start: bool,
+    turn: int,
 ) -> list[int]:
     """Close some units, cut a shell, run it; returns the operations that did not follow."""
     component = torch.from_numpy(solution.component)
-    stays = closing_pattern(solution, from_start=from_start)
+    stays = closing_pattern(solution, turn)
     unit_of = torch.cat([torch.tensor([-1]), component])
     unit_of[1] = 0
     # Units are components + 1, so that 0 and -1 keep their meaning.
@@ -199,30 +200,40 @@ def rehearse(
     return mode.failures
 
 
-def closing_pattern(solution: Solution, *, from_start: bool) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which components stay in a rehearsal: mostly low (or high) positions close, none empties."""
-    stays = np.ones(len(solution.prunable), bool)
-    position = np.full(len(stays), -1.0)
-    axes = []
-    for (_, _, size), start in zip(solution.labelled.axes, solution.labelled.starts, strict=True):
-        own = solution.component[start : start + size]
-        if solution.prunable[own].any():
-            axes.append(own)
-            fresh = own[position[own] < 0]
-            if len(fresh):
-                place = np.arange(size)[position[own] < 0] / size
-                position[fresh[::-1]] = place[::-1]
-    chance = 0.8 * (1 - position if from_start else position)
-    drawn = np.random.default_rng(2 + from_start).random(len(stays))
-    stays[solution.prunable & (drawn < chance)] = False
-    for own in axes:
-        distinct = own[np.sort(np.unique(own, return_index=True)[1])]
-        free = distinct[solution.prunable[distinct]]
-        if len(free) > 1 and stays[free].all():
-            stays[free[0 if from_start else -1]] = False
+def closing_pattern(solution: Solution, turn: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which components stay in a rehearsal.
+
+    Even turns close mostly low positions, odd turns mostly high ones, so that a slice that ends in
+    the wrong place shows. Every second kind of component (those that lie on the same axes; the other
+    half in the next turn) loses at least one. No axis empties.
+    """
+    rng = np.random.default_rng(turn)
+    prunable = solution.prunable
+    axes = [
+        solution.component[start : start + size]
+        for (_, _, size), start in zip(solution.labelled.axes, solution.labelled.starts, strict=True)
+    ]
+    axes = [own for own in axes if prunable[own].any()]
+    position = np.full(len(prunable), -1.0)
+    kind = np.zeros(len(prunable), np.uint64)
+    marks = np.random.default_rng(0).integers(1, 2**62, len(axes), dtype=np.uint64)
+    for own, mark in zip(axes, marks, strict=True):
+        fresh = position[own] < 0
+        position[own[fresh][::-1]] = (np.arange(len(own)) / len(own))[fresh][::-1]
+        np.add.at(kind, own, mark)
+    chance = 0.8 * (1 - position if turn % 2 == 0 else position)
+    stays = ~(prunable & (rng.random(len(prunable)) < chance))
+    forced = np.zeros(len(prunable), bool)
+    candidates = np.flatnonzero(prunable)
+    _, kinds = np.unique(kind[candidates], return_inverse=True)
+    for which in range(turn % 2, int(kinds.max(initial=-1)) + 1, 2):
+        members = candidates[kinds == which]
+        pick = members[0 if turn % 4 < 2 else -1]  # noqa: PLR2004 - both ends, two turns each
+        stays[pick], forced[pick] = False, True
     for own in axes:
         if not stays[own].any():
-            stays[own[-1 if from_start else 0]] = True
+            free = own[~forced[own]]
+            stays[(free if len(free) else own)[-1 if turn % 2 == 0 else 0]] = True
     return stays
 
 
@@ -237,18 +248,25 @@ def settle(
     solution = solve(traces, labelled, pins)
     for _ in range(_MAX_ROUNDS):
         failed = False
-        for turn, trace in enumerate(traces):
-            for index in rehearse(
-                solution, trace, make_shell, inputs(trace.training), from_start=turn % 2 == 0
-            ):
+        for turn, trace in itertools.product(range(_num_turns(solution)), traces):
+            own_turn = turn + trace.training
+            for index in rehearse(solution, trace, make_shell, inputs(trace.training), own_turn):
                 failed = True
                 _answer(trace, index, solution, pins)
+            if failed:
+                break
         if not failed:
             return solution
         solution = solve(traces, labelled, pins)
     everything = torch.arange(1, labelled.num_labels + 1)
     why = Reason("the forward code repeats widths in ways that cannot be followed", "forward", "")
     return solve(traces, labelled, [*pins, (everything, why)])
+
+
+def _num_turns(solution: Solution) -> int:
+    """In narrow models a wrong guess may fit by chance, so they rehearse more often."""
+    longest = max((size for _, axis, size in solution.labelled.axes if axis == 0), default=0)
+    return 4 if longest <= _NARROW else 1
 
 
 def _answer(

@@ -45,6 +45,8 @@ def _absorbs(model: nn.Module, site: Site) -> bool:
         return False
     if layer._forward_hooks or layer._forward_pre_hooks:  # noqa: SLF001 - nn.Module's own store
         return False
+    if getattr(layer, "transposed", False) and layer.groups != 1:
+        return False  # weight (in, out/groups, ...) has no axis of all output channels
     shape = site.units.shape
     axis = len(shape) - 1 if isinstance(layer, nn.Linear) else 1
     return (
