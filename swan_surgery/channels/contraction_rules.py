@@ -69,8 +69,9 @@ def _(call: Call, labels: Labels) -> None:
             _join_bias(made, bias, call, labels)
     spatial = source.shape[channel_axis + 1 :] if transposed else out.shape[channel_axis + 1 :]
     batch = out.shape[0] if channel_axis == 1 else 1
-    depthwise_transposed = transposed and weight.shape[0] == groups > 1
-    summed = (None if depthwise_transposed else rows) if transposed else columns
+    summed = rows if transposed else columns
+    if groups > 1 and labels.is_depthwise(call):
+        summed = None
     _price(
         Contraction(
             call.name,
@@ -99,9 +100,11 @@ def _plain_groups(
     if groups == 1:
         _meet(data, columns, call, labels)
         return rows
-    if columns is not None:
+    if not labels.is_depthwise(call):
         # in/groups > 1: every group reads the same positions, and writes the same positions.
-        _meet(None if data is None else data.view(groups, -1), columns, call, labels)
+        if data is not None and data.numel() % groups == 0:
+            data = data.view(groups, -1)
+        _meet(data, columns, call, labels)
         _tie_groups(rows, groups, call, labels)
     else:
         _couple_depthwise(data, rows, groups, call, labels)
@@ -117,23 +120,18 @@ def _transposed_groups(
     labels: Labels,
 ) -> Tensor | None:
     """Weight (in, out/groups, ...). Returns the labels of the output channels."""
-    per_group = call.outputs[0].shape[1 if call.outputs[0].ndim > 2 else 0] // groups
     if groups == 1:
         _meet(data, rows, call, labels)
         return columns
-    if call.inputs[1].shape[0] == groups and per_group == 1:
-        _meet(data, rows, call, labels)
-        return rows
+    per_group = call.outputs[0].shape[call.outputs[0].ndim - call.inputs[1].ndim + 1] // groups
     _meet(data, rows, call, labels)
-    if call.inputs[1].shape[0] == groups:
-        # One input channel per group, several outputs: the outputs belong to their input.
+    if labels.is_depthwise(call):
+        # One input channel per group: its outputs, one or several, belong to it.
         if columns is not None:
             labels.pin(columns, "a channel multiplier", call)
         return None if rows is None else rows.repeat_interleave(per_group)
     _tie_groups(rows, groups, call, labels)
-    if columns is None:
-        return None
-    return columns.repeat(groups)
+    return None if columns is None else columns.repeat(groups)
 
 
 def _tie_groups(rows: Tensor | None, groups: int, call: Call, labels: Labels) -> None:

@@ -161,10 +161,11 @@ def rehearse(
     make_shell: Callable[[], nn.Module],
     inputs: Inputs,
     turn: int,
+    least: int,
 ) -> list[int]:
     """Close some units, cut a shell, run it; returns the operations that did not follow."""
     component = torch.from_numpy(solution.component)
-    stays = closing_pattern(solution, turn)
+    stays = closing_pattern(solution, turn, least)
     unit_of = torch.cat([torch.tensor([-1]), component])
     unit_of[1] = 0
     # Units are components + 1, so that 0 and -1 keep their meaning.
@@ -200,12 +201,14 @@ def rehearse(
     return mode.failures
 
 
-def closing_pattern(solution: Solution, turn: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which components stay in a rehearsal.
+def closing_pattern(
+    solution: Solution, turn: int, least: int
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which components stay in a rehearsal; every axis keeps `least` positions (if it has them).
 
     Even turns close mostly low positions, odd turns mostly high ones, so that a slice that ends in
     the wrong place shows. Every second kind of component (those that lie on the same axes; the other
-    half in the next turn) loses at least one. No axis empties.
+    half in the next turn) loses at least one.
     """
     rng = np.random.default_rng(turn)
     prunable = solution.prunable
@@ -231,9 +234,10 @@ def closing_pattern(solution: Solution, turn: int) -> np.ndarray[Any, np.dtype[n
         pick = members[0 if turn % 4 < 2 else -1]  # noqa: PLR2004 - both ends, two turns each
         stays[pick], forced[pick] = False, True
     for own in axes:
-        if not stays[own].any():
-            free = own[~forced[own]]
-            stays[(free if len(free) else own)[-1 if turn % 2 == 0 else 0]] = True
+        while stays[own].sum() < min(least, len(own)):
+            gone = own[~stays[own]]
+            free = gone[~forced[gone]]
+            stays[(free if len(free) else gone)[-1 if turn % 2 == 0 else 0]] = True
     return stays
 
 
@@ -248,11 +252,14 @@ def settle(
     solution = solve(traces, labelled, pins)
     for _ in range(_MAX_ROUNDS):
         failed = False
-        for turn, trace in itertools.product(range(_num_turns(solution)), traces):
-            own_turn = turn + trace.training
-            for index in rehearse(solution, trace, make_shell, inputs(trace.training), own_turn):
-                failed = True
-                _answer(trace, index, solution, pins)
+        for turn, least in _turns(solution):
+            for trace in traces:
+                place = turn + trace.training
+                for index in rehearse(
+                    solution, trace, make_shell, inputs(trace.training), place, least
+                ):
+                    failed = True
+                    _answer(trace, index, solution, pins, least)
             if failed:
                 break
         if not failed:
@@ -263,14 +270,27 @@ def settle(
     return solve(traces, labelled, [*pins, (everything, why)])
 
 
-def _num_turns(solution: Solution) -> int:
-    """In narrow models a wrong guess may fit by chance, so they rehearse more often."""
-    longest = max((size for _, axis, size in solution.labelled.axes if axis == 0), default=0)
-    return 4 if longest <= _NARROW else 1
+def _turns(solution: Solution) -> list[tuple[int, int]]:
+    """The rehearsals: which closing pattern, and how many positions every axis keeps.
+
+    In narrow models a wrong guess may fit by chance, so they rehearse more often. Axes of two
+    channels come last and apart: at width 1 even torch takes other paths.
+    """
+    sizes = [
+        size
+        for (_, _, size), start in zip(solution.labelled.axes, solution.labelled.starts, strict=True)
+        if solution.prunable[solution.component[start : start + size]].any()
+    ]
+    turns = [(turn, 2) for turn in range(4 if max(sizes, default=0) <= _NARROW else 1)]
+    return turns + [(turn, 1) for turn in range(2) if 2 in sizes]  # noqa: PLR2004
 
 
 def _answer(
-    trace: Trace, index: int, solution: Solution, pins: list[tuple[Tensor, Reason]]
+    trace: Trace,
+    index: int,
+    solution: Solution,
+    pins: list[tuple[Tensor, Reason]],
+    least: int,
 ) -> None:
     """An operation did not follow: try its next way of tying, else pin what enters it."""
     op = trace.recording.ops[index]
@@ -278,7 +298,16 @@ def _answer(
         trace.choices[index] = trace.choices.get(index, 0) + 1
         return
     reason = Reason("the forward code repeats this width, or depends on it", op.name, op.module)
-    touched = [f[f > 0].reshape(-1) for fields in (*op.inputs, *op.outputs) for f in fields]
+    if op.beside_fill:
+        beside = torch.cat(op.beside_fill)
+        if solution.prunable[solution.component[beside.numpy()]].any():
+            pins.append((beside, Reason("meets padding of a fixed width", op.name, op.module)))
+            return
+    fields_here = [f for fields in (*op.inputs, *op.outputs) for f in fields]
+    touched = [f[f > 0].reshape(-1) for f in fields_here]
+    if least == 1:
+        pairs = [f for f in touched if f.numel() == 2]  # noqa: PLR2004 - axes of two channels
+        touched = pairs or touched
     labels = torch.cat(touched) if touched else torch.zeros(0, dtype=torch.int64)
     if labels.numel() and solution.prunable[solution.component[labels.numpy()]].any():
         pins.append((labels, reason))

@@ -112,7 +112,7 @@ def _(call: Call, labels: Labels) -> None:
         labels.assign(call.outputs[0], labels.fields(tensors[0]))
         return
     axis = call.arg("dim", 0) % call.outputs[0].ndim
-    if any(axes_of(f) and axis in axes_of(f) for t in tensors for f in labels.fields(t)):
+    if any(_lies_along(f, t, axis) for t in tensors for f in labels.fields(t)):
         along = [_along(tensor, axis, labels) for tensor in tensors]
         shape = _broadcast([f.shape for f in along], axis)
         wide = [f.expand([*shape[:axis], f.shape[axis], *shape[axis + 1 :]]) for f in along]
@@ -126,6 +126,12 @@ def _(call: Call, labels: Labels) -> None:
     labels.assign(
         call.outputs[0], (*fields, *join_aligned(across, call.outputs[0].ndim, call, labels))
     )
+
+
+def _lies_along(field: Tensor, tensor: Tensor, axis: int) -> bool:
+    """Whether a field belongs to the axis; that of a single channel does if the axis has length 1."""
+    axes = axes_of(field)
+    return axis in axes or (not axes and tensor.shape[axis] == 1)
 
 
 def _along(tensor: Tensor, axis: int, labels: Labels) -> Tensor:
@@ -166,10 +172,10 @@ def _(call: Call, labels: Labels) -> None:
     for field in labels.fields(source):
         # Only the axes that carry labels grow: a border of constants belongs to every channel.
         own = [
-            amount if source.ndim - 1 - i // 2 in axes_of(field) else 0
+            amount if _lies_along(field, source, source.ndim - 1 - i // 2) else 0
             for i, amount in enumerate(pads)
         ]
-        if not axes_of(field) and any(pads):
+        if not axes_of(field) and any(own):
             labels.pin(field, "a single channel is padded", call)
         fields.append(torch.constant_pad_nd(field, own, fill))
     labels.assign(out, tuple(fields))

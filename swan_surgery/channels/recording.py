@@ -73,7 +73,11 @@ class Contraction:
 
 @dataclass(slots=True)
 class OpRecord:
-    """One operation of the run: its fields before and after, and how to tie what it split."""
+    """One operation of the run: its fields before and after, and how to tie what it split.
+
+    `beside_fill` holds labels that met constant padding here: they may go only if the padding
+    shrinks with them.
+    """
 
     name: str
     module: str
@@ -82,6 +86,8 @@ class OpRecord:
     shapes: tuple[tuple[int, ...], ...] = ()
     dtypes: tuple[torch.dtype, ...] = ()
     spec: Any = None
+    is_depthwise: bool = False
+    beside_fill: list[Tensor] = dataclass_field(default_factory=list)
     ties: list[list[tuple[Tensor, Tensor]]] = dataclass_field(default_factory=list)
 
 
@@ -151,6 +157,11 @@ class Labels:
             self.recording.joins.append((first.reshape(-1), second.reshape(-1)))
             return
         self.recording.joins.append((first[both], second[both]))
+        beside = torch.cat(
+            [first[(first > 0) & (second == FILL)], second[(second > 0) & (first == FILL)]]
+        )
+        if beside.numel():
+            self.recording.ops[call.index].beside_fill.append(beside)
         alone = torch.cat(
             [first[(first > 0) & (second == PLAIN)], second[(second > 0) & (first == PLAIN)]]
         )
@@ -195,6 +206,14 @@ class Labels:
             if index == len(ties):
                 ties.append([])
             ties[index].extend(joins)
+
+    def is_depthwise(self, call: Call) -> bool:
+        """Whether a grouped convolution has one input channel per group at full width."""
+        weight, groups = call.inputs[1], call.arg("groups", 1)
+        per_group = weight.shape[0] // groups if call.arg("transposed", False) else weight.shape[1]
+        depthwise = per_group == 1
+        self.recording.ops[call.index].is_depthwise = depthwise
+        return depthwise
 
     def contract(self, contraction: Contraction) -> None:
         """Record the cost of a conv, linear or matmul."""

@@ -60,7 +60,7 @@ class RehearsalMode(LabelMode):
     """Runs the cut shell beside its recording; `failures` holds the operations that differ."""
 
     def __init__(self, expected: list[OpRecord], prediction: Prediction) -> None:
-        super().__init__(UnitLabels())
+        super().__init__(UnitLabels(expected))
         self.expected = expected
         self.prediction = prediction
         self.failures: list[int] = []
@@ -91,6 +91,8 @@ class RehearsalMode(LabelMode):
             self._equal(leaf, fields, shape)
             for leaf, (fields, shape) in zip(leaves, predicted, strict=True)
         ):
+            for leaf, (fields, _) in zip(leaves, predicted, strict=True):
+                self.labels.assign(leaf, fields)  # a width of one would lose its label
             return out
         return self._replace(index, op, args, predicted)
 

@@ -1,19 +1,28 @@
 """Labels of a second run, when units are known: what joined before must be equal now."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from swan_surgery.channels.recording import Call, Labels, Recording
+from swan_surgery.channels.recording import Call, Labels, OpRecord, Recording
 
 
 class UnitLabels(Labels):
     """Labels are units here: what met in the recording must be equal now."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: Sequence[OpRecord] = ()) -> None:
+        """`expected`: the recording of the same run at full width, if this one is at another."""
         super().__init__(Recording())
         self.conflict = False
+        self._expected = expected
+
+    def is_depthwise(self, call: Call) -> bool:
+        """A grouped convolution cut to one channel per group is still not depthwise."""
+        if self._expected:
+            return self._expected[call.index].is_depthwise
+        return super().is_depthwise(call)
 
     def join(self, first: Tensor, second: Tensor, call: Call) -> None:  # noqa: ARG002
         """Check instead of record."""

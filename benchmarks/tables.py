@@ -1,0 +1,257 @@
+"""Tables in README.md, made from the result files.
+
+    python benchmarks/tables.py            # rewrite the tables in README.md
+    python benchmarks/tables.py --check    # exit code 1 if one is stale or has no results
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is a theme (zoo,
+speed, overhead, latency) and stands for all of `results/*_<theme>.json`, oldest first; a later row
+for the same thing replaces an earlier one.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKED = re.compile(r"(<!-- table:(\w+) -->\n)(.*?)(<!-- /table:\2 -->)", re.DOTALL)
+Result = Mapping[str, Any]
+Cells = tuple[list[str], list[list[str]]]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; all columns but the first are aligned right."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(stats: Mapping[str, float], digits: int = 3) -> str:
+    """`1.021 [1.013, 1.030]`: median and quartiles."""
+    median, low, high = (f"{stats[key]:.{digits}f}" for key in ("median", "q1", "q3"))
+    return f"{median} [{low}, {high}]"
+
+
+def source_line(results: Sequence[Result]) -> str:
+    """Where the numbers come from."""
+    where = results[-1]["environment"]
+    packages = where["packages"]
+    return (
+        f"{where['processor']}, {where['cpus']} cores, torch {packages['torch']}, "
+        f"{where['started'][:10]}; `{where['command']}`"
+    )
+
+
+# --- zoo -------------------------------------------------------------------------------------
+
+
+def cost_is_exact(cut: Mapping[str, Any]) -> bool:
+    """Predicted equals counted: MACs by fvcore and by torch's own counter, and parameters."""
+    return (
+        cut["hard_macs"] == cut["counted_macs"] == cut["torch_counter_macs"]
+        and cut["predicted_params"] == cut["counted_params"]
+    )
+
+
+def zoo_row(name: str, row: Mapping[str, Any]) -> list[str]:
+    """One model's cells."""
+    ours, peer = row["swan"], row["torch_pruning"]
+    if "verdict" in ours:
+        return [name, f"{ours['verdict']}: {ours['detail']}", *[""] * 9, peer_cell(peer), ""]
+    inner = ours["channels"] - ours["output_channels"]
+    pinned = sum(ours["pinned_channels"].values())
+    cuts = ours["cuts"]
+    exact = all(cost_is_exact(cut) for cut in cuts)
+    prune = max(cut["seconds"]["cpu"] for cut in cuts)
+    mark = " (float32)" if ours["dtype"] == "float32" else ""
+    return [
+        name + mark,
+        str(ours["layers"]),
+        str(ours["units"]),
+        f"{100 * ours['gated_channels'] / inner:.2f}",
+        f"{100 * pinned / inner:.2f}",
+        f"{ours['seconds']['map']['cpu']:.2f}",
+        f"{ours['seconds']['swanify']['cpu']:.2f}",
+        f"{prune:.2f}",
+        f"{ours['open_error']:.0e}",
+        f"{max(cut['error'] for cut in cuts):.0e}",
+        "yes" if exact else "**no**",
+        peer_cell(peer),
+        f"{peer['graph_seconds']:.2f}" if "graph_seconds" in peer else "",
+    ]
+
+
+def peer_cell(peer: Mapping[str, Any]) -> str:
+    """Torch-Pruning's verdict; it may be exact in eval mode and broken in train mode."""
+    broken = peer["verdict"] == "exact" and peer.get("trains", "yes") != "yes"
+    return peer["verdict"] + (" (train mode raises)" if broken else "")
+
+
+def zoo_cells(rows: Mapping[str, Any]) -> Cells:
+    """Header and rows."""
+    header = ["model", "layers", "units", "gated %", "pinned %", "map s", "swanify s", "prune s"]
+    header += ["open error", "cut error", "cost exact", "Torch-Pruning", "its graph s"]
+    return header, [zoo_row(name, row) for name, row in rows.items()]
+
+
+def zoo_totals(rows: Mapping[str, Any]) -> str:
+    """What the table says, in one paragraph."""
+    ours = [row["swan"] for row in rows.values() if "verdict" not in row["swan"]]
+    cuts = [cut for row in ours for cut in row["cuts"]]
+    good = sum(
+        all(cut["error"] <= row["bound"] and cost_is_exact(cut) for cut in row["cuts"])
+        for row in ours
+    )
+    errors = [c["error"] for row in ours if row["dtype"] == "float64" for c in row["cuts"]]
+    verdicts = Counter(peer_cell(row["torch_pruning"]) for row in rows.values())
+    peer = ", ".join(f"{count} {name}" for name, count in verdicts.most_common())
+    forgotten = sum(row["forgotten_channels"] for row in ours)
+    return (
+        f"{len(rows)} models: closed equals cut and cost exact on {good}, {len(cuts)} cuts, worst "
+        f"relative error in float64 {max(errors, default=0):.0e}; channels neither gated nor "
+        f"pinned with a reason: {forgotten}. Torch-Pruning on the same models: {peer}."
+    )
+
+
+def zoo_markdown(results: Sequence[Result]) -> str:
+    """The zoo's table with its totals."""
+    rows: dict[str, Any] = {}
+    for result in results:
+        rows |= result["rows"]
+    return f"{zoo_totals(rows)}\n\n{markdown(*zoo_cells(rows))}\n\n{source_line(results)}"
+
+
+# --- the timing benchmarks -------------------------------------------------------------------
+
+
+def merged(results: Sequence[Result], *keys: str) -> list[Mapping[str, Any]]:
+    """All rows; a later one replaces an earlier one with the same keys."""
+    found = {tuple(row[key] for key in keys): row for result in results for row in result["rows"]}
+    return list(found.values())
+
+
+def speed_markdown(results: Sequence[Result]) -> str:
+    """Seconds of map and swanify per model."""
+    header = ["model", "layers", "map s", "map ms / layer", "swanify s", "swanify ms / layer"]
+    cells = [
+        [
+            row["model"],
+            str(row["layers"]),
+            spread(row["map"]["cpu"], 2),
+            f"{1e3 * row['map']['cpu']['median'] / row['layers']:.1f}",
+            spread(row["swanify"]["cpu"], 2),
+            f"{1e3 * row['swanify']['cpu']['median'] / row['layers']:.1f}",
+        ]
+        for row in merged(results, "model")
+    ]
+    slopes = ", ".join(f"{what} {slope:.2f}" for what, slope in results[-1]["slopes"].items())
+    said = f"Slope of log time over log layers (1 is linear): {slopes}."
+    return f"{markdown(header, cells)}\n\n{said}\n\n{source_line(results)}"
+
+
+def overhead_markdown(results: Sequence[Result]) -> str:
+    """Training-step time of gated models over ungated ones."""
+    header = ["model", "gates", "ungated step s", "folded", "explicit multiply"]
+    header += ["folded, with optimizer", "explicit, with optimizer"]
+    cells = [
+        [
+            row["model"],
+            row["mode"],
+            spread(row["ungated_step_seconds"]),
+            *(spread(row["ratios"][key]) for key in _OVERHEADS),
+        ]
+        for row in merged(results, "model", "mode")
+    ]
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
+_OVERHEADS = ("folded", "explicit", "folded_with_optimizer", "explicit_with_optimizer")
+
+
+def latency_markdown(results: Sequence[Result]) -> str:
+    """Latency ratio beside MAC ratio."""
+    header = ["model", "closed", "batch", "threads", "dense ms", "pruned ms"]
+    header += ["latency ratio", "MAC ratio", "parameter ratio"]
+    cells = [
+        [
+            row["model"],
+            row["closing"],
+            str(row["batch"]),
+            str(row["threads"]),
+            f"{1e3 * row['dense']['median']:.1f}",
+            f"{1e3 * row['pruned']['median']:.1f}",
+            spread(row["latency_ratio"]),
+            f"{row['macs_ratio']:.3f}",
+            f"{row['params_ratio']:.3f}",
+        ]
+        for row in merged(results, "model", "closing", "batch", "threads")
+    ]
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
+TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
+    "latency": latency_markdown,
+    "overhead": overhead_markdown,
+    "speed": speed_markdown,
+    "zoo": zoo_markdown,
+}
+
+
+# --- README ----------------------------------------------------------------------------------
+
+
+def load(folder: Path, theme: str) -> list[Result]:
+    """All results of a theme, oldest first."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"*_{theme}.json"))]
+
+
+def renewed(text: str, folder: Path) -> str:
+    """README text with every marked table made anew.
+
+    Raises:
+        LookupError: an unknown table, or one without results.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in TABLES:
+            raise LookupError(f"README has a table {name!r}; known are {sorted(TABLES)}")
+        results = load(folder, name)
+        if not results:
+            raise LookupError(f"no results for table {name!r} in {folder}")
+        return f"{match[1]}\n{TABLES[name](results)}\n\n{match[4]}"
+
+    return MARKED.sub(table, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; 1 if a table is stale"
+    )
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    text = options.readme.read_text()
+    try:
+        new = renewed(text, options.results)
+    except LookupError as err:
+        print(err, file=sys.stderr)
+        return 1
+    if new == text:
+        print("tables are up to date")
+        return 0
+    if options.check:
+        print(f"tables in {options.readme} are stale; run: python benchmarks/tables.py")
+        return 1
+    options.readme.write_text(new)
+    print(f"tables in {options.readme} rewritten")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Before and after: what two models cost, how fast they are, and how their layers differ."""
+
+from swan_surgery.reporting.figures import Environment, Figures, Latency, LayerChange, to_flops
+from swan_surgery.reporting.rendering import format_macs
+from swan_surgery.reporting.report import Report, report
+
+
+__all__ = [
+    "Environment",
+    "Figures",
+    "Latency",
+    "LayerChange",
+    "Report",
+    "format_macs",
+    "report",
+    "to_flops",
+]

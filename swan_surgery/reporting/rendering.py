@@ -1,0 +1,154 @@
+"""Turns figures into words and tables: text by rich, or markdown. No number without its unit."""
+
+from collections.abc import Iterable, Sequence
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+
+from swan_surgery.reporting.figures import Environment, Figures, LayerChange, to_flops
+
+
+Rows = list[tuple[str, ...]]
+
+_WIDTH = 110
+_NONE = "-"
+
+
+def format_macs(macs: int) -> str:
+    """MACs with their FLOPs.
+
+    Example:
+        >>> format_macs(1_814_073_344)
+        '1.81 GMACs (3.63 GFLOPs)'
+    """
+    return f"{scaled(macs)}MACs ({scaled(to_flops(macs))}FLOPs)"
+
+
+def scaled(count: int) -> str:
+    """Three significant digits and a decimal prefix, ready for a unit.
+
+    Example:
+        >>> scaled(25_557_032) + "params"
+        '25.6 Mparams'
+    """
+    for prefix, factor in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= factor:
+            value = count / factor
+            digits = 2 if value < 10 else 1 if value < 100 else 0
+            return f"{value:.{digits}f} {prefix}"
+    return f"{count} "
+
+
+def format_bytes(size: int) -> str:
+    """Bytes with a decimal prefix."""
+    return f"{scaled(size)}B"
+
+
+def summary_rows(before: Figures, after: Figures, batch: int) -> Rows:
+    """One row per figure: name, before, after, after as a share of before."""
+    cost = f"cost at batch {batch}"
+    rows = [
+        (cost, format_macs(before.macs), format_macs(after.macs), share(before.macs, after.macs)),
+        _row("parameters", before.params, after.params),
+        _row("weights", before.size_bytes, after.size_bytes, unit="B"),
+        _row(
+            f"peak activations, batch {batch}",
+            before.peak_activation_bytes,
+            after.peak_activation_bytes,
+            unit="B",
+        ),
+    ]
+    for old, new in zip(before.latencies, after.latencies, strict=True):
+        rows.append(
+            (
+                f"latency, batch {old.batch}",
+                f"{old.median_ms:.3g} ms (IQR {old.spread_ms:.2g} ms)",
+                f"{new.median_ms:.3g} ms (IQR {new.spread_ms:.2g} ms)",
+                share(old.median_ms, new.median_ms),
+            )
+        )
+    if before.accuracy is not None and after.accuracy is not None:
+        change = f"{after.accuracy - before.accuracy:+.4g}"
+        rows.append(("accuracy", f"{before.accuracy:.4g}", f"{after.accuracy:.4g}", change))
+    return rows
+
+
+def _row(name: str, before: int, after: int, unit: str = "") -> tuple[str, ...]:
+    old, new = (f"{scaled(value)}{unit}".strip() for value in (before, after))
+    return name, old, new, share(before, after)
+
+
+def share(before: float, after: float) -> str:
+    """After as a percentage of before."""
+    return f"{100 * after / before:.1f} %" if before else _NONE
+
+
+def layer_rows(layers: Iterable[LayerChange]) -> Rows:
+    """One row per layer: name, channels, MACs and parameters, before -> after."""
+    rows = []
+    for layer in layers:
+        sides = (layer.before, layer.after)
+        inputs = [_NONE if side is None else _width(side.in_channels) for side in sides]
+        outputs = [_NONE if side is None else _width(side.out_channels) for side in sides]
+        macs = [_NONE if side is None else f"{scaled(side.macs)}MACs" for side in sides]
+        params = [_NONE if side is None else scaled(side.params).strip() for side in sides]
+        columns = (_arrow(pair) for pair in (inputs, outputs, macs, params))
+        rows.append((layer.name or "(model)", *columns))
+    return rows
+
+
+def _width(channels: int | None) -> str:
+    return _NONE if channels is None else str(channels)
+
+
+def _arrow(pair: Sequence[str]) -> str:
+    return pair[0] if pair[0] == pair[1] else f"{pair[0]} -> {pair[1]}"
+
+
+def footnotes(
+    before: Figures,
+    after: Figures,
+    shapes: Iterable[str],
+    environment: Environment,
+) -> list[str]:
+    """What the tables do not say: shapes, hardware, repeats, and what was not counted."""
+    repeats = sorted({latency.repeats for f in (before, after) for latency in f.latencies})
+    counts = " or ".join(map(str, repeats))
+    notes = [
+        f"inputs: {', '.join(shapes)}",
+        "1 MAC = 1 multiply-add = 2 FLOPs, in convolutions, linear layers and matrix products",
+        f"latency: median and interquartile range (IQR) of {counts} passes, both models in turns",
+        f"on {environment.device}, {environment.threads} torch threads, torch {environment.torch}",
+        "peak activations: tensors alive at once during a forward pass, without weights and inputs",
+    ]
+    for side, figures in (("before", before), ("after", after)):
+        if figures.uncounted_ops:
+            names = ", ".join(f"{name} ({calls}x)" for name, calls in figures.uncounted_ops)
+            notes.append(f"not counted in the MACs {side}: {names}")
+    return notes
+
+
+SUMMARY_HEADER = ("", "before", "after", "after / before")
+LAYER_HEADER = ("layer", "inputs", "outputs", "MACs", "parameters")
+
+
+def text_table(title: str, header: Sequence[str], rows: Rows) -> str:
+    """A table in plain text, drawn by rich; wide enough that nothing is cut off."""
+    table = Table(title=title, title_justify="left", title_style="")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    out = StringIO()
+    console = Console(file=out, color_system=None, width=_WIDTH)
+    needed = console.measure(table).minimum
+    console.width = max(_WIDTH, needed)
+    console.print(table)
+    return out.getvalue().rstrip("\n")
+
+
+def markdown_table(header: Sequence[str], rows: Rows) -> str:
+    """A markdown table; the first column to the left, the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,217 @@
+"""`report`: measure two models on the same inputs and say what changed."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from swan_surgery.channels import Inputs, as_inputs, copy_of
+from swan_surgery.cost import count_macs, count_params
+from swan_surgery.errors import InputError, ModelError
+from swan_surgery.gates import GatedModel
+from swan_surgery.pruning import prune
+from swan_surgery.reporting import measurement, rendering
+from swan_surgery.reporting.figures import (
+    Environment,
+    Figures,
+    Latency,
+    LayerChange,
+    LayerFigures,
+)
+
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What two models cost, and what changed layer by layer. `str(report)` is a text table.
+
+    Attributes:
+        before: figures of the first model.
+        after: figures of the second.
+        layers: layers that differ or not, in the order of the first model.
+        input_shapes: shapes of the example inputs; the MACs are for these.
+        batch: first dimension of the first example input.
+        environment: device, threads and versions.
+    """
+
+    before: Figures
+    after: Figures
+    layers: tuple[LayerChange, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    batch: int
+    environment: Environment
+
+    def __str__(self) -> str:
+        """The whole report in plain text."""
+        title = f"{self.before.model} before and after"
+        rows = rendering.summary_rows(self.before, self.after, self.batch)
+        return "\n".join(
+            [
+                rendering.text_table(title, rendering.SUMMARY_HEADER, rows),
+                rendering.text_table(
+                    "layers", rendering.LAYER_HEADER, rendering.layer_rows(self.layers)
+                ),
+                *self._footnotes(),
+            ]
+        )
+
+    def summary(self) -> str:
+        """The totals alone, without the layers, in plain text."""
+        title = f"{self.before.model} before and after"
+        rows = rendering.summary_rows(self.before, self.after, self.batch)
+        return rendering.text_table(title, rendering.SUMMARY_HEADER, rows)
+
+    def to_markdown(self) -> str:
+        """The whole report as markdown tables."""
+        rows = rendering.summary_rows(self.before, self.after, self.batch)
+        return "\n\n".join(
+            [
+                f"## {self.before.model} before and after",
+                rendering.markdown_table(rendering.SUMMARY_HEADER, rows),
+                "### Layers",
+                rendering.markdown_table(rendering.LAYER_HEADER, rendering.layer_rows(self.layers)),
+                "\n".join(f"- {note}" for note in self._footnotes()) + "\n",
+            ]
+        )
+
+    def to_json(self) -> str:
+        """The figures as versioned JSON."""
+        return json.dumps({"version": _VERSION, **asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: not a report, or of another version.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("version") != _VERSION:
+                raise InputError(f"a report of another version; this is version {_VERSION}")
+            return cls(
+                before=_figures(data["before"]),
+                after=_figures(data["after"]),
+                layers=tuple(
+                    LayerChange(entry["name"], _layer(entry["before"]), _layer(entry["after"]))
+                    for entry in data["layers"]
+                ),
+                input_shapes=tuple(tuple(shape) for shape in data["input_shapes"]),
+                batch=data["batch"],
+                environment=Environment(**data["environment"]),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as err:
+            raise InputError(f"not a report: {err}") from err
+
+    def _footnotes(self) -> list[str]:
+        shapes = ["x".join(map(str, shape)) or "scalar" for shape in self.input_shapes]
+        return rendering.footnotes(self.before, self.after, shapes, self.environment)
+
+
+def _figures(data: dict[str, Any]) -> Figures:
+    data["latencies"] = tuple(Latency(**entry) for entry in data["latencies"])
+    data["uncounted_ops"] = tuple((name, calls) for name, calls in data["uncounted_ops"])
+    return Figures(**data)
+
+
+def _layer(data: dict[str, Any] | None) -> LayerFigures | None:
+    return None if data is None else LayerFigures(**data)
+
+
+def report(
+    before: nn.Module,
+    after: nn.Module,
+    example_inputs: Any,  # noqa: ANN401 - tensor, tuple or dict
+    *,
+    evaluate: Callable[[nn.Module], float] | None = None,
+) -> Report:
+    """Compare two models on the same inputs: cost, size, memory, latency, accuracy, widths.
+
+    Copies are measured, in eval mode, each on the device where its model lies; the given models are
+    not changed. A gated model stands for what `prune(gated)` makes of it, so that all its figures
+    are those of the hard gates. Latency takes up to 2 s per model and batch size.
+
+    Args:
+        before: any model.
+        after: any other model that takes the same inputs.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        evaluate: gives a model's accuracy, in its own unit; it gets a copy in eval mode.
+
+    Raises:
+        ModelError: `before` or `after` is not an `nn.Module`.
+        InputError: a model cannot be run on the inputs.
+    """
+    for model in (before, after):
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    inputs = as_inputs(example_inputs)
+    tensors = [leaf for leaf in _leaves(inputs) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise InputError("example_inputs holds no tensor")
+    batch = tensors[0].shape[0] if tensors[0].ndim else 1
+    models = [_stand_in(model) for model in (before, after)]
+    with torch.random.fork_rng():
+        given = [(model, _moved(inputs, model)) for model in models]
+        old_layers, new_layers = (measurement.layer_figures(*run) for run in given)
+        timed = [measurement.paired_latencies(given, batch)]
+        if batch > 1:
+            single = [(model, _first(own, batch)) for model, own in given]
+            timed.append(measurement.paired_latencies(single, 1))
+        figures = [
+            _measure(model, own, latencies, evaluate)
+            for (model, own), latencies in zip(given, zip(*timed, strict=True), strict=True)
+        ]
+    names = dict.fromkeys([*old_layers, *new_layers])
+    return Report(
+        before=figures[0],
+        after=figures[1],
+        layers=tuple(LayerChange(n, old_layers.get(n), new_layers.get(n)) for n in names),
+        input_shapes=tuple(tuple(tensor.shape) for tensor in tensors),
+        batch=batch,
+        environment=measurement.environment(measurement.device_of(models[0])),
+    )
+
+
+def _stand_in(model: nn.Module) -> nn.Module:
+    if isinstance(model, GatedModel):
+        return prune(model, verify=False).eval()
+    return copy_of(model).eval()
+
+
+def _measure(
+    model: nn.Module,
+    inputs: Inputs,
+    latencies: tuple[Latency, ...],
+    evaluate: Callable[[nn.Module], float] | None,
+) -> Figures:
+    return Figures(
+        model=type(model).__name__,
+        macs=count_macs(model, inputs),
+        params=count_params(model),
+        size_bytes=measurement.size_bytes(model),
+        peak_activation_bytes=measurement.peak_activation_bytes(model, inputs),
+        latencies=latencies,
+        uncounted_ops=measurement.uncounted_ops(model, inputs),
+        accuracy=None if evaluate is None else float(evaluate(model)),
+    )
+
+
+def _leaves(inputs: Inputs) -> list[Any]:
+    kwargs: Mapping[str, Any] = inputs.kwargs
+    return tree_leaves((inputs.args, dict(kwargs)))
+
+
+def _moved(inputs: Inputs, model: nn.Module) -> Inputs:
+    device = measurement.device_of(model)
+    return inputs.map(lambda tensor: tensor.to(device))
+
+
+def _first(inputs: Inputs, batch: int) -> Inputs:
+    """The first sample of every tensor that has one entry per sample."""
+    return inputs.map(lambda t: t[:1] if t.ndim and t.shape[0] == batch else t)
