@@ -124,9 +124,10 @@ def paired(
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and number of values."""
+    """Least, median, quartiles and number of values."""
     quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return {
+        "min": min(values),
         "median": statistics.median(values),
         "q1": quartiles[0],
         "q3": quartiles[2],

@@ -76,7 +76,7 @@ def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def profiled(name: str, num_lines: int = 25) -> str:
-    """cProfile of one swanify call, by own time and by cumulative time."""
+    """Profile of one swanify call (cProfile), by own time and by cumulative time."""
     model = torchvision.models.get_model(name, weights=None).eval()
     example = torch.randn(1, 3, SIZE, SIZE)
     swan.swanify(model, example)

@@ -25,6 +25,7 @@ from swan_surgery.gates import GatedModel, soft_gates
 from swan_surgery.objective import CosineRamp, Objective, parameter_groups
 from swan_surgery.plan import PruningPlan
 from swan_surgery.pruning import prune
+from swan_surgery.reporting import Report, report
 
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "NoGateableChannelsError",
     "Objective",
     "PruningPlan",
+    "Report",
     "SwanError",
     "SwanWarning",
     "TraceError",
@@ -54,6 +56,7 @@ __all__ = [
     "marginal_macs",
     "parameter_groups",
     "prune",
+    "report",
     "soft_gates",
     "swanify",
     "unswanify",

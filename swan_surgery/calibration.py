@@ -1,6 +1,8 @@
 """Batch-norm statistics under hard gates (Eq. 7)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -34,9 +36,7 @@ class _Moments:
         self.count = total
 
 
-def calibrate(
-    model: nn.Module, loader: Iterable[Any], num_batches: int | None = None
-) -> int:
+def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None = None) -> int:
     """Replace batch-norm running statistics by those of the data, under hard gates.
 
     Mean and biased variance over all samples and positions (Eq. 7), accumulated in float64. Every
@@ -66,34 +66,9 @@ def calibrate(
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
     moments = {norm: _Moments() for norm in norms}
-    modes = [(module, module.training) for module in model.modules()]
-    momenta = [(norm, norm.momentum) for norm in norms]
-    kept = [(norm, _statistics(norm)) for norm in norms]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    handles = [norm.register_forward_pre_hook(_observe(moments[norm])) for norm in norms]
-    used = 0
-    done = False
-    model.eval()
-    try:
-        for norm in norms:
-            norm.train()  # normalises by the batch, so that what follows sees what it will see
-        with torch.no_grad(), torch.random.fork_rng():
-            for batch in loader:
-                _forward(model, batch, device)
-                used += 1
-                if used == num_batches:
-                    break
-        done = used > 0
-    finally:
-        for handle in handles:
-            handle.remove()
-        for norm, momentum in momenta:
-            norm.momentum = momentum
-        for norm, before in kept:
-            _restore(norm, before)
-        for module, training in modes:
-            module.training = training
-    if not done:
+    with _observing(model, moments):
+        used = _run(model, loader, num_batches)
+    if not used:
         raise InputError("the loader yielded no batch; batch-norm statistics are unchanged")
     for norm, own in moments.items():
         if own.mean is not None and own.squares is not None:
@@ -104,8 +79,38 @@ def calibrate(
     return used
 
 
+@contextmanager
+def _observing(model: nn.Module, moments: Mapping[_BatchNorm, _Moments]) -> Iterator[None]:
+    """Everything in eval mode but the norms, which are watched; all as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    kept = [(norm, _statistics(norm)) for norm in moments]
+    handles = [norm.register_forward_pre_hook(_observe(own)) for norm, own in moments.items()]
+    model.eval()
+    try:
+        for norm in moments:
+            norm.train()  # normalises by the batch, so that what follows sees what it will see
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm, before in kept:
+            _restore(norm, before)
+        for module, training in modes:
+            module.training = training
+
+
+def _run(model: nn.Module, loader: Iterable[Any], num_batches: int | None) -> int:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    used = 0
+    with torch.no_grad(), torch.random.fork_rng():
+        for batch in islice(loader, num_batches):
+            _forward(model, batch, device)
+            used += 1
+    return used
+
+
 def _observe(moments: _Moments) -> Callable[[nn.Module, Any], None]:
-    def hook(_module: nn.Module, args: Any) -> None:  # noqa: ANN401
+    def hook(_module: nn.Module, args: Any) -> None:
         moments.update(args[0])
 
     return hook
@@ -123,7 +128,7 @@ def _restore(norm: _BatchNorm, before: list[Tensor | None]) -> None:
             tensor.copy_(value)
 
 
-def _forward(model: nn.Module, batch: Any, device: torch.device) -> None:  # noqa: ANN401
+def _forward(model: nn.Module, batch: Any, device: torch.device) -> None:
     if isinstance(batch, Mapping):
         model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
         return

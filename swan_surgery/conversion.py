@@ -1,13 +1,12 @@
 """`swanify` puts gates into a copy of a model; `unswanify` takes them out again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from swan_surgery.channels import (
-    PINNED,
     ChannelMap,
     Inputs,
     as_inputs,
@@ -18,25 +17,40 @@ from swan_surgery.channels import (
 )
 from swan_surgery.errors import (
     InputError,
-    ModelError,
     NoGateableChannelsError,
     TraceError,
     UnsupportedOpError,
 )
-from swan_surgery.gates import FoldedGate, GateBank, GatedModel, GateSite
-from swan_surgery.graph import Placement, Site, foldable, insert, node_facts, place, trace
+from swan_surgery.gates import (
+    FoldedGate,
+    GateBank,
+    GatedModel,
+    GateSite,
+    importance_ranks,
+    widths,
+)
+from swan_surgery.graph import (
+    NodeFacts,
+    Placement,
+    Site,
+    foldable,
+    insert,
+    node_facts,
+    place,
+    trace,
+)
+from swan_surgery.preconditions import check_gated, check_model, infer_inputs
 
 
 # Folding into a weight pays while the weight is not much larger than what the layer puts out.
 _TYPICAL_BATCH = 8
-_IMAGE_SIZES = (224, 299)
 # Logits start apart by importance, so that a budget has an order to close units in.
 _SPREAD = 0.5
 
 
 def swanify(
     model: nn.Module,
-    example_inputs: Any = None,  # noqa: ANN401 - tensor, tuple or dict
+    example_inputs: Any = None,
     *,
     ignore: Iterable[str] = (),
     strict: bool = False,
@@ -94,50 +108,9 @@ def unswanify(gated: GatedModel) -> nn.Module:
     return copy_of(gated.model)
 
 
-def check_gated(gated: object) -> None:
-    """Refuse anything but a gated model.
-
-    Raises:
-        ModelError: says what was seen and what to do.
-    """
-    if not isinstance(gated, GatedModel):
-        raise ModelError(
-            f"expected a gated model, got {type(gated).__name__}; call swan.swanify(model) first"
-        )
-
-
-def check_model(model: object) -> None:
-    """Refuse what cannot be gated.
-
-    Raises:
-        ModelError: says what was seen and what to do.
-    """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, GatedModel):
-        raise ModelError("the model is gated already; train it, or swan.unswanify(model) first")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("the model is a TorchScript module; pass the nn.Module it was made from")
-    for name, module in model.named_modules():
-        origin = type(module).__module__
-        if isinstance(module, GatedModel):
-            raise ModelError(f"module {name!r} is gated already; swan.unswanify it first")
-        if ".quantized" in origin or ".qat" in origin:
-            raise ModelError(
-                f"module {name!r} is quantized ({type(module).__name__}); prune first, then quantize"
-            )
-    quantized = [name for name, t in model.state_dict().items() if _is_quantized(t)]
-    if quantized:
-        raise ModelError(f"{quantized[0]!r} is a quantized tensor; prune first, then quantize")
-
-
-def _is_quantized(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_quantized
-
-
 def _map(
     model: nn.Module,
-    example_inputs: Any,  # noqa: ANN401
+    example_inputs: Any,
     ignore: Iterable[str],
 ) -> tuple[ChannelMap, Inputs]:
     if example_inputs is not None:
@@ -147,6 +120,7 @@ def _map(
         except TraceError as err:
             raise InputError(f"{err}; pass example_inputs that the model accepts") from err
     candidates = infer_inputs(model)
+    last: TraceError | None = None
     for inputs in candidates:
         try:
             channels = channel_map(model, inputs, ignore=ignore)
@@ -158,31 +132,6 @@ def _map(
     raise InputError(
         f"the example inputs guessed from the first layer do not fit: {last}; "
         f"pass example_inputs=..."
-    )
-
-
-def infer_inputs(model: nn.Module) -> list[Inputs]:
-    """Example inputs guessed from the first layer, best guess first.
-
-    Raises:
-        InputError: the first layer is neither a 2-d convolution nor linear; says what to pass.
-    """
-    reference = next(iter(model.parameters()), None)
-    dtype = reference.dtype if reference is not None else torch.float32
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            shapes = [(1, module.in_channels, size, size) for size in _IMAGE_SIZES]
-        elif isinstance(module, nn.Linear):
-            shapes = [(1, module.in_features)]
-        elif isinstance(module, (nn.Embedding, nn.Conv1d, nn.Conv3d, nn.RNNBase)):
-            break
-        else:
-            continue
-        return [Inputs((torch.randn(s, generator=generator).to(dtype),), {}) for s in shapes]
-    raise InputError(
-        f"example inputs cannot be inferred for {type(model).__name__}: its first layer is not a "
-        f"2-d convolution or linear; pass example_inputs=(tensor, ...)"
     )
 
 
@@ -205,7 +154,8 @@ def _place(
     while True:
         placed = {}
         for training, graph in graphs.items():
-            placed[training] = place(copy, graph, _facts(copy, graph, channels, inputs, training))
+            facts = _facts(copy, graph, channels, inputs, training=training)
+            placed[training] = place(copy, graph, facts)
         lost = placed[False].uncovered | placed[True].uncovered
         if not lost:
             return channels, placed
@@ -213,8 +163,8 @@ def _place(
 
 
 def _facts(
-    copy: nn.Module, graph: fx.Graph, channels: ChannelMap, inputs: Inputs, training: bool
-) -> Any:  # noqa: ANN401, FBT001
+    copy: nn.Module, graph: fx.Graph, channels: ChannelMap, inputs: Inputs, *, training: bool
+) -> dict[fx.Node, NodeFacts]:
     copy.train(training)
     try:
         shell = shell_of(copy)
@@ -247,9 +197,7 @@ def _assemble(
             names[mode][site] = name
             units[name], layers[name] = site.units, layer
     bank = GateBank(channels.num_units, widths(channels), list(units.values()))
-    sites = {
-        name: _make_site(units[name], bank, layer, graphs) for name, layer in layers.items()
-    }
+    sites = {name: _make_site(units[name], bank, layer, graphs) for name, layer in layers.items()}
     bank.logits.data += _SPREAD * (2 * importance_ranks(copy, channels) - 1)
     reference = next((p for p in copy.parameters() if p.is_floating_point()), None)
     if reference is not None:
@@ -277,62 +225,9 @@ def _name(site: Site, *, folded: bool, taken: dict[str, Tensor]) -> str:
     return name
 
 
-def _make_site(
-    units: Tensor, bank: GateBank, layer: nn.Module | None, graphs: object
-) -> nn.Module:
+def _make_site(units: Tensor, bank: GateBank, layer: nn.Module | None, graphs: object) -> nn.Module:
     del graphs
     if layer is None:
         return GateSite(units, bank)
     transposed = bool(getattr(layer, "transposed", False))
     return FoldedGate(units, bank, weight_axis=1 if transposed else 0, is_folded=True)
-
-
-def importance_ranks(model: nn.Module, channels: ChannelMap) -> Tensor:
-    """Rank of every unit within its group by the squared weights of its slots, in [0, 1].
-
-    Each tensor axis is divided by its mean first, so that every layer of a group has one vote.
-    A unit alone in its group ranks 0.5.
-    """
-    parameters = dict(model.named_parameters())
-    score = torch.zeros(channels.num_units, dtype=torch.float64)
-    for entry in channels.tensors:
-        parameter = parameters.get(entry.tensor)
-        if parameter is None or parameter.is_meta or not parameter.is_floating_point():
-            continue
-        others = [axis for axis in range(parameter.ndim) if axis != entry.axis]
-        squares = parameter.detach().square()
-        own = (squares.sum(others) if others else squares).double().cpu()
-        own = torch.nan_to_num(own / own.mean().clamp(min=torch.finfo(torch.float64).tiny))
-        units = torch.tensor(entry.units)
-        score.index_add_(0, units[units >= 0], own[units >= 0])
-    ranks = torch.full((channels.num_units,), 0.5)
-    for group in channels.unit_groups:
-        if len(group) > 1:
-            members = torch.tensor(group)
-            order = score[members].argsort(stable=True)
-            ranks[members[order]] = torch.arange(len(group)) / (len(group) - 1)
-    return ranks
-
-
-def widths(channels: ChannelMap) -> list[Sequence[int]]:
-    """The distinct sets of units whose width must not reach zero: layers without a pinned channel.
-
-    An input axis that holds a whole output axis needs no entry of its own.
-    """
-    found: dict[tuple[int, ...], None] = {}
-    for layer in channels.layers:
-        units = tuple(dict.fromkeys(layer.out_units))
-        if units and PINNED not in units:
-            found[units] = None
-    outputs = [set(units) for units in found]
-    for layer in channels.layers:
-        units = tuple(dict.fromkeys(layer.in_units))
-        if not units or PINNED in units or units in found:
-            continue
-        own = set(units)
-        if not any(own >= output for output in outputs if units[0] in output):
-            found[units] = None
-    return list(found)
-
-
-__all__ = ["check_gated", "check_model", "infer_inputs", "swanify", "unswanify", "widths"]

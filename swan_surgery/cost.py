@@ -8,7 +8,7 @@ a layer's MACs scale with the open units on each of its axes, which is exact at 
 
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,10 +18,10 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import conv_flop_count
 from torch import Tensor, nn
 
-from swan_surgery.channels import ChannelMap, Inputs, as_inputs, copy_of
-from swan_surgery.conversion import check_gated
+from swan_surgery.channels import CostTerm, Inputs, as_inputs, copy_of
 from swan_surgery.errors import CostError, InputError, ModelError
 from swan_surgery.gates import GatedModel
+from swan_surgery.preconditions import check_gated
 
 
 # fvcore's names of the operations whose multiply-adds are counted.
@@ -37,12 +37,12 @@ class _Positional(nn.Module):
         self._num_args = len(inputs.args)
         self._names = list(inputs.kwargs)
 
-    def forward(self, *values: Any) -> Any:  # noqa: ANN401
+    def forward(self, *values: Any) -> Any:
         named = dict(zip(self._names, values[self._num_args :], strict=True))
         return self.model(*values[: self._num_args], **named)
 
 
-def count_macs(model: nn.Module, example_inputs: Any) -> int:  # noqa: ANN401
+def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """MACs of one forward pass in eval mode, counted by fvcore on a copy.
 
     Args:
@@ -57,7 +57,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:  # noqa: ANN401
     return count_module_macs(model, example_inputs)[""]
 
 
-def count_module_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:  # noqa: ANN401
+def count_module_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     """MACs of every module, children included, by dotted name; `""` is the whole model."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -172,9 +172,7 @@ class CostTable:
         axes = zip(self.rows.tolist(), self.units.tolist(), self.counts.tolist(), strict=True)
         for row, unit, count in axes:
             entries.setdefault(row, {})[unit] = count
-        for factor, columns in zip(
-            self.factors.tolist(), self.axes_of_term.tolist(), strict=True
-        ):
+        for factor, columns in zip(self.factors.tolist(), self.axes_of_term.tolist(), strict=True):
             first, second = (entries.get(axis, {}) for axis in (*columns, -1)[:2])
             rest = prod(float(lengths[axis]) for axis in columns[2:])
             for unit in first.keys() & second.keys():
@@ -190,16 +188,16 @@ class CostTable:
         return CostTable(**moved, num_units=self.num_units, total=self.total)
 
 
-def build_table(channels: ChannelMap) -> CostTable:
-    """Flatten the cost terms of a channel map."""
+def build_table(terms: Sequence[CostTerm], num_units: int) -> CostTable:
+    """Flatten cost terms of a channel map."""
     units: list[int] = []
     counts: list[int] = []
     rows: list[int] = []
     fixed: list[int] = []
     known: dict[Any, int] = {}
     columns = []
-    most = max((len(term.axes) for term in channels.costs), default=0)
-    for term in channels.costs:
+    most = max((len(term.axes) for term in terms), default=0)
+    for term in terms:
         own = []
         for axis in term.axes:
             if axis not in known:
@@ -214,14 +212,14 @@ def build_table(channels: ChannelMap) -> CostTable:
     fixed.append(1)
     padded = [own + [one] * (most + 1 - len(own)) for own in columns]
     return CostTable(
-        factors=torch.tensor([term.factor for term in channels.costs], dtype=torch.float64),
+        factors=torch.tensor([term.factor for term in terms], dtype=torch.float64),
         units=torch.tensor(units, dtype=torch.int64),
         counts=torch.tensor(counts, dtype=torch.float64),
         rows=torch.tensor(rows, dtype=torch.int64),
         fixed=torch.tensor(fixed, dtype=torch.float64),
         axes_of_term=torch.tensor(padded, dtype=torch.int64).reshape(len(padded), most + 1),
-        num_units=channels.num_units,
-        total=sum(term.macs for term in channels.costs),
+        num_units=num_units,
+        total=sum(term.macs for term in terms),
     )
 
 
@@ -239,20 +237,21 @@ def cost_table(gated: GatedModel) -> CostTable:
     device = gated.gates.logits.device
     table = _TABLES.get(gated)
     if table is None:
-        _certify(gated)
-        table = build_table(gated.channels)
+        table = build_table(_certified_terms(gated), gated.channels.num_units)
     if table.factors.device != device:
         table = table.to(device)
     _TABLES[gated] = table
     return table
 
 
-def _certify(gated: GatedModel) -> None:
+def _certified_terms(gated: GatedModel) -> tuple[CostTerm, ...]:
+    """The cost terms that fvcore counts too; layers whose output nobody reads cost nothing there."""
     device = gated.gates.logits.device
     counted = count_module_macs(gated.model, gated.example_inputs.map(lambda t: t.to(device)))
-    ours = module_macs(gated.channels)
+    terms = tuple(term for term in gated.channels.costs if counted.get(term.module, 1))
+    ours = module_macs(terms)
     wrong = [name for name, macs in counted.items() if name in ours and ours[name] != macs]
-    if counted[""] != ours.get("", 0) and not wrong:
+    if counted[""] != ours[""] and not wrong:
         wrong = [""]
     if wrong:
         deepest = max(wrong, key=lambda name: name.count(".") if name else -1)
@@ -260,12 +259,13 @@ def _certify(gated: GatedModel) -> None:
             f"module {deepest!r} costs {counted[deepest]:,} MACs by fvcore but "
             f"{ours.get(deepest, 0):,} by the channel map; please report this model"
         )
+    return terms
 
 
-def module_macs(channels: ChannelMap) -> Mapping[str, int]:
-    """MACs per module at full width, children included, by the channel map."""
+def module_macs(terms: Iterable[CostTerm]) -> Mapping[str, int]:
+    """MACs per module at full width, children included, by the channel map's cost terms."""
     totals: dict[str, int] = {"": 0}
-    for term in channels.costs:
+    for term in terms:
         totals[""] += term.macs
         parts = term.module.split(".") if term.module else []
         for end in range(1, len(parts) + 1):

@@ -1,16 +1,16 @@
 """The errors of the library: one root, and leaves that also are the builtin that fits.
 
-    SwanError
-      InputError             (ValueError)      an argument or the example inputs do not fit
-      ModelError             (TypeError)       this kind of model cannot be worked on
-      TraceError             (RuntimeError)    the model could not be run or traced
-      UnsupportedOpError     (NotImplementedError)  strict=True met operations without a rule
-      NoGateableChannelsError (ValueError)     every channel is pinned
-      GateError              (ValueError)      the gates hold values that mean nothing
-      BudgetError            (ValueError)      no set of open gates meets the budget
-      EmptyLayerError        (ValueError)      a layer would keep no channel
-      CostError              (RuntimeError)    two independent counters disagree
-      VerificationError      (RuntimeError)    the pruned model computes something else
+SwanError
+- InputError (ValueError): an argument or the example inputs do not fit
+- ModelError (TypeError): this kind of model cannot be worked on
+- TraceError (RuntimeError): the model could not be run or traced
+- UnsupportedOpError (NotImplementedError): strict=True met operations without a rule
+- NoGateableChannelsError (ValueError): every channel is pinned
+- GateError (ValueError): the gates hold values that mean nothing
+- BudgetError (ValueError): no set of open gates meets the budget
+- EmptyLayerError (ValueError): a layer would keep no channel
+- CostError (RuntimeError): two independent counters disagree
+- VerificationError (RuntimeError): the pruned model computes something else
 """
 
 

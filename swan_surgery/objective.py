@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swan_surgery.conversion import check_gated
 from swan_surgery.cost import CostTable, cost_table, marginal_macs
 from swan_surgery.errors import BudgetError, InputError
 from swan_surgery.gates import GatedModel
+from swan_surgery.preconditions import check_gated
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Objective:
         target_active: float | None = None,
         target_weight: float = 1.0,
         macs: float | None = None,
-        ramp: CosineRamp | Mapping[str, CosineRamp] = CosineRamp(),  # noqa: B008 - frozen
+        ramp: CosineRamp | Mapping[str, CosineRamp] = CosineRamp(),
     ) -> None:
         """Make an objective.
 

@@ -1,7 +1,6 @@
 """The decision as data: which units stay, and which positions of which tensors that means."""
 
 import json
-
 from dataclasses import asdict, dataclass
 from math import gcd
 
@@ -156,5 +155,3 @@ def mask_for_budget(gated: GatedModel, macs: float, round_to: int) -> Tensor:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cost_of(middle) <= budget else (low, middle - 1)
     return mask_of(low)
-
-

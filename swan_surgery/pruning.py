@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.channels import copy_of
-from swan_surgery.conversion import check_gated
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.plan import PruningPlan, make_plan, mask_for_budget, round_widths
+from swan_surgery.preconditions import check_gated
 from swan_surgery.slicing import cut_
 from swan_surgery.verification import verify_pruned
 
@@ -42,7 +42,7 @@ def prune(
     gated.gates.check()
     if macs is not None and not 0 < macs <= 1:
         raise InputError(f"macs is a share of the base model's MACs, in (0, 1]; got {macs}")
-    if not isinstance(round_to, int) or round_to < 1:
+    if round_to < 1 or int(round_to) != round_to:
         raise InputError(f"round_to must be a whole number of channels >= 1; got {round_to!r}")
     if macs is None:
         mask = round_widths(gated, gated.gates.open_mask(), round_to)

@@ -5,6 +5,7 @@ planning rehearses cuts on a shell of the model, `prune` performs them.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,14 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
             wanted[id(tensor)] = cuts[name]
     done: dict[int, Tensor] = {}
     for module in model.modules():
-        touched = False
-        for slots in (module._parameters, module._buffers):  # noqa: SLF001 - nn.Module's own store
-            for key, tensor in slots.items():
-                if tensor is None or id(tensor) not in wanted:
-                    continue
-                if id(tensor) not in done:
-                    done[id(tensor)] = _cut_tensor(tensor, wanted[id(tensor)])
-                slots[key] = done[id(tensor)]
-                touched = True
-        if touched:
+        own: dict[str, Any] = {**module._parameters, **module._buffers}  # noqa: SLF001 - its store
+        hit = {key: tensor for key, tensor in own.items() if id(tensor) in wanted}
+        for key, tensor in hit.items():
+            if id(tensor) not in done:
+                done[id(tensor)] = _cut_tensor(tensor, wanted[id(tensor)])
+            slots: dict[str, Any] = module._parameters  # noqa: SLF001
+            (slots if key in slots else module._buffers)[key] = done[id(tensor)]  # noqa: SLF001
+        if hit:
             _update_widths_(module)
 
 
@@ -54,9 +53,10 @@ def _cut_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
             raise IndexError(f"positions to keep lie outside axis {axis} of size {size}")
         if positions.numel() != result.shape[axis]:
             result = result.index_select(axis, positions.to(tensor.device))
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):  # noqa: PLR2004
-        if not tensor.is_contiguous():
-            result = result.contiguous(memory_format=torch.channels_last)
+    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        is_last = tensor.ndim == rank and tensor.is_contiguous(memory_format=layout)
+        if is_last and not tensor.is_contiguous():
+            result = result.contiguous(memory_format=layout)
     if result.data_ptr() == tensor.data_ptr():
         result = result.clone()
     if isinstance(tensor, nn.Parameter):
@@ -87,8 +87,8 @@ def _update_widths_(module: nn.Module) -> None:
             module.num_features = lead.shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
-    elif hasattr(module, "num_features") and _width(module) is not None:
-        module.num_features = _width(module)
+    elif hasattr(module, "num_features") and (width := _width(module)) is not None:
+        setattr(module, "num_features", width)  # noqa: B010 - mypy sees no such attribute
 
 
 def _width(module: nn.Module) -> int | None:

@@ -1,6 +1,6 @@
 """Closed equals cut: compares a gated model with its pruned model on real forward passes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,12 +48,13 @@ def verify_pruned(gated: GatedModel, pruned: nn.Module, plan: PruningPlan) -> fl
     )
 
 
-def relative_error(
-    gated: GatedModel, pruned: nn.Module, mask: Tensor, inputs: Inputs
-) -> float:
+def relative_error(gated: GatedModel, pruned: nn.Module, mask: Tensor, inputs: Inputs) -> float:
     """Largest difference of any output over the largest output; infinite if shapes differ."""
     first = list(iter_tensors(_run(gated, mask, gated, inputs)))
-    second = list(iter_tensors(_run(pruned, None, gated, inputs)))
+    try:
+        second = list(iter_tensors(_run(pruned, None, gated, inputs)))
+    except (RuntimeError, ValueError, IndexError):
+        return float("inf")  # its shapes do not even fit
     if [t.shape for t in first] != [t.shape for t in second]:
         return float("inf")
     worst = 0.0
@@ -80,7 +81,7 @@ def tensor_error(one: Tensor, two: Tensor) -> float:
     return float(difference.max()) / max(scale, torch.finfo(torch.float64).tiny)
 
 
-def _run(model: nn.Module, mask: Tensor | None, gated: GatedModel, inputs: Inputs) -> Any:  # noqa: ANN401
+def _run(model: nn.Module, mask: Tensor | None, gated: GatedModel, inputs: Inputs) -> Any:
     device = gated.gates.logits.device
     moved = inputs.map(lambda tensor: tensor.to(device).clone())
     modes = [(module, module.training) for module in model.modules()]
@@ -97,45 +98,48 @@ def _run(model: nn.Module, mask: Tensor | None, gated: GatedModel, inputs: Input
             module.training = training
 
 
-def first_difference(
-    gated: GatedModel, pruned: nn.Module, mask: Tensor, inputs: Inputs
-) -> str:
+def first_difference(gated: GatedModel, pruned: nn.Module, mask: Tensor, inputs: Inputs) -> str:
     """The first layer, in order of execution, whose kept channels differ."""
     stays = torch.cat([mask, torch.ones(1, dtype=torch.bool)])
-    seen: dict[str, Tensor] = {}
-    different: list[str] = []
     kept = _kept_channels(gated.channels, stays)
+    before = _layer_outputs(gated.model, lambda: _run(gated, mask, gated, inputs), kept)
+    after = _layer_outputs(pruned, lambda: _run(pruned, None, gated, inputs), kept)
+    modules = dict(pruned.named_modules())
+    for name, out in after.items():
+        if name not in before:
+            continue
+        axis = out.ndim - 1 if isinstance(modules[name], nn.Linear) else min(1, out.ndim - 1)
+        wanted = before[name].index_select(axis, kept[name].to(out.device))
+        if tensor_error(wanted, out) > TOLERANCE[torch.float64]:
+            return name
+    return "the output"
+
+
+def _layer_outputs(
+    model: nn.Module, run: Callable[[], Any], names: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The first output of each named layer, as far as the run gets."""
+    seen: dict[str, Tensor] = {}
 
     def remember(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, out: Any) -> None:  # noqa: ANN401
-            if isinstance(out, Tensor) and name not in seen:
-                seen[name] = out
+        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+            if isinstance(out, Tensor):
+                seen.setdefault(name, out)
 
         return hook
 
-    def compare(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, out: Any) -> None:  # noqa: ANN401
-            before = seen.get(name)
-            if before is None or not isinstance(out, Tensor):
-                return
-            axis = out.ndim - 1 if isinstance(_module, nn.Linear) else min(1, out.ndim - 1)
-            wanted = before.index_select(axis, kept[name].to(before.device))
-            if tensor_error(wanted, out) > TOLERANCE[torch.float64]:
-                different.append(name)
-
-        return hook
-
-    for model, make, part in ((gated.model, remember, gated), (pruned, compare, pruned)):
-        modules = dict(model.named_modules())
-        handles = [modules[n].register_forward_hook(make(n)) for n in kept if n in modules]
-        try:
-            _run(part, mask if part is gated else None, gated, inputs)
-        except (RuntimeError, ValueError, IndexError):
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-    return different[0] if different else "the output"
+    modules = dict(model.named_modules())
+    handles = [
+        modules[name].register_forward_hook(remember(name)) for name in names if name in modules
+    ]
+    try:
+        run()
+    except (RuntimeError, ValueError, IndexError):
+        return seen  # shapes no longer fit: what ran until then tells where
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
 
 
 def _kept_channels(channels: ChannelMap, stays: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """From a solution to the frozen `ChannelMap`, and the public entry `channel_map`."""
 
-import fnmatch
 import difflib
+import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,16 +24,19 @@ from swan_surgery.channels.mapping import (
     Solution,
     Trace,
     record,
-    settle,
     start_labels,
 )
 from swan_surgery.channels.recording import Contraction, Reason
+from swan_surgery.channels.settling import settle
 from swan_surgery.channels.stand_ins import Inputs, as_inputs, copy_of, shell_of
 from swan_surgery.errors import InputError, TraceError
 
 
 def channel_map(
-    model: nn.Module, example_inputs: Any, *, ignore: Iterable[str] = ()  # noqa: ANN401
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ignore: Iterable[str] = (),
 ) -> ChannelMap:
     """Map which channels of a model live and die together.
 
@@ -80,9 +83,7 @@ def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _map(
-    model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: bool
-) -> ChannelMap:
+def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: bool) -> ChannelMap:
     duplicate = shell_of if on_meta else copy_of
     if on_meta:
         inputs = inputs.map(lambda tensor: torch.empty_like(tensor, device="meta"))
@@ -91,13 +92,15 @@ def _map(
     notes: list[str] = []
     try:
         evaluated = record(stand_in, inputs, labelled, training=False)
-    except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
+    except Exception as err:
         raise TraceError(_run_message(model, inputs, err)) from err
     traces = [Trace(training=False, recording=evaluated)]
-    train_inputs = inputs
+    train_inputs, message = inputs, ""
     for candidate in (inputs, inputs.map(_doubled)):
         try:
-            trained = record(duplicate(model), candidate, labelled, training=True)
+            # A shell has no data that a run could change.
+            private = stand_in if on_meta else duplicate(model)
+            trained = record(private, candidate, labelled, training=True)
         except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
             message = f"{type(err).__name__}: {err}".splitlines()[0]
             continue

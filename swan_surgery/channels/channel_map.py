@@ -45,14 +45,14 @@ class Pin:
 
     def __str__(self) -> str:
         where = f" in module {self.module!r}" if self.module else ""
-        return f"{self.layer}: {len(self.channels)} channels pinned: {self.reason} ({self.op}{where})"
+        return (
+            f"{self.layer}: {len(self.channels)} channels pinned: {self.reason} ({self.op}{where})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class CostAxis:
-    """An axis that multiplies a layer's MACs: how many positions each unit holds, and how many
-    always stay.
-    """
+    """An axis that multiplies a layer's MACs: positions of each unit, and those that always stay."""
 
     units: tuple[int, ...]
     counts: tuple[int, ...]

@@ -49,7 +49,7 @@ def _meet(data: Tensor | None, weight: Tensor | None, call: Call, labels: Labels
 def _(call: Call, labels: Labels) -> None:
     source, weight = call.inputs[0], call.inputs[1]
     bias, out = call.arg("bias"), call.outputs[0]
-    groups, transposed = call.arg("groups", 1), bool(call.arg("transposed", False))
+    groups, transposed = call.arg("groups", 1), bool(call.arg("transposed", default=False))
     channel_axis = out.ndim - weight.ndim + 1
     for field in labels.fields(source):
         if axes_of(field) not in ((), (channel_axis,)):

@@ -20,7 +20,8 @@ def join_aligned(
     operands: list[tuple[Tensor, Fields]], ndim: int, call: Call, labels: Labels
 ) -> Fields:
     """Join the fields of operands that broadcast to rank `ndim`; returns the result's fields."""
-    scalars, wide = [], []
+    scalars: list[tuple[int, Tensor]] = []
+    wide: list[tuple[int, Tensor]] = []
     for operand, (_, fields) in enumerate(operands):
         for field in fields:
             aligned = align(field, ndim)

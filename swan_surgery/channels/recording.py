@@ -39,7 +39,7 @@ class Call:
         """The operation without overload, as in `aten.add`."""
         return str(self.op.overloadpacket)
 
-    def arg(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - any ATen argument
+    def arg(self, name: str, default: Any = None) -> Any:
         """An argument by its schema name, however it was passed."""
         if name in self.kwargs:
             return self.kwargs[name]
@@ -210,7 +210,9 @@ class Labels:
     def is_depthwise(self, call: Call) -> bool:
         """Whether a grouped convolution has one input channel per group at full width."""
         weight, groups = call.inputs[1], call.arg("groups", 1)
-        per_group = weight.shape[0] // groups if call.arg("transposed", False) else weight.shape[1]
+        per_group = (
+            weight.shape[0] // groups if call.arg("transposed", default=False) else weight.shape[1]
+        )
         depthwise = per_group == 1
         self.recording.ops[call.index].is_depthwise = depthwise
         return depthwise
@@ -223,7 +225,7 @@ class Labels:
 Rule = Callable[[Call, Labels], None]
 
 
-def iter_tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401 - models return anything
+def iter_tensors(value: Any) -> Iterator[Tensor]:
     """Every tensor inside nested tuples, lists, dicts and plain objects, in order."""
     if isinstance(value, Tensor):
         yield value

@@ -38,7 +38,9 @@ class Prediction:
         """The field in terms of units, before any of them is removed."""
         return compact(self.unit_of[field + 1])
 
-    def after(self, fields: Fields, shape: tuple[int, ...]) -> tuple[Fields, tuple[int, ...]] | None:
+    def after(
+        self, fields: Fields, shape: tuple[int, ...]
+    ) -> tuple[Fields, tuple[int, ...]] | None:
         """Fields and shape when the closed units are gone; None if what stays has holes."""
         sizes = list(shape)
         result = []
@@ -65,7 +67,14 @@ class RehearsalMode(LabelMode):
         self.prediction = prediction
         self.failures: list[int] = []
 
-    def dispatch(self, record: OpRecord, op: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+    def dispatch(
+        self,
+        record: OpRecord,
+        inputs: tuple[Tensor, ...],
+        op: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
         """Run, compare with the recording, and put things right for what follows."""
         index = len(self.labels.recording.ops) - 1
         if index >= len(self.expected) or self.expected[index].name != record.name:
@@ -82,7 +91,7 @@ class RehearsalMode(LabelMode):
         assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
         labels.conflict = False
         try:
-            out = super().dispatch(record, op, args, kwargs)
+            out = super().dispatch(record, inputs, op, args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError):
             return self._replace(index, op, args, predicted)
         leaves = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
@@ -110,8 +119,12 @@ class RehearsalMode(LabelMode):
         )
 
     def _replace(
-        self, index: int, op: Any, args: Any, predicted: list[tuple[Fields, tuple[int, ...]]]  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+        self,
+        index: int,
+        op: Any,
+        args: Any,
+        predicted: list[tuple[Fields, tuple[int, ...]]],
+    ) -> Any:
         """Note the failure and return what the recording predicts, so that the run can go on."""
         self.failures.append(index)
         expected = self.expected[index]

@@ -34,7 +34,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def find_rule(op: Any) -> Rule | None:  # noqa: ANN401 - an OpOverload
+def find_rule(op: Any) -> Rule | None:
     """The rule of an operation; in-place variants share the rule of the plain one."""
     name = str(op.overloadpacket)
     found = _RULES.get(name)

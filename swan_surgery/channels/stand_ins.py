@@ -19,16 +19,16 @@ class Inputs:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
-    def map(self, function: Any) -> "Inputs":  # noqa: ANN401 - Tensor -> Tensor
+    def map(self, function: Any) -> "Inputs":
         """Apply a function to every tensor inside."""
 
-        def on_tensor(leaf: Any) -> Any:  # noqa: ANN401
+        def on_tensor(leaf: Any) -> Any:
             return function(leaf) if isinstance(leaf, Tensor) else leaf
 
         return Inputs(tree_map(on_tensor, self.args), tree_map(on_tensor, dict(self.kwargs)))
 
 
-def as_inputs(example_inputs: Any) -> Inputs:  # noqa: ANN401 - Tensor, tuple, list or dict
+def as_inputs(example_inputs: Any) -> Inputs:
     """A tensor is one argument, a tuple or list the arguments, a dict the keyword arguments.
 
     Raises:

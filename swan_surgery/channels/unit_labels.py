@@ -30,7 +30,7 @@ class UnitLabels(Labels):
         if bool(((first > 0) & (second > 0) & (first != second)).any()):
             self.conflict = True
 
-    def pin_because(self, labels: Tensor, reason: Any) -> None:  # noqa: ANN401
+    def pin_because(self, labels: Tensor, reason: Any) -> None:
         """Pins were decided by the recording."""
 
     def tie_by(self, alternatives: list[list[tuple[Tensor, Tensor]]], call: Call) -> None:

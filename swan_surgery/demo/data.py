@@ -63,7 +63,9 @@ def shuffled_batches(
     images: Images, size: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in random order, every image moved by up to one pixel."""
-    for chosen in torch.randperm(len(images), generator=generator).split(size):
+    order = torch.randperm(len(images), generator=generator)
+    for first in range(0, len(images), size):
+        chosen = order[first : first + size]
         yield shift(images.x[chosen], generator), images.y[chosen]
 
 

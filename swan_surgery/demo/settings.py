@@ -24,9 +24,9 @@ class DemoSettings:
         num_train: training images to use.
     """
 
-    dense_epochs: int = 20
-    joint_epochs: int = 20
-    finetune_epochs: int = 10
+    dense_epochs: int = 16
+    joint_epochs: int = 16
+    finetune_epochs: int = 8
     macs: float = 0.25
     width: int = 32
     lr: float = 3e-3
@@ -43,7 +43,7 @@ class DemoSettings:
         Raises:
             InputError: fewer than 3 epochs, so that a stage would get none.
         """
-        if epochs < 3:  # noqa: PLR2004 - one per stage
+        if epochs < 3:
             raise InputError(f"the demo has 3 stages and needs at least 3 epochs; got {epochs}")
         long = max(1, 2 * epochs // 5)
         return cls(

@@ -3,6 +3,7 @@
 from swan_surgery.gates.bank import INITIAL_LOGIT, GateBank
 from swan_surgery.gates.gated_model import GatedModel, soft_gates
 from swan_surgery.gates.sites import FoldedGate, GateSite, fold_scale
+from swan_surgery.gates.starting import importance_ranks, widths
 
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "GateSite",
     "GatedModel",
     "fold_scale",
+    "importance_ranks",
     "soft_gates",
+    "widths",
 ]

@@ -24,6 +24,10 @@ class GateBank(nn.Module):
         min_width: open units that every layer keeps at least; the highest p stay.
     """
 
+    _threshold: Tensor
+    _index: Tensor
+    _rows: Tensor
+
     def __init__(
         self, num_units: int, widths: Sequence[Sequence[int]], sites: Sequence[Tensor]
     ) -> None:

@@ -42,7 +42,7 @@ class GatedModel(nn.Module):
         """Install the code generated from one mode's graph; it takes this model as `self`."""
         self._forwards[training] = function
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the base model
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the base model's forward, with gates."""
         return self._forwards[self.training](self, *args, **kwargs)
 

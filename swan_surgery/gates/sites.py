@@ -54,9 +54,7 @@ class FoldedGate(GateSite):
         return f"{super().extra_repr()}, {'folded' if self.is_folded else 'explicit'}"
 
 
-def fold_scale(
-    weight: Tensor, bias: Tensor | None, scale: Tensor, axis: int
-) -> dict[str, Tensor]:
+def fold_scale(weight: Tensor, bias: Tensor | None, scale: Tensor, axis: int) -> dict[str, Tensor]:
     """Scale a layer's output channels through its parameters.
 
     Args:

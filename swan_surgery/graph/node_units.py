@@ -51,9 +51,8 @@ def node_facts(
     mode = LabelMode(labels)
     placeholders = [node.target for node in graph.nodes if node.op == "placeholder"]
     args = list(inputs.args)
-    for name in placeholders[len(args) :]:
-        if name in inputs.kwargs:
-            args.append(inputs.kwargs[name])
+    rest = placeholders[len(args) :]
+    args += [inputs.kwargs[name] for name in rest if name in inputs.kwargs]
     run_labelled(mode, module, interpreter.run, tuple(args), {})
     return interpreter.facts
 
@@ -73,7 +72,7 @@ class _FactInterpreter(fx.Interpreter):
         self.labels = labels
         self.facts: dict[fx.Node, NodeFacts] = {}
 
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - the node's value
+    def run_node(self, n: fx.Node) -> Any:
         """Run one node and note its facts."""
         before = len(self.labels.recording.contractions)
         facts = NodeFacts()

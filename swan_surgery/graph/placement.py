@@ -102,10 +102,10 @@ class _Walk:
 
     def _find(self, node: fx.Node) -> frozenset[fx.Node]:
         facts = self._facts[node]
-        if not facts.units and facts.shape is not None:
-            return frozenset()
-        own = frozenset([node]) if facts.shape is not None else frozenset()
-        if facts.contracts or facts.is_stale or node.op in ("placeholder", "get_attr"):
+        own = frozenset([node]) if facts.units else frozenset()
+        is_tensor = facts.shape is not None
+        starts = facts.contracts or facts.is_stale or node.op in ("placeholder", "get_attr")
+        if starts or (is_tensor and not facts.units):
             return own
         carriers = [
             source

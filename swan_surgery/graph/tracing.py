@@ -38,7 +38,7 @@ def trace(model: nn.Module, *, training: bool) -> fx.Graph:
     model.train(training)
     try:
         graph = LayerTracer().trace(model)
-    except Exception as err:  # noqa: BLE001 - the model's own code may raise anything on proxies
+    except Exception as err:
         first = str(err).splitlines()[0] if str(err) else ""
         mode = "train" if training else "eval"
         raise TraceError(

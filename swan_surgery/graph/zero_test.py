@@ -38,7 +38,7 @@ class ZeroTest:
     def _key(
         self, node: fx.Node, module: nn.Module | None, zeroed: list[fx.Node]
     ) -> tuple[Any, ...]:
-        def show(leaf: Any) -> Any:  # noqa: ANN401
+        def show(leaf: Any) -> Any:
             if not isinstance(leaf, fx.Node):
                 return leaf
             facts = self._facts[leaf]
@@ -51,8 +51,8 @@ class ZeroTest:
         return node.op, what, repr(arguments)
 
     def _run(self, node: fx.Node, module: nn.Module | None, zeroed: list[fx.Node]) -> bool:
-        def make(leaf: Any) -> Any:  # noqa: ANN401
-            return self._value(leaf, leaf in zeroed) if isinstance(leaf, fx.Node) else leaf
+        def make(leaf: Any) -> Any:
+            return self._value(leaf, zero=leaf in zeroed) if isinstance(leaf, fx.Node) else leaf
 
         args = map_aggregate(node.args, make)
         kwargs = map_aggregate(node.kwargs, make)
@@ -63,7 +63,7 @@ class ZeroTest:
                     self._shake(private)
                     result = private(*args, **kwargs)
                 elif node.op == "call_method":
-                    result = getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type,index]
+                    result = getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
                 else:
                     result = node.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ModelError):
@@ -73,7 +73,7 @@ class ZeroTest:
             isinstance(item, Tensor) and not bool(torch.count_nonzero(item)) for item in results
         )
 
-    def _value(self, node: fx.Node, zero: bool) -> Any:  # noqa: ANN401, FBT001
+    def _value(self, node: fx.Node, *, zero: bool) -> Any:
         facts = self._facts[node]
         if facts.shape is None or facts.dtype is None:
             return self._real(facts.value)
@@ -83,7 +83,7 @@ class ZeroTest:
             return torch.ones(facts.shape, dtype=facts.dtype)
         return torch.rand(facts.shape, generator=self._generator).add(0.5).to(facts.dtype)
 
-    def _real(self, value: Any) -> Any:  # noqa: ANN401
+    def _real(self, value: Any) -> Any:
         """Tuples of tensors came from the shell and have no data."""
         if isinstance(value, (tuple, list)):
             return type(value)(self._real(item) for item in value)

@@ -60,7 +60,7 @@ class _Positional(nn.Module):
         self._num_args = len(inputs.args)
         self._names = list(inputs.kwargs)
 
-    def forward(self, *values: Any) -> Any:  # noqa: ANN401
+    def forward(self, *values: Any) -> Any:
         named = dict(zip(self._names, values[self._num_args :], strict=True))
         return self.model(*values[: self._num_args], **named)
 
@@ -131,10 +131,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's mode
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
-        types: Any,  # noqa: ANN401 - torch's signature
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -215,18 +215,22 @@ def device_of(model: nn.Module) -> torch.device:
 
 def environment(device: torch.device) -> Environment:
     """Device, threads and versions in use."""
-    try:
-        own = version("swan-surgery")
-    except PackageNotFoundError:
-        own = "not installed"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return Environment(
         device=name,
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,
-        swan_surgery=own,
+        swan_surgery=own_version(),
     )
+
+
+def own_version() -> str:
+    """The installed version of this library."""
+    try:
+        return version("swan-surgery")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:

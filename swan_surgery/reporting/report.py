@@ -127,7 +127,7 @@ def _layer(data: dict[str, Any] | None) -> LayerFigures | None:
 def report(
     before: nn.Module,
     after: nn.Module,
-    example_inputs: Any,  # noqa: ANN401 - tensor, tuple or dict
+    example_inputs: Any,
     *,
     evaluate: Callable[[nn.Module], float] | None = None,
 ) -> Report:

@@ -1,0 +1,186 @@
+"""Solves the recordings, rehearses the result, and pins what does not follow, until all does."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.channels.fields import Fields
+from swan_surgery.channels.mapping import Flags, LabelledTensors, Solution, Trace, solve
+from swan_surgery.channels.recording import Reason
+from swan_surgery.channels.rehearsal import Diverged, Prediction, RehearsalMode
+from swan_surgery.channels.stand_ins import Inputs
+from swan_surgery.channels.tracing import label_tensors, named_tensors, run_labelled
+from swan_surgery.slicing import cut_
+
+
+_MAX_ROUNDS = 100
+_NARROW = 64
+
+
+def rehearse(
+    solution: Solution,
+    trace: Trace,
+    make_shell: Callable[[], nn.Module],
+    inputs: Inputs,
+    turn: int,
+    least: int,
+) -> list[int]:
+    """Close some units, cut a shell, run it; returns the operations that did not follow."""
+    component = torch.from_numpy(solution.component)
+    stays = closing_pattern(solution, turn, least)
+    unit_of = torch.cat([torch.tensor([-1]), component])
+    unit_of[1] = 0
+    # Units are components + 1, so that 0 and -1 keep their meaning.
+    unit_of[2:] += 1
+    stays_lut = torch.cat([torch.ones(2, dtype=torch.bool), torch.from_numpy(stays)])
+    prediction = Prediction(unit_of, stays_lut)
+    shell = make_shell()
+    cuts: dict[str, dict[int, Tensor]] = {}
+    fields: dict[str, Fields] = {}
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(shell)}
+    for name, own in solution.labelled.fields.items():
+        after = prediction.after(own, shapes[name])
+        assert after is not None  # noqa: S101 - starting fields lie along one axis each
+        fields[name] = after[0]
+    for (name, axis, size), start in zip(
+        solution.labelled.axes, solution.labelled.starts, strict=True
+    ):
+        keep = stays[solution.component[start : start + size]]
+        if not keep.all():
+            cuts.setdefault(name, {})[axis] = torch.from_numpy(np.flatnonzero(keep))
+    cut_(shell, cuts)
+    shell.train(trace.training)
+    mode = RehearsalMode(trace.recording.ops, prediction)
+    label_tensors(mode.labels, shell, fields)
+    try:
+        run_labelled(mode, shell, shell, inputs.args, inputs.kwargs)
+    except Diverged as diverged:
+        return [*mode.failures, diverged.index]
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError):
+        # The model's own Python code, or a check in front of an operation, refused the new width.
+        following = min(len(mode.labels.recording.ops), len(trace.recording.ops) - 1)
+        return [*mode.failures, following]
+    return mode.failures
+
+
+def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
+    """Which components stay in a rehearsal; every axis keeps `least` positions (if it has them).
+
+    Even turns close mostly low positions, odd turns mostly high ones, so that a slice that ends in
+    the wrong place shows. Every second kind of component (those that lie on the same axes; the other
+    half in the next turn) loses at least one.
+    """
+    rng = np.random.default_rng(turn)
+    prunable = solution.prunable
+    axes = [
+        solution.component[start : start + size]
+        for (_, _, size), start in zip(
+            solution.labelled.axes, solution.labelled.starts, strict=True
+        )
+    ]
+    axes = [own for own in axes if prunable[own].any()]
+    position = np.full(len(prunable), -1.0)
+    kind = np.zeros(len(prunable), np.uint64)
+    marks = np.random.default_rng(0).integers(1, 2**62, len(axes), dtype=np.uint64)
+    for own, mark in zip(axes, marks, strict=True):
+        fresh = position[own] < 0
+        position[own[fresh][::-1]] = (np.arange(len(own)) / len(own))[fresh][::-1]
+        np.add.at(kind, own, mark)
+    chance = 0.8 * (1 - position if turn % 2 == 0 else position)
+    stays = ~(prunable & (rng.random(len(prunable)) < chance))
+    forced = np.zeros(len(prunable), bool)
+    candidates = np.flatnonzero(prunable)
+    _, kinds = np.unique(kind[candidates], return_inverse=True)
+    for which in range(turn % 2, int(kinds.max(initial=-1)) + 1, 2):
+        members = candidates[kinds == which]
+        pick = members[0 if turn % 4 < 2 else -1]
+        stays[pick], forced[pick] = False, True
+    for own in axes:
+        while stays[own].sum() < min(least, len(own)):
+            gone = own[~stays[own]]
+            free = gone[~forced[gone]]
+            stays[(free if len(free) else gone)[-1 if turn % 2 == 0 else 0]] = True
+    return stays
+
+
+def settle(
+    traces: list[Trace],
+    labelled: LabelledTensors,
+    pins: list[tuple[Tensor, Reason]],
+    make_shell: Callable[[], nn.Module],
+    inputs: Callable[[bool], Inputs],
+) -> Solution:
+    """Solve and rehearse until every operation follows; what does not follow is pinned."""
+    solution = solve(traces, labelled, pins)
+    for _ in range(_MAX_ROUNDS):
+        failed = False
+        for turn, least in _turns(solution):
+            for trace in traces:
+                place = turn + trace.training
+                for index in rehearse(
+                    solution, trace, make_shell, inputs(trace.training), place, least
+                ):
+                    failed = True
+                    _answer(trace, index, solution, pins, least)
+            if failed:
+                break
+        if not failed:
+            return solution
+        solution = solve(traces, labelled, pins)
+    everything = torch.arange(1, labelled.num_labels + 1)
+    why = Reason("the forward code repeats widths in ways that cannot be followed", "forward", "")
+    return solve(traces, labelled, [*pins, (everything, why)])
+
+
+def _turns(solution: Solution) -> list[tuple[int, int]]:
+    """The rehearsals: which closing pattern, and how many positions every axis keeps.
+
+    In narrow models a wrong guess may fit by chance, so they rehearse more often. Axes of two
+    channels come last and apart: at width 1 even torch takes other paths.
+    """
+    sizes = [
+        size
+        for (_, _, size), start in zip(
+            solution.labelled.axes, solution.labelled.starts, strict=True
+        )
+        if solution.prunable[solution.component[start : start + size]].any()
+    ]
+    turns = [(turn, 2) for turn in range(4 if max(sizes, default=0) <= _NARROW else 1)]
+    return turns + [(turn, 1) for turn in range(2) if 2 in sizes]
+
+
+def _answer(
+    trace: Trace,
+    index: int,
+    solution: Solution,
+    pins: list[tuple[Tensor, Reason]],
+    least: int,
+) -> None:
+    """An operation did not follow: try its next way of tying, else pin what enters it."""
+    op = trace.recording.ops[index]
+    if trace.choices.get(index, 0) + 1 < len(op.ties):
+        trace.choices[index] = trace.choices.get(index, 0) + 1
+        return
+    reason = Reason("the forward code repeats this width, or depends on it", op.name, op.module)
+    if op.beside_fill:
+        beside = torch.cat(op.beside_fill)
+        if solution.prunable[solution.component[beside.numpy()]].any():
+            pins.append((beside, Reason("meets padding of a fixed width", op.name, op.module)))
+            return
+    fields_here = [f for fields in (*op.inputs, *op.outputs) for f in fields]
+    touched = [f[f > 0].reshape(-1) for f in fields_here]
+    if least == 1:
+        pairs = [f for f in touched if f.numel() == 2]
+        touched = pairs or touched
+    labels = torch.cat(touched) if touched else torch.zeros(0, dtype=torch.int64)
+    if labels.numel() and solution.prunable[solution.component[labels.numpy()]].any():
+        pins.append((labels, reason))
+        return
+    earlier = [r for r in trace.recording.ops[: index + 1] if r.module == op.module]
+    wide = [f[f > 0].reshape(-1) for r in earlier for fields in r.inputs for f in fields]
+    labels = torch.cat(wide) if wide else torch.zeros(0, dtype=torch.int64)
+    if not (labels.numel() and solution.prunable[solution.component[labels.numpy()]].any()):
+        labels = torch.arange(1, solution.labelled.num_labels + 1)
+    pins.append((labels, reason))

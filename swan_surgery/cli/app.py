@@ -1,0 +1,144 @@
+"""The commands. Everything they print is made elsewhere; errors are `OneLineErrors`'."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from swan_surgery.cli.demo_output import Teller, closing, file_list, result_table, verdict
+from swan_surgery.cli.errors import OneLineErrors
+from swan_surgery.cli.inspect_tables import tables
+from swan_surgery.cli.inspection import inspect_model
+from swan_surgery.cli.models import build_model, parse_inputs
+from swan_surgery.demo import DemoSettings, run_study
+from swan_surgery.reporting.measurement import own_version
+
+
+_JSON_VERSION = 1
+# Columns of a table that goes to a file or a pipe, where no terminal says how wide it is.
+_FILE_WIDTH = 140
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Gate, train and cut the channels of an existing network.",
+)
+
+
+def main() -> None:
+    """Entry point of the `swan-surgery` command."""
+    app()
+
+
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer's callback
+    if value:
+        typer.echo(f"swan-surgery {own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[  # noqa: FBT002 - handled by its callback
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Annotated[  # noqa: FBT002 - taken off by OneLineErrors
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("inspect")
+def inspect_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A torchvision name (resnet50, torchvision:fcn_resnet50) or package.module:factory."
+        ),
+    ],
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", help="Input shape, like 1,3,224,224; once per input. Guessed by default."
+        ),
+    ] = None,
+    everything: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool, typer.Option("--all", help="Show every layer, not only the first 40.")
+    ] = False,
+    as_json: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool, typer.Option("--json", help="Print JSON instead of tables.")
+    ] = False,
+) -> None:
+    """Show which channels can be cut, which belong together, which must stay and why, and the cost.
+
+    Weights are random; nothing is downloaded.
+    """
+    with _waiting(f"mapping {model}"):
+        network = build_model(model)
+        inspection = inspect_model(model, network, parse_inputs(shapes or [], network))
+    if as_json:
+        typer.echo(json.dumps({"version": _JSON_VERSION, **asdict(inspection)}, indent=2))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
+    for table in tables(inspection, everything=everything):
+        console.print(table)
+
+
+@contextmanager
+def _waiting(text: str) -> Iterator[None]:
+    """A spinner on stderr, so that stdout holds the result alone."""
+    with Console(stderr=True).status(text), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@app.command()
+def demo(
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many seeds; more than one shows the spread.")
+    ] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs in all: 2/5 dense, 2/5 with gates, 1/5 fine-tuning.")
+    ] = None,
+    macs: Annotated[float, typer.Option(help="Share of the multiply-adds to keep.")] = 0.25,
+) -> None:
+    """Train a digits network, close three quarters of its work, and compare. About a minute a seed."""
+    settings = (
+        DemoSettings(macs=macs) if epochs is None else DemoSettings.of_length(epochs, macs=macs)
+    )
+    console = Console()
+    console.print(
+        "This demo takes a network that reads handwritten digits, puts a switch on every channel, "
+        "trains switches and weights together, removes what was switched off, and compares.",
+        highlight=False,
+    )
+    # The images are tiny: a second thread costs more than it gives.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        study, report = run_study(range(seeds), settings, out, Teller(console))
+    finally:
+        torch.set_num_threads(threads)
+    for part in (
+        closing(report),
+        "",
+        result_table(study),
+        verdict(study),
+        "",
+        file_list(out, study),
+    ):
+        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))

@@ -1,0 +1,95 @@
+"""The demo in plain language: what happens now, what came out, where the files are."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from swan_surgery.demo import METHODS, Study
+from swan_surgery.reporting import Report
+
+
+class Teller:
+    """Prints sentences and progress bars."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, text: str) -> None:
+        """One sentence."""
+        self._console.print(text, highlight=False)
+
+    @contextmanager
+    def epochs(self, text: str, total: int) -> Iterator[Callable[[], None]]:
+        """A progress bar over epochs; it stays when done."""
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("epochs"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task(text, total=total)
+            yield lambda: progress.advance(task)
+
+
+def result_table(study: Study) -> Table:
+    """Test accuracy and MACs per method: mean, and the spread where there is more than one seed."""
+    many = len(study.results) > 1
+    title = "test accuracy" + (f", mean +- standard deviation of {len(study.results)} seeds" * many)
+    table = Table(title=title, title_justify="left")
+    table.add_column("network")
+    for name in ("accuracy on test images", "MACs per image", "of the dense network's"):
+        table.add_column(name, justify="right", no_wrap=True)
+    dense = study.mean_macs("dense")
+    for method, text in METHODS.items():
+        spread = f" +- {study.spread_test(method):.2f}" if many else ""
+        macs = study.mean_macs(method)
+        table.add_row(
+            text,
+            f"{study.mean_test(method):.2f} %{spread}",
+            f"{macs / 1e6:.3f} MMACs",
+            f"{100 * macs / dense:.1f} %",
+        )
+    return table
+
+
+def verdict(study: Study) -> str:
+    """The two comparisons that matter, in words."""
+    swan, dense, one_shot = (study.mean_test(m) for m in ("swan", "dense", "one_shot"))
+    share = 100 * study.mean_macs("swan") / study.mean_macs("dense")
+    return (
+        f"The smaller network does {share:.1f} % of the multiply-adds and is {_than(swan, dense)} "
+        f"than the dense one trained as long. After fine-tuning it is {_than(swan, one_shot)} than "
+        f"a one-shot cut by magnitude; right after the cut the difference is "
+        f"{study.mean_test('swan_cut') - study.mean_test('one_shot_cut'):+.1f} points."
+    )
+
+
+def _than(ours: float, other: float) -> str:
+    difference = ours - other
+    word = "better" if difference > 0 else "worse"
+    return f"{abs(difference):.2f} points {word}" if difference else "no better and no worse"
+
+
+def file_list(folder: Path, study: Study) -> str:
+    """Where everything lies."""
+    own = folder / f"seed-{study.results[0].seed}"
+    return "\n".join(
+        [
+            "Files:",
+            f"  {own / 'report.md'}           before and after, layer by layer (report.json: as data)",
+            f"  {own / 'pruned.safetensors'}  weights of the smaller network (dense.safetensors: of the large one)",
+            f"  {own / 'plan.json'}           which channels stayed",
+            f"  {folder / 'results.json'}     settings, versions and the numbers above",
+        ]
+    )
+
+
+def closing(report: Report) -> str:
+    """The before/after table of the first seed."""
+    return report.summary()

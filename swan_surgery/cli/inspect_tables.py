@@ -1,0 +1,72 @@
+"""`Inspection` as rich tables."""
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+
+from swan_surgery.cli.inspection import Inspection, LayerRow
+from swan_surgery.reporting import format_macs
+from swan_surgery.reporting.rendering import scaled
+
+
+_FEW = 40
+
+
+def tables(inspection: Inspection, *, everything: bool) -> Iterator[RenderableType]:
+    """The layers (the first 40 unless `everything`), then the totals."""
+    shown = inspection.layers if everything else inspection.layers[:_FEW]
+    yield _layers(inspection, shown)
+    hidden = len(inspection.layers) - len(shown)
+    if hidden:
+        yield f"... and {hidden} more layers; --all shows them"
+    yield _totals(inspection)
+
+
+def _layers(inspection: Inspection, rows: tuple[LayerRow, ...]) -> Table:
+    shapes = ", ".join("x".join(map(str, shape)) for shape in inspection.input_shapes)
+    title = f"{inspection.model} at {shapes}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", no_wrap=True)
+    for name in ("kind", "in -> out", "MACs", "params", "units"):
+        table.add_column(name, justify="left" if name == "kind" else "right", no_wrap=True)
+    table.add_column("shares units with; what stays, and why", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row.name,
+            row.kind,
+            f"{row.in_channels} -> {row.out_channels}",
+            f"{scaled(row.macs)}MACs",
+            scaled(row.params).strip(),
+            str(row.units) if row.units else "pinned",
+            _remarks(row),
+        )
+    return table
+
+
+def _remarks(row: LayerRow) -> str:
+    parts = []
+    if row.shares_with:
+        more = len(row.shares_with) - 1
+        parts.append(row.shares_with[0] + (f" + {more} more" if more else ""))
+    return "; ".join([*parts, *row.pinned])
+
+
+def _totals(inspection: Inspection) -> Table:
+    table = Table(show_header=False, title="totals", title_justify="left")
+    share = 100 * inspection.gated_channels / max(1, inspection.channels)
+    layers = sum(row.units > 0 for row in inspection.layers)
+    table.add_row("cost of one pass", format_macs(inspection.macs))
+    table.add_row("parameters", f"{scaled(inspection.params)}".strip())
+    table.add_row("units (switches)", f"{inspection.units:,}")
+    table.add_row(
+        "channels with a switch",
+        f"{inspection.gated_channels:,} of {inspection.channels:,} ({share:.1f} %), "
+        f"in {layers} of {len(inspection.layers)} layers",
+    )
+    unknown = "; ".join(inspection.unknown_ops) or "none"
+    table.add_row("operations without a channel rule", unknown)
+    for note in inspection.notes:
+        table.add_row("note", note)
+    return table

@@ -1,0 +1,56 @@
+"""What a gate bank starts from: the widths it must keep, and an order of importance."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.channels import PINNED, ChannelMap
+
+
+def importance_ranks(model: nn.Module, channels: ChannelMap) -> Tensor:
+    """Rank of every unit within its group by the squared weights of its slots, in [0, 1].
+
+    Each tensor axis is divided by its mean first, so that every layer of a group has one vote.
+    A unit alone in its group ranks 0.5.
+    """
+    parameters = dict(model.named_parameters())
+    score = torch.zeros(channels.num_units, dtype=torch.float64)
+    for entry in channels.tensors:
+        parameter = parameters.get(entry.tensor)
+        if parameter is None or parameter.is_meta or not parameter.is_floating_point():
+            continue
+        others = [axis for axis in range(parameter.ndim) if axis != entry.axis]
+        squares = parameter.detach().square()
+        own = (squares.sum(others) if others else squares).double().cpu()
+        own = torch.nan_to_num(own / own.mean().clamp(min=torch.finfo(torch.float64).tiny))
+        units = torch.tensor(entry.units)
+        score.index_add_(0, units[units >= 0], own[units >= 0])
+    ranks = torch.full((channels.num_units,), 0.5)
+    for group in channels.unit_groups:
+        if len(group) > 1:
+            members = torch.tensor(group)
+            order = score[members].argsort(stable=True)
+            ranks[members[order]] = torch.arange(len(group)) / (len(group) - 1)
+    return ranks
+
+
+def widths(channels: ChannelMap) -> list[Sequence[int]]:
+    """The distinct sets of units whose width must not reach zero: layers without a pinned channel.
+
+    An input axis that holds a whole output axis needs no entry of its own.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for layer in channels.layers:
+        units = tuple(dict.fromkeys(layer.out_units))
+        if units and PINNED not in units:
+            found[units] = None
+    outputs = [set(units) for units in found]
+    for layer in channels.layers:
+        units = tuple(dict.fromkeys(layer.in_units))
+        if not units or PINNED in units or units in found:
+            continue
+        own = set(units)
+        if not any(own >= output for output in outputs if units[0] in output):
+            found[units] = None
+    return list(found)

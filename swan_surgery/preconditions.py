@@ -1,0 +1,78 @@
+"""Checks at the edge: is this a model that can be gated, is it gated, what does it take as input?"""
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.channels import Inputs
+from swan_surgery.errors import InputError, ModelError
+from swan_surgery.gates import GatedModel
+
+
+_IMAGE_SIZES = (224, 299)
+
+
+def check_gated(gated: object) -> None:
+    """Refuse anything but a gated model.
+
+    Raises:
+        ModelError: says what was seen and what to do.
+    """
+    if not isinstance(gated, GatedModel):
+        raise ModelError(
+            f"expected a gated model, got {type(gated).__name__}; call swan.swanify(model) first"
+        )
+
+
+def check_model(model: object) -> None:
+    """Refuse what cannot be gated.
+
+    Raises:
+        ModelError: says what was seen and what to do.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, GatedModel):
+        raise ModelError("the model is gated already; train it, or swan.unswanify(model) first")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the model is a TorchScript module; pass the nn.Module it was made from")
+    for name, module in model.named_modules():
+        origin = type(module).__module__
+        if isinstance(module, GatedModel):
+            raise ModelError(f"module {name!r} is gated already; swan.unswanify it first")
+        if ".quantized" in origin or ".qat" in origin:
+            raise ModelError(
+                f"module {name!r} is quantized ({type(module).__name__}); prune first, then quantize"
+            )
+    quantized = [name for name, t in model.state_dict().items() if _is_quantized(t)]
+    if quantized:
+        raise ModelError(f"{quantized[0]!r} is a quantized tensor; prune first, then quantize")
+
+
+def _is_quantized(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_quantized
+
+
+def infer_inputs(model: nn.Module) -> list[Inputs]:
+    """Example inputs guessed from the first layer, best guess first.
+
+    Raises:
+        InputError: the first layer is neither a 2-d convolution nor linear; says what to pass.
+    """
+    reference = next(iter(model.parameters()), None)
+    dtype = reference.dtype if reference is not None else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    shapes: list[tuple[int, ...]]
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            shapes = [(1, module.in_channels, size, size) for size in _IMAGE_SIZES]
+        elif isinstance(module, nn.Linear):
+            shapes = [(1, module.in_features)]
+        elif isinstance(module, (nn.Embedding, nn.Conv1d, nn.Conv3d, nn.RNNBase)):
+            break
+        else:
+            continue
+        return [Inputs((torch.randn(s, generator=generator).to(dtype),), {}) for s in shapes]
+    raise InputError(
+        f"example inputs cannot be inferred for {type(model).__name__}: its first layer is not a "
+        f"2-d convolution or linear; pass example_inputs=(tensor, ...)"
+    )
