@@ -95,7 +95,7 @@ def zoo_cells(rows: Mapping[str, Any]) -> Cells:
     """Header and rows."""
     header = ["model", "layers", "units", "gated %", "pinned %", "map s", "swanify s", "prune s"]
     header += ["open error", "cut error", "cost exact", "Torch-Pruning", "its graph s"]
-    return header, [zoo_row(name, row) for name, row in rows.items()]
+    return header, [zoo_row(name, rows[name]) for name in sorted(rows)]
 
 
 def zoo_totals(rows: Mapping[str, Any]) -> str:

@@ -249,8 +249,8 @@ def work_peer(name: str) -> dict[str, Any]:
 
 
 def note_removed(
-    group: Any,  # noqa: ANN401 - Torch-Pruning has no types
-    graph: Any,  # noqa: ANN401
+    group: Any,
+    graph: Any,
     names: Mapping[nn.Module, str],
     alive: dict[str, list[int]],
     removed: dict[str, list[int]],
@@ -279,7 +279,7 @@ def zero_channels_(model: nn.Module, removed: Mapping[str, list[int]]) -> None:
             module.bias[channels] = 0
 
 
-def tensors_of(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
+def tensors_of(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     else:
@@ -340,14 +340,25 @@ def load(path: Path | None) -> dict[str, Any]:
     return found
 
 
-def selected(options: argparse.Namespace, rows: Mapping[str, Any]) -> list[str]:
-    names = [SMOKE] if options.smoke and not options.models else model_names()
-    if options.models:
-        names = [n for n in names if any(fnmatch.fnmatch(n, p) for p in options.models)]
+def wanted(options: argparse.Namespace) -> list[str]:
+    if not options.models:
+        return [SMOKE] if options.smoke else model_names()
+    return [n for n in model_names() if any(fnmatch.fnmatch(n, p) for p in options.models)]
+
+
+def selected(options: argparse.Namespace, rows: Mapping[str, Any], names: list[str]) -> list[str]:
+    """Those not measured yet; with `--stale` also those measured with other sources."""
     if options.again:
         return names
     source = source_hash()
     return [n for n in names if n not in rows or (options.stale and rows[n]["source"] != source)]
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    row: dict[str, Any] = {"commit": commit(), "source": source_hash()}
+    row["swan"] = spawn("swan", name, options)
+    row["torch_pruning"] = spawn("peer", name, options)
+    return row
 
 
 def parse() -> argparse.Namespace:
@@ -384,17 +395,17 @@ def main() -> None:
     if options.markdown:
         print(zoo_markdown([result]))
         return
-    names = selected(options, result["rows"])
+    names = selected(options, result["rows"], wanted(options))
     with progress_bar(terminal) as bar:
         task = bar.add_task("models", total=len(names))
         for name in names:
             bar.update(task, description=name)
-            stamp = {"commit": commit(), "source": source_hash()}
-            row = stamp | {"swan": spawn("swan", name, options)}
-            row["torch_pruning"] = spawn("peer", name, options)
-            result["rows"][name] = row
-            write(path, result)
-            bar.console.print(" | ".join(cell for cell in zoo_row(name, row) if cell))
+            if name in selected(options, load(path)["rows"], [name]):
+                row = measure(name, options)
+                result = load(path)  # another run may have added rows meanwhile
+                result["rows"][name] = row
+                write(path, result)
+                bar.console.print(" | ".join(cell for cell in zoo_row(name, row) if cell))
             bar.advance(task)
     show({n: r for n, r in result["rows"].items() if not names or n in names}, terminal)
     report(path, terminal)

@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from swan_surgery.channels import copy_of
 from swan_surgery.errors import InputError
@@ -50,9 +51,34 @@ def prune(
         mask = mask_for_budget(gated, macs, round_to)
     plan = make_plan(gated.channels, mask)
     pruned = apply_plan(gated.model, plan)
+    _follow_widths_(pruned, gated)
     if verify:
         verify_pruned(gated, pruned, plan)
     return pruned
+
+
+def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:
+    """Norms without any tensor repeat their width as a number that warns when it is not met."""
+    bare = [m for m in pruned.modules() if isinstance(m, _InstanceNorm) and not m.affine]
+    if not bare:
+        return
+
+    def follow(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, _InstanceNorm)  # noqa: S101 - selected above
+        module.num_features = args[0].shape[1 if args[0].ndim > 2 else 0]
+
+    handles = [module.register_forward_pre_hook(follow) for module in bare]
+    modes = [(module, module.training) for module in pruned.modules()]
+    device = gated.gates.logits.device
+    inputs = gated.example_inputs.map(lambda tensor: tensor.to(device))
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            pruned.eval()(*inputs.args, **inputs.kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
 
 
 def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:

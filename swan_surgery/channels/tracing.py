@@ -1,5 +1,6 @@
 """Runs a model once under a dispatch mode that lets the labels ride along."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -141,7 +142,8 @@ def run_labelled(
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.random.fork_rng(enabled=True), torch.no_grad(), mode:
+        with warnings.catch_warnings(), torch.random.fork_rng(), torch.no_grad(), mode:
+            warnings.simplefilter("ignore")  # the model's own warnings are for its own runs
             return function(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

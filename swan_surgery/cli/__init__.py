@@ -1,6 +1,6 @@
 """The command line: `swan-surgery inspect` and `swan-surgery demo`."""
 
-from swan_surgery.cli.app import app, main
+from swan_surgery.cli.commands import app, main
 
 
 __all__ = ["app", "main"]

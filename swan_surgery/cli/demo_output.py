@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -27,9 +28,8 @@ class Teller:
         """A progress bar over epochs; it stays when done."""
         columns = (
             TextColumn("  {task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TextColumn("epochs"),
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self._console) as progress:
@@ -38,12 +38,12 @@ class Teller:
 
 
 def result_table(study: Study) -> Table:
-    """Test accuracy and MACs per method: mean, and the spread where there is more than one seed."""
+    """Accuracy and MACs per method: mean, and the spread where there is more than one seed."""
     many = len(study.results) > 1
-    title = "test accuracy" + (f", mean +- standard deviation of {len(study.results)} seeds" * many)
-    table = Table(title=title, title_justify="left")
-    table.add_column("network")
-    for name in ("accuracy on test images", "MACs per image", "of the dense network's"):
+    spread = f", mean +- standard deviation of {len(study.results)} seeds" if many else ""
+    table = Table(title=f"on the test images{spread}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("network", no_wrap=True)
+    for name in ("accuracy", "MACs per image", "MACs left"):
         table.add_column(name, justify="right", no_wrap=True)
     dense = study.mean_macs("dense")
     for method, text in METHODS.items():
@@ -64,9 +64,9 @@ def verdict(study: Study) -> str:
     share = 100 * study.mean_macs("swan") / study.mean_macs("dense")
     return (
         f"The smaller network does {share:.1f} % of the multiply-adds and is {_than(swan, dense)} "
-        f"than the dense one trained as long. After fine-tuning it is {_than(swan, one_shot)} than "
-        f"a one-shot cut by magnitude; right after the cut the difference is "
-        f"{study.mean_test('swan_cut') - study.mean_test('one_shot_cut'):+.1f} points."
+        f"than the dense one trained as long. The baseline, cutting by weight magnitude at once and "
+        f"fine-tuning for the same epochs: ours is {_than(swan, one_shot)} at the end, and "
+        f"{_than(study.mean_test('swan_cut'), study.mean_test('one_shot_cut'))} right after the cut."
     )
 
 
@@ -79,15 +79,14 @@ def _than(ours: float, other: float) -> str:
 def file_list(folder: Path, study: Study) -> str:
     """Where everything lies."""
     own = folder / f"seed-{study.results[0].seed}"
-    return "\n".join(
-        [
-            "Files:",
-            f"  {own / 'report.md'}           before and after, layer by layer (report.json: as data)",
-            f"  {own / 'pruned.safetensors'}  weights of the smaller network (dense.safetensors: of the large one)",
-            f"  {own / 'plan.json'}           which channels stayed",
-            f"  {folder / 'results.json'}     settings, versions and the numbers above",
-        ]
-    )
+    lines = {
+        own / "report.md": "before and after, layer by layer (report.json: as data)",
+        own / "pruned.safetensors": "weights of the smaller network (dense.safetensors: the large)",
+        own / "plan.json": "which channels stayed",
+        folder / "results.json": "settings, versions and the numbers above",
+    }
+    width = max(len(str(path)) for path in lines)
+    return "\n".join(["Files:", *(f"  {path!s:{width}}  {text}" for path, text in lines.items())])
 
 
 def closing(report: Report) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from swan_surgery.channels import PINNED, ChannelMap, Inputs, channel_map
-from swan_surgery.conversion import infer_inputs
 from swan_surgery.cost import count_params
 from swan_surgery.errors import InputError, TraceError
+from swan_surgery.preconditions import infer_inputs
 from swan_surgery.reporting import to_flops
 
 

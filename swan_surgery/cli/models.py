@@ -16,6 +16,8 @@ from swan_surgery.errors import InputError
 
 
 _TORCHVISION = "torchvision:"
+# They draw every weight with scipy; the values do not matter here.
+_SLOW_TO_INITIALISE = ("googlenet", "inception_v3")
 
 
 def build_model(name: str) -> nn.Module:
@@ -45,8 +47,7 @@ def _torchvision_model(name: str) -> nn.Module:
     # A segmentation or detection model would download its backbone by default.
     if "weights_backbone" in known:
         options["weights_backbone"] = None
-    # Slow, and the values do not matter here.
-    if "init_weights" in known:
+    if name in _SLOW_TO_INITIALISE:
         options["init_weights"] = False
     try:
         with torch.device("meta"):

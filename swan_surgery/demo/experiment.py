@@ -25,13 +25,13 @@ from swan_surgery.pruning import prune
 
 # What is compared, in the order of the table.
 METHODS = {
-    "dense_start": "dense, where all others start",
-    "dense": "dense, trained as long as the others",
-    "one_shot_cut": "one-shot magnitude, right after the cut",
-    "one_shot": "one-shot magnitude, fine-tuned as long",
-    "swan_hard": "SWAN, gates trained, before the cut",
-    "swan_cut": "SWAN, right after the cut",
-    "swan": "SWAN, fine-tuned for the rest",
+    "dense_start": "dense, where all start",
+    "dense": "dense, trained on",
+    "one_shot_cut": "one-shot, just cut",
+    "one_shot": "one-shot, fine-tuned",
+    "swan_hard": "SWAN gates, before the cut",
+    "swan_cut": "SWAN, just cut",
+    "swan": "SWAN, fine-tuned",
 }
 
 
@@ -92,10 +92,11 @@ def run_seed(
         bench.train(start, "Training the dense network", settings.dense_epochs, seed)
         bench.record("dense_start", start)
         dense = copy.deepcopy(start)
-        bench.train(dense, "Training it on, as long as all others", settings.later_epochs, seed)
+        bench.train(dense, "Training it on", settings.later_epochs, seed)
         bench.record("dense", dense)
         gated = swanify(start, digits.train.x[:1])
         one_shot = prune(gated, macs=settings.macs)
+        bench.calibrate(one_shot, seed)
         bench.record("one_shot_cut", one_shot)
         bench.train(one_shot, "Fine-tuning a one-shot magnitude cut", settings.later_epochs, seed)
         bench.record("one_shot", one_shot)
@@ -131,7 +132,7 @@ def _swan(gated: GatedModel, bench: "_Bench", seed: int) -> tuple[nn.Module, Pru
     )
     bench.train(
         gated,
-        f"Training weights and gates, down to {100 * settings.macs:g} % of the MACs",
+        f"Training weights and gates, to {100 * settings.macs:g} % MACs",
         settings.joint_epochs,
         seed,
         schedule_epochs=settings.later_epochs,
@@ -139,8 +140,7 @@ def _swan(gated: GatedModel, bench: "_Bench", seed: int) -> tuple[nn.Module, Pru
     )
     # The last optimizer step moved the logits: meet the budget once more before calibrating.
     objective(settings.joint_epochs)
-    generator = torch.Generator().manual_seed(seed)
-    calibrate(gated, shuffled_batches(bench.digits.train, settings.batch, generator))
+    bench.calibrate(gated, seed)
     bench.record("swan_hard", gated, macs=hard_macs(gated))
     plan = make_plan(gated.channels, mask_for_budget(gated, settings.macs, 1))
     pruned = prune(gated, macs=settings.macs)
@@ -215,6 +215,11 @@ class _Bench:
                 objective=objective,
                 on_epoch=advance,
             )
+
+    def calibrate(self, model: nn.Module, seed: int) -> None:
+        """Batch-norm statistics of one epoch of training images, shifts included."""
+        generator = torch.Generator().manual_seed(seed)
+        calibrate(model, shuffled_batches(self.digits.train, self.settings.batch, generator))
 
     def record(self, method: str, model: nn.Module, macs: int | None = None) -> None:
         """Note accuracy and MACs of a method."""

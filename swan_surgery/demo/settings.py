@@ -24,9 +24,9 @@ class DemoSettings:
         num_train: training images to use.
     """
 
-    dense_epochs: int = 16
-    joint_epochs: int = 16
-    finetune_epochs: int = 8
+    dense_epochs: int = 20
+    joint_epochs: int = 20
+    finetune_epochs: int = 10
     macs: float = 0.25
     width: int = 32
     lr: float = 3e-3

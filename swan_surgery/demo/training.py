@@ -53,7 +53,7 @@ def train(
             if objective is not None:
                 loss = loss + objective(epoch + step / steps)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call] # torch's is untyped
+            loss.backward()
             optimizer.step()
         on_epoch()
 

@@ -116,11 +116,11 @@ def size_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's mode is untyped
+class _Watch(TorchDispatchMode):
     """Adds up the storages that operations make, and takes each off when it is freed."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # torch's mode is untyped
+        super().__init__()  # type: ignore[no-untyped-call] # torch does not annotate it
         # By identity: torch hands out the same Python object for a storage as long as it lives.
         self._seen = WeakIdKeyDictionary(ref_type=weakref.ref)
         for tensor in known:

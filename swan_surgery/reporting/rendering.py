@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from io import StringIO
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -47,13 +48,12 @@ def format_bytes(size: int) -> str:
 
 def summary_rows(before: Figures, after: Figures, batch: int) -> Rows:
     """One row per figure: name, before, after, after as a share of before."""
-    cost = f"cost at batch {batch}"
     rows = [
-        (cost, format_macs(before.macs), format_macs(after.macs), share(before.macs, after.macs)),
+        ("cost", format_macs(before.macs), format_macs(after.macs), share(before.macs, after.macs)),
         _row("parameters", before.params, after.params),
         _row("weights", before.size_bytes, after.size_bytes, unit="B"),
         _row(
-            f"peak activations, batch {batch}",
+            "peak activations",
             before.peak_activation_bytes,
             after.peak_activation_bytes,
             unit="B",
@@ -62,14 +62,14 @@ def summary_rows(before: Figures, after: Figures, batch: int) -> Rows:
     for old, new in zip(before.latencies, after.latencies, strict=True):
         rows.append(
             (
-                f"latency, batch {old.batch}",
-                f"{old.median_ms:.3g} ms (IQR {old.spread_ms:.2g} ms)",
-                f"{new.median_ms:.3g} ms (IQR {new.spread_ms:.2g} ms)",
+                "latency" if old.batch == batch else f"latency, batch {old.batch}",
+                f"{old.median_ms:.3g} ms (IQR {old.spread_ms:.2g})",
+                f"{new.median_ms:.3g} ms (IQR {new.spread_ms:.2g})",
                 share(old.median_ms, new.median_ms),
             )
         )
     if before.accuracy is not None and after.accuracy is not None:
-        change = f"{after.accuracy - before.accuracy:+.4g}"
+        change = f"{after.accuracy - before.accuracy:+.3g}"
         rows.append(("accuracy", f"{before.accuracy:.4g}", f"{after.accuracy:.4g}", change))
     return rows
 
@@ -129,13 +129,13 @@ def footnotes(
     return notes
 
 
-SUMMARY_HEADER = ("", "before", "after", "after / before")
+SUMMARY_HEADER = ("", "before", "after", "left")
 LAYER_HEADER = ("layer", "inputs", "outputs", "MACs", "parameters")
 
 
 def text_table(title: str, header: Sequence[str], rows: Rows) -> str:
     """A table in plain text, drawn by rich; wide enough that nothing is cut off."""
-    table = Table(title=title, title_justify="left", title_style="")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:

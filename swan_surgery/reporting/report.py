@@ -49,11 +49,9 @@ class Report:
 
     def __str__(self) -> str:
         """The whole report in plain text."""
-        title = f"{self.before.model} before and after"
-        rows = rendering.summary_rows(self.before, self.after, self.batch)
         return "\n".join(
             [
-                rendering.text_table(title, rendering.SUMMARY_HEADER, rows),
+                self.summary(),
                 rendering.text_table(
                     "layers", rendering.LAYER_HEADER, rendering.layer_rows(self.layers)
                 ),
@@ -63,7 +61,7 @@ class Report:
 
     def summary(self) -> str:
         """The totals alone, without the layers, in plain text."""
-        title = f"{self.before.model} before and after"
+        title = self._title()
         rows = rendering.summary_rows(self.before, self.after, self.batch)
         return rendering.text_table(title, rendering.SUMMARY_HEADER, rows)
 
@@ -72,7 +70,7 @@ class Report:
         rows = rendering.summary_rows(self.before, self.after, self.batch)
         return "\n\n".join(
             [
-                f"## {self.before.model} before and after",
+                f"## {self._title()}",
                 rendering.markdown_table(rendering.SUMMARY_HEADER, rows),
                 "### Layers",
                 rendering.markdown_table(rendering.LAYER_HEADER, rendering.layer_rows(self.layers)),
@@ -108,6 +106,9 @@ class Report:
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as err:
             raise InputError(f"not a report: {err}") from err
+
+    def _title(self) -> str:
+        return f"{self.before.model} before and after, batch {self.batch}"
 
     def _footnotes(self) -> list[str]:
         shapes = ["x".join(map(str, shape)) or "scalar" for shape in self.input_shapes]

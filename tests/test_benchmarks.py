@@ -1,0 +1,120 @@
+"""Every benchmark script runs with --smoke, and README tables follow the result files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SCRIPTS = ("latency", "overhead", "speed", "zoo")
+ENVIRONMENT = {
+    "processor": "abacus",
+    "cpus": 2,
+    "started": "2026-11-01T00:00:00+00:00",
+    "command": "python benchmarks/speed.py",
+    "packages": {"torch": "2.15.0"},
+}
+
+
+def run(script, *arguments):
+    command = [sys.executable, "-W", "ignore", BENCHMARKS / f"{script}.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_smoke_run_writes_rows_with_their_environment(script, tmp_path):
+    output = tmp_path / f"2026-11_cpu2_{script}.json"
+    done = run(script, "--smoke", "--output", output)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(output.read_text())
+    assert result["theme"] == script
+    assert result["rows"]
+    recorded = result["environment"]
+    assert recorded.keys() >= {"command", "commit", "source", "packages", "processor", "threads"}
+    assert "--smoke" in recorded["command"]
+
+    readme = tmp_path / "README.md"
+    readme.write_text(marked(script))
+    assert run("tables", "--readme", readme, "--results", tmp_path).returncode == 0
+    assert readme.read_text().count("\n|") >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_zoo_smoke_finds_closed_equal_to_cut(tmp_path):
+    output = tmp_path / "zoo.json"
+    done = run("zoo", "--smoke", "--output", output)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(output.read_text())["rows"].values()
+    assert row["swan"]["forgotten_channels"] == 0
+    for cut in row["swan"]["cuts"]:
+        assert cut["error"] <= 1e-9
+        assert cut["hard_macs"] == cut["counted_macs"] == cut["torch_counter_macs"]
+        assert cut["predicted_params"] == cut["counted_params"]
+    assert row["torch_pruning"]["verdict"] == "exact"
+
+    again = run("zoo", "--smoke", "--output", output)
+    assert again.returncode == 0, again.stderr
+    assert "0/0" in again.stdout  # a row that is there is not measured twice
+
+
+def marked(name, body=""):
+    return f"before\n<!-- table:{name} -->\n{body}<!-- /table:{name} -->\nafter\n"
+
+
+def speed_result(seconds):
+    stats = {"median": seconds, "q1": seconds, "q3": seconds}
+    times = {"wall": stats, "cpu": stats}
+    row = {"model": "tiny", "layers": 4, "map": times, "swanify": times}
+    return {"environment": ENVIRONMENT, "rows": [row], "slopes": {"map all": 1.0}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "2026-11_cpu2_speed.json").write_text(json.dumps(speed_result(0.25)))
+    return tmp_path
+
+
+@pytest.fixture
+def readme(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(marked("speed"))
+    return path
+
+
+@pytest.mark.slow
+def test_check_fails_until_tables_are_written_and_again_when_results_change(folder, readme):
+    options = ("--readme", readme, "--results", folder)
+    before = readme.read_text()
+    assert run("tables", "--check", *options).returncode == 1
+    assert readme.read_text() == before
+
+    assert run("tables", *options).returncode == 0
+    text = readme.read_text()
+    assert "| tiny | 4 | 0.25 [0.25, 0.25] | 62.5 |" in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert run("tables", "--check", *options).returncode == 0
+
+    (folder / "2026-12_cpu2_speed.json").write_text(json.dumps(speed_result(0.5)))
+    stale = run("tables", "--check", *options)
+    assert stale.returncode == 1
+    assert "stale" in stale.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("zoo", "no results for table 'zoo'"), ("weather", "known are")],
+)
+def test_a_table_that_cannot_be_made_is_an_error(name, message, folder, readme):
+    readme.write_text(marked(name))
+    done = run("tables", "--check", "--readme", readme, "--results", folder)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert readme.read_text() == marked(name)
