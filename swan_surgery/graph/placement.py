@@ -5,6 +5,7 @@ to consumer passes exactly one gate.
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,11 +18,15 @@ from swan_surgery.graph.zero_test import ZeroTest
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Site:
-    """A gate behind `node`; for `users` only, if given. `units` has the field's shape, -1 = open."""
+    """A gate behind `node`; for `users` only, if given. `units` has the field's shape, -1 = open.
+
+    `num_elements` is the size of the node's value at the example inputs.
+    """
 
     node: fx.Node
     units: Tensor
     users: tuple[fx.Node, ...] = ()
+    num_elements: int = 0
 
     @property
     def num_channels(self) -> int:
@@ -63,8 +68,11 @@ def place(model: nn.Module, graph: fx.Graph, facts: dict[fx.Node, NodeFacts]) ->
         else:
             behind.update(dict.fromkeys(sites))
     order = {node: index for index, node in enumerate(graph.nodes)}
-    found = [Site(node, units_at(facts[node])) for node in behind]
-    found += [Site(node, units_at(facts[node]), tuple(users)) for node, users in edges.items()]
+    places = [(node, ()) for node in behind] + [(n, tuple(u)) for n, u in edges.items()]
+    found = [
+        Site(node, units_at(facts[node]), users, prod(facts[node].shape or ()))
+        for node, users in places
+    ]
     found.sort(key=lambda site: (order[site.node], len(site.users)))
     return Placement(found, uncovered)
 

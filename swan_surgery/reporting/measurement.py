@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,8 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from swan_surgery.channels import Inputs
-from swan_surgery.cost import count_module_macs
-from swan_surgery.errors import InputError
+from swan_surgery.counting import count_operators
 from swan_surgery.reporting.figures import Environment, Latency, LayerFigures
 
 
@@ -51,48 +49,16 @@ _FREE = re.compile(
 )
 
 
-class _Positional(nn.Module):
-    """fvcore passes positional arguments only."""
-
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        super().__init__()
-        self.model = model
-        self._num_args = len(inputs.args)
-        self._names = list(inputs.kwargs)
-
-    def forward(self, *values: Any) -> Any:
-        named = dict(zip(self._names, values[self._num_args :], strict=True))
-        return self.model(*values[: self._num_args], **named)
-
-
 def uncounted_ops(model: nn.Module, inputs: Inputs) -> tuple[tuple[str, int], ...]:
-    """Operations fvcore has no formula for and that are not free by convention; most calls first.
-
-    Raises:
-        InputError: the model cannot be run on the inputs.
-    """
-    analysis = FlopCountAnalysis(
-        _Positional(model, inputs), (*inputs.args, *inputs.kwargs.values())
-    )
-    analysis.unsupported_ops_warnings(enabled=False)
-    analysis.uncalled_modules_warnings(enabled=False)
-    analysis.tracer_warnings("none")
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        analysis.total()
-        found = analysis.unsupported_ops()
-    except (RuntimeError, ValueError, TypeError, IndexError) as err:
-        raise InputError(f"{type(model).__name__} cannot be traced on these inputs: {err}") from err
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+    """Operations fvcore has no formula for and that are not free, with their number of calls."""
+    found = count_operators(model, inputs).uncounted
     open_ops = [(name, int(calls)) for name, calls in found.items() if not _FREE.match(name)]
     return tuple(sorted(open_ops, key=lambda entry: (-entry[1], entry[0])))
 
 
 def layer_figures(model: nn.Module, inputs: Inputs) -> dict[str, LayerFigures]:
     """Every module with MACs of its own, and every convolution and linear layer, in model order."""
-    totals = count_module_macs(model, inputs)
+    totals = count_operators(model, inputs).macs
     found = {}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
