@@ -3,8 +3,8 @@
     python benchmarks/tables.py            # rewrite the tables in README.md
     python benchmarks/tables.py --check    # exit code 1 if one is stale or has no results
 
-A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is a theme (zoo,
-speed, overhead, latency) and stands for all of `results/*_<theme>.json`, oldest first; a later row
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is a theme (demo,
+latency, overhead, speed, zoo) and stands for all of `results/*_<theme>.json`, oldest first; a later row
 for the same thing replaces an earlier one.
 """
 
@@ -193,7 +193,36 @@ def latency_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+METHODS = {
+    "dense_start": "dense, where all begin",
+    "dense": "dense, trained as long",
+    "one_shot_cut": "one-shot by magnitude, right after the cut",
+    "one_shot": "one-shot by magnitude, fine-tuned",
+    "swan_hard": "SWAN, hard gates",
+    "swan_cut": "SWAN, right after the cut",
+    "swan": "SWAN, fine-tuned",
+}
+
+
+def demo_markdown(results: Sequence[Result]) -> str:
+    """Test accuracy and MACs of every network of the demo; the newest result alone."""
+    study = results[-1]["study"]
+    header = ["network", "test accuracy %", "MMACs per image", "MACs left %"]
+    cells = [
+        [
+            METHODS.get(method, method),
+            f"{row['test_mean']:.2f} +- {row['test_stdev']:.2f}",
+            f"{row['macs_mean'] / 1e6:.3f}",
+            f"{100 * row['macs_share']:.1f}",
+        ]
+        for method, row in study["summary"].items()
+    ]
+    seeds = f"{len(study['results'])} seeds"
+    return f"{markdown(header, cells)}\n\n{seeds}; {source_line(results)}"
+
+
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
+    "demo": demo_markdown,
     "latency": latency_markdown,
     "overhead": overhead_markdown,
     "speed": speed_markdown,

@@ -1,6 +1,6 @@
 """`swanify` puts gates into a copy of a model; `unswanify` takes them out again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,11 @@ from swan_surgery.channels import (
     as_inputs,
     channel_map,
     copy_of,
+    doubled,
     match_modules,
     shell_of,
 )
+from swan_surgery.channels.fields import Fields
 from swan_surgery.errors import (
     InputError,
     NoGateableChannelsError,
@@ -38,6 +40,7 @@ from swan_surgery.graph import (
     node_facts,
     place,
     trace,
+    unit_fields,
 )
 from swan_surgery.preconditions import check_gated, check_model, infer_inputs
 
@@ -84,6 +87,8 @@ def swanify(
             f"{len(lines)} operations have no channel rule:\n" + "\n".join(lines),
             pins=channels.pins,
         )
+    if channels.notes:
+        raise InputError(f"{channels.notes[0]}; pass example_inputs on which both modes run")
     _require_units(channels)
     copy = copy_of(model)
     try:
@@ -153,9 +158,10 @@ def _place(
     """Placement in both modes; units that no gate can close are pinned."""
     while True:
         placed = {}
+        units = unit_fields(copy, channels)
         for training, graph in graphs.items():
-            facts = _facts(copy, graph, channels, inputs, training=training)
-            placed[training] = place(copy, graph, facts)
+            copy.train(training)
+            placed[training] = place(copy, graph, _facts(copy, graph, units, inputs))
         lost = placed[False].uncovered | placed[True].uncovered
         if not lost:
             return channels, placed
@@ -163,17 +169,25 @@ def _place(
 
 
 def _facts(
-    copy: nn.Module, graph: fx.Graph, channels: ChannelMap, inputs: Inputs, *, training: bool
+    copy: nn.Module, graph: fx.Graph, units: Mapping[str, Fields], inputs: Inputs
 ) -> dict[fx.Node, NodeFacts]:
-    copy.train(training)
-    try:
-        shell = shell_of(copy)
-        on_meta = inputs.map(lambda tensor: torch.empty_like(tensor, device="meta"))
-        if training:
-            on_meta = on_meta.map(lambda t: torch.cat([t, t]) if t.ndim else t)
-        return node_facts(shell, graph, channels, on_meta)
-    except (RuntimeError, ValueError, NotImplementedError):
-        return node_facts(copy_of(copy), graph, channels, inputs)
+    """Facts of a graph in the copy's mode: on a shell if it runs there, else on real data.
+
+    Batch-norm refuses one sample in training, so every input is tried doubled as well.
+    """
+    on_meta = inputs.map(lambda tensor: torch.empty_like(tensor, device="meta"))
+    attempts = [
+        (stand_in, candidate)
+        for stand_in, own in ((shell_of, on_meta), (copy_of, inputs))
+        for candidate in (own, own.map(doubled))
+    ]
+    for stand_in, candidate in attempts[:-1]:
+        try:
+            return node_facts(stand_in(copy), graph, units, candidate)
+        except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError):
+            continue
+    stand_in, candidate = attempts[-1]
+    return node_facts(stand_in(copy), graph, units, candidate)
 
 
 def _assemble(

@@ -24,13 +24,19 @@ def run(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.fixture(scope="module", params=SCRIPTS)
+def smoke(request, tmp_path_factory):
+    """One smoke run of each script: its name and result file."""
+    output = tmp_path_factory.mktemp("results") / f"2026-11_cpu2_{request.param}.json"
+    done = run(request.param, "--smoke", "--output", output)
+    assert done.returncode == 0, done.stderr
+    return request.param, output
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_smoke_run_writes_rows_with_their_environment(script, tmp_path):
-    output = tmp_path / f"2026-11_cpu2_{script}.json"
-    done = run(script, "--smoke", "--output", output)
-    assert done.returncode == 0, done.stderr
+def test_smoke_run_writes_rows_with_their_environment(smoke, tmp_path):
+    script, output = smoke
     result = json.loads(output.read_text())
     assert result["theme"] == script
     assert result["rows"]
@@ -40,16 +46,15 @@ def test_smoke_run_writes_rows_with_their_environment(script, tmp_path):
 
     readme = tmp_path / "README.md"
     readme.write_text(marked(script))
-    assert run("tables", "--readme", readme, "--results", tmp_path).returncode == 0
+    assert run("tables", "--readme", readme, "--results", output.parent).returncode == 0
     assert readme.read_text().count("\n|") >= 3
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_zoo_smoke_finds_closed_equal_to_cut(tmp_path):
-    output = tmp_path / "zoo.json"
-    done = run("zoo", "--smoke", "--output", output)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("smoke", ["zoo"], indirect=True)
+def test_zoo_smoke_finds_closed_equal_to_cut_and_measures_nothing_twice(smoke):
+    _, output = smoke
     (row,) = json.loads(output.read_text())["rows"].values()
     assert row["swan"]["forgotten_channels"] == 0
     for cut in row["swan"]["cuts"]:
@@ -60,7 +65,7 @@ def test_zoo_smoke_finds_closed_equal_to_cut(tmp_path):
 
     again = run("zoo", "--smoke", "--output", output)
     assert again.returncode == 0, again.stderr
-    assert "0/0" in again.stdout  # a row that is there is not measured twice
+    assert "0/0" in again.stdout
 
 
 def marked(name, body=""):

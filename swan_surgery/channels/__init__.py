@@ -10,7 +10,7 @@ from swan_surgery.channels.channel_map import (
     Pin,
     TensorAxis,
 )
-from swan_surgery.channels.stand_ins import Inputs, as_inputs, copy_of, shell_of
+from swan_surgery.channels.stand_ins import Inputs, as_inputs, copy_of, doubled, shell_of
 
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "as_inputs",
     "channel_map",
     "copy_of",
+    "doubled",
     "match_modules",
     "shell_of",
 ]

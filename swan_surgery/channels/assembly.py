@@ -28,7 +28,7 @@ from swan_surgery.channels.mapping import (
 )
 from swan_surgery.channels.recording import Contraction, Reason
 from swan_surgery.channels.settling import settle
-from swan_surgery.channels.stand_ins import Inputs, as_inputs, copy_of, shell_of
+from swan_surgery.channels.stand_ins import Inputs, as_inputs, copy_of, doubled, shell_of
 from swan_surgery.errors import InputError, TraceError
 
 
@@ -96,7 +96,7 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
         raise TraceError(_run_message(model, inputs, err)) from err
     traces = [Trace(training=False, recording=evaluated)]
     train_inputs, message = inputs, ""
-    for candidate in (inputs, inputs.map(_doubled)):
+    for candidate in (inputs, inputs.map(doubled)):
         try:
             # A shell has no data that a run could change.
             private = stand_in if on_meta else duplicate(model)
@@ -121,10 +121,6 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
         lambda training: train_inputs if training else inputs,
     )
     return _assemble(solution, tuple(notes))
-
-
-def _doubled(tensor: Tensor) -> Tensor:
-    return torch.cat([tensor, tensor]) if tensor.ndim else tensor
 
 
 def _run_message(model: nn.Module, inputs: Inputs, err: Exception) -> str:

@@ -28,6 +28,11 @@ class Inputs:
         return Inputs(tree_map(on_tensor, self.args), tree_map(on_tensor, dict(self.kwargs)))
 
 
+def doubled(tensor: Tensor) -> Tensor:
+    """The tensor twice along its first axis: batch-norm wants two samples in training."""
+    return torch.cat([tensor, tensor]) if tensor.ndim else tensor
+
+
 def as_inputs(example_inputs: Any) -> Inputs:
     """A tensor is one argument, a tuple or list the arguments, a dict the keyword arguments.
 

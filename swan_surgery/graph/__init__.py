@@ -1,7 +1,7 @@
 """fx graphs of a model: traced, annotated with units, and rewritten with gates."""
 
 from swan_surgery.graph.insertion import foldable, insert
-from swan_surgery.graph.node_units import NodeFacts, node_facts
+from swan_surgery.graph.node_units import NodeFacts, node_facts, unit_fields
 from swan_surgery.graph.placement import Placement, Site, place
 from swan_surgery.graph.tracing import graph_module, trace
 
@@ -16,4 +16,5 @@ __all__ = [
     "node_facts",
     "place",
     "trace",
+    "unit_fields",
 ]

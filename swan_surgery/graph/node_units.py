@@ -1,5 +1,6 @@
 """Runs a traced graph once on a shell and notes what every node carries: units, shape, role."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +42,19 @@ class NodeFacts:
 
 
 def node_facts(
-    shell: nn.Module, graph: fx.Graph, channels: ChannelMap, inputs: Inputs
+    shell: nn.Module, graph: fx.Graph, units: Mapping[str, Fields], inputs: Inputs
 ) -> dict[fx.Node, NodeFacts]:
-    """Interpret the graph on `meta` (or real) stand-ins and collect the facts of every node."""
+    """Interpret the graph on `meta` (or real) stand-ins and collect the facts of every node.
+
+    Args:
+        shell: a private copy of the model, which is run.
+        graph: traced from it.
+        units: the result of `unit_fields`.
+        inputs: on the shell's device.
+    """
     labels = UnitLabels()
     module = graph_module(shell, graph)
-    label_tensors(labels, module, _unit_fields(shell, channels))
+    label_tensors(labels, module, units)
     interpreter = _FactInterpreter(module, labels)
     mode = LabelMode(labels)
     placeholders = [node.target for node in graph.nodes if node.op == "placeholder"]
@@ -57,8 +65,9 @@ def node_facts(
     return interpreter.facts
 
 
-def _unit_fields(shell: nn.Module, channels: ChannelMap) -> dict[str, Fields]:
-    ranks = {name: tensor.ndim for name, tensor in named_tensors(shell)}
+def unit_fields(model: nn.Module, channels: ChannelMap) -> dict[str, Fields]:
+    """The fields of every parameter and buffer that holds units; label = unit + 1."""
+    ranks = {name: tensor.ndim for name, tensor in named_tensors(model)}
     fields: dict[str, Fields] = {}
     for entry in channels.tensors:
         own = axis_field(torch.tensor(entry.units) + 1, entry.axis, ranks[entry.tensor])
@@ -71,6 +80,14 @@ class _FactInterpreter(fx.Interpreter):
         super().__init__(module, garbage_collect_values=False)
         self.labels = labels
         self.facts: dict[fx.Node, NodeFacts] = {}
+        self._sets: dict[bytes, frozenset[int]] = {}
+
+    def _units_in(self, labels: Tensor) -> frozenset[int]:
+        """The units in a label tensor; most nodes carry what the node before carried."""
+        key = labels.numpy().tobytes()
+        if key not in self._sets:
+            self._sets[key] = frozenset((labels[labels > 0] - 1).tolist())
+        return self._sets[key]
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and note its facts."""
@@ -85,19 +102,13 @@ class _FactInterpreter(fx.Interpreter):
             facts.fields = self.labels.fields(result)
             facts.version = result._version  # noqa: SLF001 - counts changes in place
             facts.shape, facts.dtype = tuple(result.shape), result.dtype
-            facts.units = frozenset(
-                unit for f in facts.fields for unit in (f[f > 0] - 1).unique().tolist()
-            )
+            facts.units = frozenset().union(*map(self._units_in, facts.fields))
         else:
             facts.value = result
         made = self.labels.recording.contractions[before:]
         facts.contracts = bool(made)
-        summed: set[int] = set()
-        for contraction in made:
-            if contraction.summed is not None:
-                vector = contraction.summed
-                summed.update((vector[vector > 0] - 1).tolist())
-        facts.summed = frozenset(summed)
+        vectors = [c.summed for c in made if c.summed is not None]
+        facts.summed = frozenset().union(*map(self._units_in, vectors))
         sources = n.all_input_nodes
         facts.is_weight = n.op == "get_attr" or (
             bool(sources)

@@ -59,7 +59,7 @@ class ZeroTest:
         try:
             with torch.no_grad(), torch.random.fork_rng():
                 if module is not None:
-                    private = copy_of(module)
+                    private = copy_of(module).to("cpu")
                     self._shake(private)
                     result = private(*args, **kwargs)
                 elif node.op == "call_method":
@@ -92,4 +92,5 @@ class ZeroTest:
     def _shake(self, module: nn.Module) -> None:
         """Parameters that happen to be zero must not look harmless."""
         for tensor in module.parameters():
-            tensor.data = torch.rand(tensor.shape, generator=self._generator).add(0.5)
+            drawn = torch.rand(tensor.shape, generator=self._generator).add(0.5)
+            tensor.data = drawn.to(tensor.dtype)
