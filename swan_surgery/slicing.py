@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 
 # tensor name -> axis -> positions that stay, shape (n,), sorted
@@ -40,7 +41,7 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
                 done[id(tensor)] = _cut_tensor(tensor, wanted[id(tensor)])
             slots: dict[str, Any] = module._parameters  # noqa: SLF001
             (slots if key in slots else module._buffers)[key] = done[id(tensor)]  # noqa: SLF001
-        if hit:
+        if hit or is_parametrized(module):
             _update_widths_(module)
 
 

@@ -43,6 +43,30 @@ class Sorter(nn.Module):
         return self.fc(self.conv(x).mean((2, 3)).sort(dim=1).values)
 
 
+class Fourier(nn.Module):
+    """Two operations without any channel rule, in two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 3)
+        self.spectrum, self.values = _Spectrum(), _SingularValues()
+        self.middle, self.fc = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.spectrum(self.conv(self.stem(x)).mean((2, 3)))
+        return self.fc(self.values(self.middle(x)))
+
+
+class _Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:  # [B, C] -> [B, C / 2 + 1]
+        return torch.fft.rfft(x, dim=1).abs()
+
+
+class _SingularValues(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:  # [B, C] -> [B, C]
+        return torch.linalg.svdvals(x[:, :, None]) * x
+
+
 class Branching(nn.Module):
     """Which layer runs depends on the data."""
 
@@ -188,17 +212,17 @@ class TestModel:
         )
 
     def test_strict_lists_every_unknown_operation(self) -> None:
-        model = nn.Sequential(nn.Conv2d(3, 5, 1), Sorter(), nn.Linear(2, 3), nn.Linear(3, 1))
-        model[1].conv = nn.Conv2d(5, 4, 3)
-        swan.swanify(model, IMAGE)  # without strict the rest is gated
+        model = Fourier()
+        assert swan.swanify(model, IMAGE).channels.num_units == 5  # the stem's; the rest is pinned
         error = refuse(
             swan.UnsupportedOpError,
-            r"1 operations have no channel rule:\n  aten.sort.* in module '1'",
+            r"2 operations have no channel rule:\n  aten\._fft_r2c\S* in module 'spectrum'\n"
+            r"  aten\._linalg_svd\S* in module 'values'",
             lambda: swan.swanify(model, IMAGE, strict=True),
             model,
         )
         assert isinstance(error, swan.UnsupportedOpError)
-        assert {pin.layer for pin in error.pins if "sort" in pin.op} == {"1.conv"}
+        assert {pin.layer for pin in error.pins if "fft" in pin.op} == {"conv"}
 
     def test_untraceable(self) -> None:
         model = Branching()

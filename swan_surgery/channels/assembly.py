@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.channels.channel_map import (
     PINNED,
@@ -120,7 +121,10 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
         lambda: duplicate(model),
         lambda training: train_inputs if training else inputs,
     )
-    return _assemble(solution, tuple(notes))
+    plain_layers = frozenset(
+        name for name, m in stand_in.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
+    )
+    return _assemble(solution, plain_layers, tuple(notes))
 
 
 def _run_message(model: nn.Module, inputs: Inputs, err: Exception) -> str:
@@ -152,7 +156,9 @@ def _ignore_pins(
     return pins
 
 
-def _assemble(solution: Solution, notes: tuple[str, ...]) -> ChannelMap:
+def _assemble(
+    solution: Solution, plain_layers: frozenset[str], notes: tuple[str, ...]
+) -> ChannelMap:
     units = np.full(len(solution.prunable), PINNED, np.int64)
     units[solution.prunable] = np.arange(int(solution.prunable.sum()))
     labelled = solution.labelled
@@ -166,6 +172,9 @@ def _assemble(solution: Solution, notes: tuple[str, ...]) -> ChannelMap:
     for trace in solution.traces:
         for contraction in trace.recording.contractions:
             weight = _weight_of(contraction, labelled)
+            if weight is None and contraction.module in plain_layers:
+                # Its weight is computed by an operation without a rule.
+                weight = f"{contraction.module}.weight"
             if weight is not None and weight not in layers:
                 layers[weight], pins[weight] = _layer(contraction, weight, units, solution)
     costs = [
@@ -214,7 +223,7 @@ def _layer(
     op = contraction.op.removeprefix("aten.")
     layer = Layer(name, weight, op, tuple(out.tolist()), tuple(into.tolist()))
     if contraction.produced is None:
-        why = Reason("a single channel, or channels made without a parameter", contraction.op, "")
+        why = Reason("a single channel, or a weight without channel labels", contraction.op, "")
         reasons = np.zeros(contraction.num_out, np.int64)
         table = [why]
     else:

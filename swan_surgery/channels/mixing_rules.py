@@ -132,3 +132,21 @@ def _(call: Call, labels: Labels) -> None:
         labels.tie_by([[(first[both], second[both])]], call)
         fields.append(torch.where(first > 0, first, second))
     labels.assign(out, tuple(fields))
+
+
+@rule("_weight_norm_interface", "_weight_norm")
+def _(call: Call, labels: Labels) -> None:
+    direction, size = call.inputs[:2]
+    axis = call.arg("dim", 0) % direction.ndim
+    kept = []
+    for field in labels.fields(direction):
+        if axes_of(field) == (axis,):
+            for other in labels.fields(size):
+                if axes_of(other) == (axis,):
+                    labels.join(field, other, call)
+        else:
+            labels.pin(field, "a weight is normalised over these inputs", call)
+        kept.append(field)
+    labels.assign(call.outputs[0], tuple(kept))
+    for norm in call.outputs[1:]:
+        labels.assign(norm, labels.fields(size))

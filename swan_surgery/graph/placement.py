@@ -48,6 +48,8 @@ def place(model: nn.Module, graph: fx.Graph, facts: dict[fx.Node, NodeFacts]) ->
     reads: dict[tuple[fx.Node, fx.Node], frozenset[fx.Node]] = {}
     uncovered: frozenset[int] = frozenset()
     for node in graph.nodes:
+        if facts[node].units:
+            walk.sites_above(node)  # in graph order, so that no walk recurses deeply
         wanted = facts[node].summed
         if not wanted:
             continue
