@@ -15,6 +15,7 @@ from swan_surgery.channels import (
     doubled,
     match_modules,
     shell_of,
+    without_collection,
 )
 from swan_surgery.channels.fields import Fields
 from swan_surgery.errors import (
@@ -91,11 +92,10 @@ def swanify(
         raise InputError(f"{channels.notes[0]}; pass example_inputs on which both modes run")
     _require_units(channels)
     copy = copy_of(model)
-    try:
+    with without_collection():
         graphs = {training: trace(copy, training=training) for training in (False, True)}
         channels, placed = _place(copy, graphs, channels, inputs)
-    finally:
-        _restore_modes(model, copy)
+    _restore_modes(model, copy)
     _require_units(channels)
     return _assemble(copy, graphs, placed, channels, inputs)
 

@@ -105,7 +105,7 @@ class Objective:
         self._target_active, self._macs = target_active, macs
         self._ramps = _ramps(ramp)
         self._multiplier = 0.0
-        self._log: dict[str, float] = {}
+        self._log: dict[str, float | Tensor] = {}
         self._marginal = marginal_macs(gated)
         if macs is not None:
             self._refuse_unreachable(macs)
@@ -135,16 +135,17 @@ class Objective:
             log |= {"budget": budget, "multiplier": self._multiplier}
         penalty = torch.stack([term.to(p.dtype) for term in terms.values()]).sum()
         hard = table.macs(gates.open_mask().double())
+        # Tensors until `log()` is called: a float would wait for the device on every step.
         self._log = {
-            "penalty": float(penalty.detach()),
-            **{name: float(term.detach()) for name, term in terms.items()},
-            **{f"{name}_raw": float(value.detach()) for name, value in raw.items()},
-            "active_fraction": float(active.detach()),
-            "open_fraction": float(gates.open_mask().double().mean()),
-            "expected_macs": float(expected.detach()),
-            "hard_macs": float(hard),
-            "expected_macs_ratio": float(expected.detach()) / table.total,
-            "hard_macs_ratio": float(hard) / table.total,
+            "penalty": penalty.detach(),
+            **{name: term.detach() for name, term in terms.items()},
+            **{f"{name}_raw": value.detach() for name, value in raw.items()},
+            "active_fraction": active.detach(),
+            "open_fraction": gates.open_mask().double().mean(),
+            "expected_macs": expected.detach(),
+            "hard_macs": hard,
+            "expected_macs_ratio": expected.detach() / table.total,
+            "hard_macs_ratio": hard / table.total,
             "threshold": gates.threshold,
             **log,
         }
@@ -152,7 +153,7 @@ class Objective:
 
     def log(self) -> dict[str, float]:
         """Every term of the last call: weighted, raw (`*_raw`), fractions and MACs."""
-        return dict(self._log)
+        return {name: float(value) for name, value in self._log.items()}
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs besides the gated model's own state."""

@@ -130,29 +130,24 @@ def test_depthwise_with_multiplier_takes_both_outputs_along() -> None:
     )
 
 
-def test_channel_shuffle_ties_blocks_and_moves_positions() -> None:
-    def run(m, x):
-        x = F.relu(m.a(x))
-        b, c, h, w = x.shape
-        x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
-        return m.last(x)
-
-    channels = mapped(run, a=conv(3, 6), last=conv(6, 2))
-    # Positions 0 and 3 of `a` are index 0 of both blocks; they land on 0 and 1.
-    assert channels.num_units == 3
-    assert slots(channels, "a", 0) == produced("a", 0) | produced("a", 3) | read("last", 0, 1)
-    assert slots(channels, "a", 2) == produced("a", 2) | produced("a", 5) | read("last", 4, 5)
+def shuffle_by_hand(m, x):
+    x = F.relu(m.a(x))
+    b, c, h, w = x.shape
+    return m.last(x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w))
 
 
-def test_torch_channel_shuffle_is_the_same() -> None:
-    channels = mapped(
-        lambda m, x: m.last(F.channel_shuffle(F.relu(m.a(x)), 2)), a=conv(3, 6), last=conv(6, 2)
-    )
-    for index in range(3):
-        unit = channels.layer("a").out_units[index]
-        if unit != PINNED:
-            wanted = produced("a", index) | produced("a", index + 3)
-            assert set(channels.slots(unit)) == wanted | read("last", 2 * index, 2 * index + 1)
+@pytest.mark.parametrize("width", [6, 8, 12])
+@pytest.mark.parametrize(
+    "run", [shuffle_by_hand, lambda m, x: m.last(F.channel_shuffle(F.relu(m.a(x)), 2))]
+)
+def test_channel_shuffle_ties_blocks_and_moves_positions(run, width: int) -> None:
+    channels = mapped(run, a=conv(3, width), last=conv(width, 2))
+    half = width // 2
+    # Positions i and half + i of `a` are index i of both blocks; they land on 2i and 2i + 1.
+    assert channels.num_units == half
+    for i in (0, half - 1):
+        tied = produced("a", i) | produced("a", half + i)
+        assert slots(channels, "a", i) == tied | read("last", 2 * i, 2 * i + 1)
 
 
 def test_squeeze_excite_couples_its_last_layer_with_the_trunk() -> None:

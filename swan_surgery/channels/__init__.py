@@ -10,7 +10,14 @@ from swan_surgery.channels.channel_map import (
     Pin,
     TensorAxis,
 )
-from swan_surgery.channels.stand_ins import Inputs, as_inputs, copy_of, doubled, shell_of
+from swan_surgery.channels.stand_ins import (
+    Inputs,
+    as_inputs,
+    copy_of,
+    doubled,
+    shell_of,
+    without_collection,
+)
 
 
 __all__ = [
@@ -28,4 +35,5 @@ __all__ = [
     "doubled",
     "match_modules",
     "shell_of",
+    "without_collection",
 ]

@@ -29,7 +29,14 @@ from swan_surgery.channels.mapping import (
 )
 from swan_surgery.channels.recording import Contraction, Reason
 from swan_surgery.channels.settling import settle
-from swan_surgery.channels.stand_ins import Inputs, as_inputs, copy_of, doubled, shell_of
+from swan_surgery.channels.stand_ins import (
+    Inputs,
+    as_inputs,
+    copy_of,
+    doubled,
+    shell_of,
+    without_collection,
+)
 from swan_surgery.errors import InputError, TraceError
 
 
@@ -55,12 +62,13 @@ def channel_map(
     """
     inputs = as_inputs(example_inputs)
     ignored = match_modules(model, ignore)
-    try:
-        return _map(model, inputs, ignored, on_meta=True)
-    except TraceError:
-        if any(tensor.is_meta for tensor in model.parameters()):
-            raise
-        return _map(model, inputs, ignored, on_meta=False)
+    with without_collection():
+        try:
+            return _map(model, inputs, ignored, on_meta=True)
+        except TraceError:
+            if any(tensor.is_meta for tensor in model.parameters()):
+                raise
+            return _map(model, inputs, ignored, on_meta=False)
 
 
 def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:

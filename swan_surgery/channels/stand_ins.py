@@ -1,7 +1,9 @@
 """Copies of a model that are safe to run and to cut: shells on the `meta` device, or full copies."""
 
 import copy
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,21 @@ class Inputs:
             return function(leaf) if isinstance(leaf, Tensor) else leaf
 
         return Inputs(tree_map(on_tensor, self.args), tree_map(on_tensor, dict(self.kwargs)))
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector: scanning shells over and over is a third of the time.
+
+    Without it the time grows in proportion to the layers; with it, faster than that.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def doubled(tensor: Tensor) -> Tensor:

@@ -48,8 +48,6 @@ def place(model: nn.Module, graph: fx.Graph, facts: dict[fx.Node, NodeFacts]) ->
     reads: dict[tuple[fx.Node, fx.Node], frozenset[fx.Node]] = {}
     uncovered: frozenset[int] = frozenset()
     for node in graph.nodes:
-        if facts[node].units:
-            walk.sites_above(node)  # in graph order, so that no walk recurses deeply
         wanted = facts[node].summed
         if not wanted:
             continue
@@ -97,52 +95,73 @@ def _summed_input(node: fx.Node, facts: dict[fx.Node, NodeFacts]) -> fx.Node | N
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """How to gate above a node: behind `own` nodes, or above all (or the cheapest) of `above`."""
+
+    own: frozenset[fx.Node] = frozenset()
+    above: tuple[fx.Node, ...] = ()
+    one_is_enough: bool = False
+
+
 class _Walk:
     def __init__(self, model: nn.Module, facts: dict[fx.Node, NodeFacts]) -> None:
         self._model = model
         self._facts = facts
         self._zero = ZeroTest(model, facts)
         self._memo: dict[fx.Node, frozenset[fx.Node]] = {}
+        self._steps: dict[fx.Node, _Step] = {}
 
     def sites_above(self, node: fx.Node) -> frozenset[fx.Node]:
         """The nodes behind which gates make `node` read zero."""
-        if node not in self._memo:
-            self._memo[node] = self._find(node)
+        pending = [node]  # a stack of our own: residual trunks are deeper than Python's
+        while pending:
+            top = pending[-1]
+            if top not in self._steps:
+                self._steps[top] = self._step(top)
+            step = self._steps[top]
+            missing = [source for source in step.above if source not in self._memo]
+            if missing:
+                pending += missing
+                continue
+            pending.pop()
+            known = [self._memo[source] for source in step.above]
+            if step.one_is_enough:
+                self._memo[top] = min(known, key=self._price)
+            else:
+                self._memo[top] = step.own.union(*known)
         return self._memo[node]
 
-    def _find(self, node: fx.Node) -> frozenset[fx.Node]:
+    def _step(self, node: fx.Node) -> _Step:
         facts = self._facts[node]
         own = frozenset([node]) if facts.units else frozenset()
         is_tensor = facts.shape is not None
         starts = facts.contracts or facts.is_stale or node.op in ("placeholder", "get_attr")
         if starts or (is_tensor and not facts.units):
-            return own
-        carriers = [
+            return _Step(own)
+        carriers = tuple(
             source
             for source in node.all_input_nodes
             if self._carries(source) and not self._facts[source].is_weight
-        ]
+        )
         if not carriers:
-            return own
+            return _Step(own)
         alone = [source for source in carriers if self._zero.keeps_zero(node, [source])]
         if alone:
-            whole = [s for s in alone if self._units(s) >= facts.units] or alone
-            return min((self.sites_above(s) for s in whole), key=self._price)
-        if self._zero.keeps_zero(node, carriers):
-            return frozenset().union(*(self.sites_above(source) for source in carriers))
-        if not own:
+            whole = [s for s in alone if self._facts[s].units >= facts.units] or alone
+            return _Step(above=tuple(whole), one_is_enough=True)
+        if self._zero.keeps_zero(node, list(carriers)):
+            return _Step(above=carriers)
+        if not is_tensor:
             # A tuple of tensors that does not keep zero: gates go behind its parts instead.
-            return frozenset(user for user in node.users if self._facts[user].units)
-        return own
+            return _Step(frozenset(user for user in node.users if self._facts[user].units))
+        return _Step(own)
 
     def _carries(self, node: fx.Node) -> bool:
         facts = self._facts[node]
         if facts.shape is not None:
             return bool(facts.units)
         return any(self._facts[user].units for user in node.users)
-
-    def _units(self, node: fx.Node) -> frozenset[int]:
-        return self._facts[node].units
 
     def _price(self, sites: frozenset[fx.Node]) -> tuple[int, int, str]:
         """Prefer gates that fold into a layer, then fewer gates."""

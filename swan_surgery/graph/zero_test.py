@@ -81,7 +81,7 @@ class ZeroTest:
             return torch.zeros(facts.shape, dtype=facts.dtype)
         if not facts.dtype.is_floating_point:
             return torch.ones(facts.shape, dtype=facts.dtype)
-        return torch.rand(facts.shape, generator=self._generator).add(0.5).to(facts.dtype)
+        return self._draw(facts.shape, facts.dtype)
 
     def _real(self, value: Any) -> Any:
         """Tuples of tensors came from the shell and have no data."""
@@ -92,5 +92,10 @@ class ZeroTest:
     def _shake(self, module: nn.Module) -> None:
         """Parameters that happen to be zero must not look harmless."""
         for tensor in module.parameters():
-            drawn = torch.rand(tensor.shape, generator=self._generator).add(0.5)
-            tensor.data = drawn.to(tensor.dtype)
+            tensor.data = self._draw(tuple(tensor.shape), tensor.dtype)
+
+    def _draw(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Values of both signs, away from zero: minimum(0, y) is 0 for positive y only."""
+        size = torch.rand(shape, generator=self._generator).add(0.5)
+        is_positive = torch.rand(shape, generator=self._generator) < 0.5
+        return torch.where(is_positive, size, -size).to(dtype)
