@@ -48,9 +48,8 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
 def _cut_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     result = tensor.detach()
     for axis, positions in axes.items():
-        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < (
-            size := tensor.shape[axis]
-        ):
+        size = tensor.shape[axis]
+        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < size:
             raise IndexError(f"positions to keep lie outside axis {axis} of size {size}")
         if positions.numel() != result.shape[axis]:
             result = result.index_select(axis, positions.to(tensor.device))

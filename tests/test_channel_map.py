@@ -219,7 +219,7 @@ def test_a_shared_module_ties_its_inputs_to_its_outputs() -> None:
 
 def test_tied_weights_are_one_tensor_under_their_first_name() -> None:
     model = Net(
-        lambda m, x: m.last(F.relu(m.b(x)) * F.relu(m.a(x))),
+        lambda m, x: m.last(F.relu(m.a(x)) * F.relu(m.b(x))),
         a=conv(3, 4, bias=False),
         b=conv(3, 4, bias=False),
         last=conv(4, 2),
@@ -257,9 +257,7 @@ def test_a_buffer_with_a_channel_axis_goes_along() -> None:
     model.register_buffer("scale", torch.rand(1, 4, 1, 1))
     model = prepared(model)
     gated = assert_closed_equals_cut(model, image(2, 3, 4, 4))
-    assert slots(gated.channels, "a", 2) == (
-        produced("a", 2) | {("scale", 1, 2)} | read("last", 2)
-    )
+    assert slots(gated.channels, "a", 2) == (produced("a", 2) | {("scale", 1, 2)} | read("last", 2))
 
 
 def test_option_a_padding_couples_at_the_offset_and_pins_the_pad() -> None:

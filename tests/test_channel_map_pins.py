@@ -193,9 +193,7 @@ def test_image_channels_are_no_units() -> None:
 
 
 def test_adding_the_image_pins_the_channels_it_meets() -> None:
-    model = prepared(
-        Net(lambda m, x: m.last(F.relu(m.a(x) + x)), a=conv(3, 3), last=conv(3, 2))
-    )
+    model = prepared(Net(lambda m, x: m.last(F.relu(m.a(x) + x)), a=conv(3, 3), last=conv(3, 2)))
     pin = the_pin(swan.channel_map(model, image(2, 3, 4, 4)))
     assert (pin.op, pin.reason) == ("aten.add", "meets data that belongs to no channel")
 

@@ -112,7 +112,9 @@ def test_nothing_is_touched_on_failure() -> None:
 
     model = Net(run, a=conv(3, 4))
     before = fingerprint(model)
-    with pytest.raises(swan.TraceError, match=r"Net could not be run .*\(1, 3, 4, 4\).*forward fails"):
+    with pytest.raises(
+        swan.TraceError, match=r"Net could not be run .*\(1, 3, 4, 4\).*forward fails"
+    ):
         swan.channel_map(model, torch.zeros(1, 3, 4, 4))
     assert_same_fingerprint(before, fingerprint(model))
 
@@ -278,11 +280,11 @@ def test_an_auxiliary_head_that_only_trains_is_in_the_map() -> None:
 def test_a_layer_that_only_train_mode_reads_into_a_residual_couples() -> None:
     def run(m, x):
         x = F.relu(m.a(x))
-        return m.last(x + m.extra(x) if m.training else x)
+        return m.last(x + m.more(x) if m.training else x)
 
-    model = Net(run, a=conv(3, 4), extra=conv(4, 4), last=conv(4, 2)).eval()
+    model = Net(run, a=conv(3, 4), more=conv(4, 4), last=conv(4, 2)).eval()
     channels = swan.channel_map(model, torch.zeros(1, 3, 4, 4))
-    assert channels.layer("extra").out_units == channels.layer("a").out_units == (0, 1, 2, 3)
+    assert channels.layer("more").out_units == channels.layer("a").out_units == (0, 1, 2, 3)
 
 
 def test_train_mode_that_cannot_run_is_noted() -> None:
@@ -291,9 +293,7 @@ def test_train_mode_that_cannot_run_is_noted() -> None:
             raise NotImplementedError("inference only")
         return m.b(F.relu(m.a(x)))
 
-    channels = swan.channel_map(
-        Net(run, a=conv(3, 4), b=conv(4, 2)), torch.zeros(1, 3, 4, 4)
-    )
+    channels = swan.channel_map(Net(run, a=conv(3, 4), b=conv(4, 2)), torch.zeros(1, 3, 4, 4))
     assert channels.num_units == 4
     (note,) = channels.notes
     assert "train mode could not be run" in note
@@ -334,9 +334,7 @@ def test_the_fused_attention_switch_is_put_back() -> None:
 
 
 def test_channels_of_a_linear_network_on_token_shapes() -> None:
-    model = prepared(
-        Net(lambda m, x: m.b(F.gelu(m.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
-    )
+    model = prepared(Net(lambda m, x: m.b(F.gelu(m.a(x))), a=nn.Linear(3, 4), b=nn.Linear(4, 2)))
     gated = assert_closed_equals_cut(model, image(2, 5, 3))
     assert gated.channels.layer("a").out_units == (0, 1, 2, 3)
     assert gated.channels.layer("b").out_units == (PINNED,) * 2

@@ -105,9 +105,7 @@ def test_batch_norm_matches_the_oracle() -> None:
     keep = kept(6, gone)
     names = ("weight", "bias", "running_mean", "running_var")
     result = cut_layer(layer, **{name: {0: keep} for name in names})
-    assert_same_layer(
-        result, tp.prune_batchnorm_out_channels(copy.deepcopy(layer), list(gone))
-    )
+    assert_same_layer(result, tp.prune_batchnorm_out_channels(copy.deepcopy(layer), list(gone)))
     assert result.num_features == 4
 
 
@@ -232,7 +230,9 @@ def test_the_oracle_loses_requires_grad() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtype_stays(dtype: torch.dtype) -> None:
-    assert cut_layer(nn.Linear(4, 6, dtype=dtype), weight={0: torch.tensor([1])}).weight.dtype == dtype
+    assert (
+        cut_layer(nn.Linear(4, 6, dtype=dtype), weight={0: torch.tensor([1])}).weight.dtype == dtype
+    )
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ def _move(source: Tensor, call: Call, labels: Labels) -> None:
     results: list[list[Tensor]] = [[] for _ in call.outputs]
     for field in labels.fields(source):
         before = axes_of(field)
+        if call.op is torch.ops.aten.squeeze.default and before:
+            labels.pin(field, "squeeze() without an axis would drop a width of one", call)
         for index, moved in enumerate(_execute(field.expand(source.shape), call)):
             result = compact(moved)
             after = axes_of(result)
@@ -56,11 +58,15 @@ def _move(source: Tensor, call: Call, labels: Labels) -> None:
                 labels.pin(result, "a single channel is picked by its position", call)
             if len(after) > 1 and (len(before) < len(after) or call.name in _RESHAPES):
                 labels.tie(result, call)
+            if call.name in _SHUFFLES and axes_of(field) == (1,):
+                block = field.shape[1] // call.arg("groups")
+                labels.tie_by([_tied_blocks(field, 1, block)], call)
             results[index].append(result)
     for out, fields in zip(call.outputs, results, strict=True):
         labels.assign(out, tuple(fields))
 
 
+_SHUFFLES = {"aten.channel_shuffle", "aten.native_channel_shuffle"}
 _RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape", "aten.pixel_shuffle"}
 
 

@@ -75,6 +75,7 @@ class Contraction:
 class OpRecord:
     """One operation of the run: its fields before and after, and how to tie what it split.
 
+    `numbers` holds the Python numbers of a pointwise operation, which must not follow a width.
     `beside_fill` holds labels that met constant padding here: they may go only if the padding
     shrinks with them.
     """
@@ -87,6 +88,7 @@ class OpRecord:
     dtypes: tuple[torch.dtype, ...] = ()
     spec: Any = None
     is_depthwise: bool = False
+    numbers: tuple[float, ...] = ()
     beside_fill: list[Tensor] = dataclass_field(default_factory=list)
     ties: list[list[tuple[Tensor, Tensor]]] = dataclass_field(default_factory=list)
 

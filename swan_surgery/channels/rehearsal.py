@@ -58,6 +58,14 @@ class Prediction:
         return tuple(result), tuple(sizes)
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An operation that did not follow: by its shapes, or only by which channels met."""
+
+    index: int
+    labels_only: bool = False
+
+
 class RehearsalMode(LabelMode):
     """Runs the cut shell beside its recording; `failures` holds the operations that differ."""
 
@@ -65,7 +73,7 @@ class RehearsalMode(LabelMode):
         super().__init__(UnitLabels(expected))
         self.expected = expected
         self.prediction = prediction
-        self.failures: list[int] = []
+        self.failures: list[Failure] = []
 
     def dispatch(
         self,
@@ -86,6 +94,8 @@ class RehearsalMode(LabelMode):
         ]
         if any(item is None for item in after):
             raise Diverged(index)
+        if record.numbers != expected.numbers:
+            self.failures.append(Failure(index))  # a number follows a width: x / x.shape[1]
         predicted = [item for item in after if item is not None]
         labels = self.labels
         assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
@@ -95,21 +105,19 @@ class RehearsalMode(LabelMode):
         except (RuntimeError, ValueError, IndexError, TypeError):
             return self._replace(index, op, args, predicted)
         leaves = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
-        same = not labels.conflict and len(leaves) == len(predicted)
-        if same and all(
-            self._equal(leaf, fields, shape)
-            for leaf, (fields, shape) in zip(leaves, predicted, strict=True)
-        ):
-            for leaf, (fields, _) in zip(leaves, predicted, strict=True):
-                self.labels.assign(leaf, fields)  # a width of one would lose its label
-            return out
-        return self._replace(index, op, args, predicted)
+        pairs = list(zip(leaves, predicted, strict=False))
+        if len(leaves) != len(predicted) or not all(self._fits(t, *p) for t, p in pairs):
+            return self._replace(index, op, args, predicted)
+        if labels.conflict or not all(self._equal(t, fields) for t, (fields, _) in pairs):
+            self.failures.append(Failure(index, labels_only=True))
+        for leaf, (fields, _) in pairs:
+            self.labels.assign(leaf, fields)  # a width of one would lose its label
+        return out
 
-    def _equal(self, tensor: Tensor, fields: Fields, shape: tuple[int, ...]) -> bool:
-        if not fields and self.labels.is_harmless(tensor):
-            return True
-        if tuple(tensor.shape) != shape:
-            return False
+    def _fits(self, tensor: Tensor, fields: Fields, shape: tuple[int, ...]) -> bool:
+        return tuple(tensor.shape) == shape or (not fields and self.labels.is_harmless(tensor))
+
+    def _equal(self, tensor: Tensor, fields: Fields) -> bool:
         own = {axes_of(field): field for field in map(compact, self.labels.fields(tensor))}
         wanted = {axes_of(field): field for field in map(compact, fields)}
         # A width of one leaves no axis to compare; a label on one side only says nothing then.
@@ -126,7 +134,7 @@ class RehearsalMode(LabelMode):
         predicted: list[tuple[Fields, tuple[int, ...]]],
     ) -> Any:
         """Note the failure and return what the recording predicts, so that the run can go on."""
-        self.failures.append(index)
+        self.failures.append(Failure(index))
         expected = self.expected[index]
         if expected.spec is None or torch.Tag.inplace in op.tags:
             raise Diverged(index)

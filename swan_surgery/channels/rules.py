@@ -45,6 +45,12 @@ def find_rule(op: Any) -> Rule | None:
     return found
 
 
+def is_pointwise(op: Any) -> bool:
+    """Whether the operation computes or fills values position by position."""
+    name = str(op.overloadpacket).removesuffix("_")
+    return torch.Tag.pointwise in op.tags or name == "aten.fill"
+
+
 def registered_ops() -> tuple[str, ...]:
     """The operations that have a rule of their own, sorted."""
     return tuple(sorted(_RULES))

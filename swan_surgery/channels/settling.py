@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from swan_surgery.channels.fields import Fields
 from swan_surgery.channels.mapping import Flags, LabelledTensors, Solution, Trace, solve
 from swan_surgery.channels.recording import Reason
-from swan_surgery.channels.rehearsal import Diverged, Prediction, RehearsalMode
+from swan_surgery.channels.rehearsal import Diverged, Failure, Prediction, RehearsalMode
 from swan_surgery.channels.stand_ins import Inputs
 from swan_surgery.channels.tracing import label_tensors, named_tensors, run_labelled
 from swan_surgery.slicing import cut_
@@ -26,7 +26,7 @@ def rehearse(
     inputs: Inputs,
     turn: int,
     least: int,
-) -> list[int]:
+) -> list[Failure]:
     """Close some units, cut a shell, run it; returns the operations that did not follow."""
     component = torch.from_numpy(solution.component)
     stays = closing_pattern(solution, turn, least)
@@ -57,16 +57,16 @@ def rehearse(
     try:
         run_labelled(mode, shell, shell, inputs.args, inputs.kwargs)
     except Diverged as diverged:
-        return [*mode.failures, diverged.index]
+        return [*mode.failures, Failure(diverged.index)]
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError):
         # The model's own Python code, or a check in front of an operation, refused the new width.
         following = min(len(mode.labels.recording.ops), len(trace.recording.ops) - 1)
-        return [*mode.failures, following]
+        return [*mode.failures, Failure(following)]
     return mode.failures
 
 
 def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
-    """Which components stay in a rehearsal; every axis keeps `least` positions (if it has them).
+    """Which components stay in a rehearsal; every axis keeps `least` components (if it has them).
 
     Even turns close mostly low positions, odd turns mostly high ones, so that a slice that ends in
     the wrong place shows. Every second kind of component (those that lie on the same axes; the other
@@ -98,7 +98,8 @@ def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
         pick = members[0 if turn % 4 < 2 else -1]
         stays[pick], forced[pick] = False, True
     for own in axes:
-        while stays[own].sum() < min(least, len(own)):
+        distinct = np.unique(own)
+        while stays[distinct].sum() < min(least, len(distinct)):
             gone = own[~stays[own]]
             free = gone[~forced[gone]]
             stays[(free if len(free) else gone)[-1 if turn % 2 == 0 else 0]] = True
@@ -119,14 +120,13 @@ def settle(
         for turn, least in _turns(solution):
             for trace in traces:
                 place = turn + trace.training
-                for index in rehearse(
+                for failure in rehearse(
                     solution, trace, make_shell, inputs(trace.training), place, least
                 ):
-                    failed = True
-                    _answer(trace, index, solution, pins, least)
+                    failed |= _answer(trace, failure, solution, pins, least)
             if failed:
                 break
-        if not failed:
+        if not failed or not solution.prunable.any():
             return solution
         solution = solve(traces, labelled, pins)
     everything = torch.arange(1, labelled.num_labels + 1)
@@ -135,13 +135,13 @@ def settle(
 
 
 def _turns(solution: Solution) -> list[tuple[int, int]]:
-    """The rehearsals: which closing pattern, and how many positions every axis keeps.
+    """The rehearsals: which closing pattern, and how many components every axis keeps.
 
     In narrow models a wrong guess may fit by chance, so they rehearse more often. Axes of two
     channels come last and apart: at width 1 even torch takes other paths.
     """
     sizes = [
-        size
+        len(np.unique(solution.component[start : start + size]))
         for (_, _, size), start in zip(
             solution.labelled.axes, solution.labelled.starts, strict=True
         )
@@ -153,22 +153,26 @@ def _turns(solution: Solution) -> list[tuple[int, int]]:
 
 def _answer(
     trace: Trace,
-    index: int,
+    failure: Failure,
     solution: Solution,
     pins: list[tuple[Tensor, Reason]],
     least: int,
-) -> None:
-    """An operation did not follow: try its next way of tying, else pin what enters it."""
+) -> bool:
+    """An operation did not follow: try its next way of tying, else pin what enters it.
+
+    Returns False where nothing needs to change: only pinned channels met differently.
+    """
+    index = failure.index
     op = trace.recording.ops[index]
     if trace.choices.get(index, 0) + 1 < len(op.ties):
         trace.choices[index] = trace.choices.get(index, 0) + 1
-        return
+        return True
     reason = Reason("the forward code repeats this width, or depends on it", op.name, op.module)
     if op.beside_fill:
         beside = torch.cat(op.beside_fill)
         if solution.prunable[solution.component[beside.numpy()]].any():
             pins.append((beside, Reason("meets padding of a fixed width", op.name, op.module)))
-            return
+            return True
     fields_here = [f for fields in (*op.inputs, *op.outputs) for f in fields]
     touched = [f[f > 0].reshape(-1) for f in fields_here]
     if least == 1:
@@ -177,10 +181,13 @@ def _answer(
     labels = torch.cat(touched) if touched else torch.zeros(0, dtype=torch.int64)
     if labels.numel() and solution.prunable[solution.component[labels.numpy()]].any():
         pins.append((labels, reason))
-        return
+        return True
+    if failure.labels_only:
+        return False
     earlier = [r for r in trace.recording.ops[: index + 1] if r.module == op.module]
     wide = [f[f > 0].reshape(-1) for r in earlier for fields in r.inputs for f in fields]
     labels = torch.cat(wide) if wide else torch.zeros(0, dtype=torch.int64)
     if not (labels.numel() and solution.prunable[solution.component[labels.numpy()]].any()):
         labels = torch.arange(1, solution.labelled.num_labels + 1)
     pins.append((labels, reason))
+    return True

@@ -19,7 +19,7 @@ from swan_surgery.channels.recording import (
     Recording,
     iter_tensors,
 )
-from swan_surgery.channels.rules import find_rule, pin_inputs
+from swan_surgery.channels.rules import find_rule, is_pointwise, pin_inputs
 
 
 class LabelMode(TorchDispatchMode):
@@ -47,6 +47,10 @@ class LabelMode(TorchDispatchMode):
         record = OpRecord(
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
         )
+        if is_pointwise(op):
+            record.numbers = tuple(
+                leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (int, float))
+            )
         self.labels.recording.ops.append(record)
         return self.dispatch(record, inputs, op, args, kwargs or {})
 

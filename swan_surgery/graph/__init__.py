@@ -3,7 +3,7 @@
 from swan_surgery.graph.insertion import foldable, insert
 from swan_surgery.graph.node_units import NodeFacts, node_facts, unit_fields
 from swan_surgery.graph.placement import Placement, Site, place
-from swan_surgery.graph.tracing import graph_module, trace
+from swan_surgery.graph.tracing import trace
 
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Placement",
     "Site",
     "foldable",
-    "graph_module",
     "insert",
     "node_facts",
     "place",

@@ -19,8 +19,9 @@ FOLDABLE = (
 def foldable(model: nn.Module, graph: fx.Graph, sites: Sequence[Site]) -> set[Site]:
     """Sites right behind a layer that can absorb them: all its calls gated alike, no tricks."""
     by_target: dict[str, list[Site]] = {}
+    also_raw = {site.node for site in sites if site.users}  # some reader wants the bare value
     for site in sites:
-        if site.node.op == "call_module" and not site.users:
+        if site.node.op == "call_module" and not site.users and site.node not in also_raw:
             by_target.setdefault(str(site.node.target), []).append(site)
     calls: dict[str, int] = {}
     for node in graph.nodes:
@@ -57,8 +58,8 @@ def _absorbs(model: nn.Module, site: Site) -> bool:
     )
 
 
-def _all_but(kept: fx.Node) -> Callable[[fx.Node], bool]:
-    return lambda user: user is not kept
+def _all_but(kept: set[fx.Node]) -> Callable[[fx.Node], bool]:
+    return lambda user: user not in kept
 
 
 def insert(
@@ -79,7 +80,9 @@ def insert(
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
         values = graph.call_module("gates")
-    for site, name in names.items():
+    own_gates: dict[fx.Node, set[fx.Node]] = {}
+    edges_first = sorted(names.items(), key=lambda item: not item[0].users)
+    for site, name in edges_first:
         node = site.node
         index = order.index(name)
         if site in folded:
@@ -96,10 +99,12 @@ def insert(
                     value = graph.call_function(operator.getitem, (values, index))
                     gated = graph.call_module(f"sites.{name}", (value, node))
                 user.replace_input_with(node, gated)
+                own_gates.setdefault(node, set()).add(gated)
         else:
             following = node.next
             with graph.inserting_before(following):
                 value = graph.call_function(operator.getitem, (values, index))
                 gated = graph.call_module(f"sites.{name}", (value, node))
-            node.replace_all_uses_with(gated, delete_user_cb=_all_but(gated))
+            own_gates.setdefault(node, set()).add(gated)
+            node.replace_all_uses_with(gated, delete_user_cb=_all_but(own_gates[node]))
     graph.lint()

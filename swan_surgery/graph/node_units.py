@@ -12,7 +12,6 @@ from swan_surgery.channels.fields import Fields, axis_field
 from swan_surgery.channels.stand_ins import Inputs
 from swan_surgery.channels.tracing import LabelMode, label_tensors, named_tensors, run_labelled
 from swan_surgery.channels.unit_labels import UnitLabels
-from swan_surgery.graph.tracing import graph_module
 
 
 @dataclass(slots=True)
@@ -53,15 +52,14 @@ def node_facts(
         inputs: on the shell's device.
     """
     labels = UnitLabels()
-    module = graph_module(shell, graph)
-    label_tensors(labels, module, units)
-    interpreter = _FactInterpreter(module, labels)
+    label_tensors(labels, shell, units)
+    interpreter = _FactInterpreter(shell, graph, labels)
     mode = LabelMode(labels)
     placeholders = [node.target for node in graph.nodes if node.op == "placeholder"]
     args = list(inputs.args)
     rest = placeholders[len(args) :]
     args += [inputs.kwargs[name] for name in rest if name in inputs.kwargs]
-    run_labelled(mode, module, interpreter.run, tuple(args), {})
+    run_labelled(mode, shell, interpreter.run, tuple(args), {})
     return interpreter.facts
 
 
@@ -76,8 +74,8 @@ def unit_fields(model: nn.Module, channels: ChannelMap) -> dict[str, Fields]:
 
 
 class _FactInterpreter(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, labels: UnitLabels) -> None:
-        super().__init__(module, garbage_collect_values=False)
+    def __init__(self, module: nn.Module, graph: fx.Graph, labels: UnitLabels) -> None:
+        super().__init__(module, garbage_collect_values=False, graph=graph)
         self.labels = labels
         self.facts: dict[fx.Node, NodeFacts] = {}
         self._sets: dict[bytes, frozenset[int]] = {}

@@ -53,11 +53,4 @@ def module_at(model: nn.Module, node: fx.Node) -> nn.Module | None:
     return model.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def graph_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A runnable view of a graph over `root`; shares its modules."""
-    module = fx.GraphModule(root, graph)
-    module.train(root.training)
-    return module
-
-
-__all__ = ["LAYERS", "graph_module", "module_at", "trace"]
+__all__ = ["LAYERS", "module_at", "trace"]

@@ -44,7 +44,11 @@ class ZeroTest:
             facts = self._facts[leaf]
             if facts.shape is None:
                 return repr(facts.value)
-            return ("zero" if leaf in zeroed else "data", len(facts.shape), min(facts.shape) == 0)
+            return (
+                "zero" if leaf in zeroed else "data",
+                len(facts.shape),
+                min(facts.shape, default=1) == 0,
+            )
 
         what = repr(module) if module is not None else node.target
         arguments = map_aggregate((node.args, node.kwargs), show)
@@ -79,6 +83,8 @@ class ZeroTest:
             return self._real(facts.value)
         if zero:
             return torch.zeros(facts.shape, dtype=facts.dtype)
+        if facts.dtype is torch.bool:
+            return torch.rand(facts.shape, generator=self._generator) < 0.5
         if not facts.dtype.is_floating_point:
             return torch.ones(facts.shape, dtype=facts.dtype)
         return self._draw(facts.shape, facts.dtype)

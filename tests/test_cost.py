@@ -1,0 +1,266 @@
+"""MACs against published numbers, against torch's own counter, and against the pruned model."""
+
+import weakref
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import swan_surgery as swan
+from swan_surgery.channels import CostAxis, CostTerm
+from swan_surgery.cost import build_table, cost_table, module_macs
+from swan_surgery.gates import GatedModel
+from tests.zoo import ZOO
+
+
+# At 1 x 3 x 224 x 224: MACs of convolutions and linear layers, parameters. Source: STYLE 4.3; the
+# parameters are torchvision's published num_params, the MACs agree with its published _ops and are
+# half of torch's FlopCounterMode.
+GOLDEN = {
+    "resnet18": (1_814_073_344, 11_689_512),
+    "mobilenet_v2": (300_774_272, 3_504_872),
+    "vgg16": (15_470_264_320, 138_357_544),
+    "densenet121": (2_834_161_664, 7_978_856),
+}
+
+
+def torch_macs(model: nn.Module, *inputs: torch.Tensor) -> float:
+    """The independent oracle: torch counts two FLOPs per MAC."""
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs)
+    return counter.get_total_flops() / 2
+
+
+def zoo_gated(name: str) -> GatedModel:
+    gated = swan.swanify(*ZOO[name]())
+    drawn = torch.randn(gated.gates.num_units, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        gated.gates.logits.copy_(drawn)
+    return gated
+
+
+class TestCounts:
+    @pytest.mark.golden
+    @pytest.mark.parametrize("name", GOLDEN)
+    def test_published_numbers(self, name) -> None:
+        model = getattr(torchvision.models, name)()
+        macs, params = GOLDEN[name]
+        assert swan.count_macs(model, torch.zeros(1, 3, 224, 224)) == macs
+        assert swan.count_params(model) == params
+
+    @pytest.mark.parametrize(
+        ("name", "shape"),
+        [
+            ("alexnet", (1, 3, 96, 96)),
+            ("squeezenet1_1", (2, 3, 64, 64)),
+            ("shufflenet_v2_x0_5", (2, 3, 64, 64)),
+            ("mnasnet0_5", (3, 3, 64, 64)),
+            ("efficientnet_b0", (1, 3, 64, 64)),
+            ("regnet_y_400mf", (1, 3, 64, 64)),
+            ("resnext50_32x4d", (1, 3, 64, 64)),
+        ],
+    )
+    def test_half_of_torchs_flops(self, name, shape) -> None:
+        model, x = getattr(torchvision.models, name)(), torch.zeros(shape)
+        assert swan.count_macs(model, x) == torch_macs(model, x)
+
+    @pytest.mark.parametrize("name", sorted(ZOO))
+    def test_half_of_torchs_flops_on_the_zoo(self, name) -> None:
+        model, inputs = ZOO[name]()
+        assert swan.count_macs(model, inputs) == torch_macs(model, *inputs)
+
+    def test_by_hand_and_proportional_to_the_batch(self) -> None:
+        model = nn.Sequential(
+            nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.Flatten(), nn.Linear(96, 5)
+        )
+        one = 4 * 4 * 6 * (4 // 2) * 9 + 96 * 5
+        assert swan.count_macs(model, torch.zeros(1, 4, 8, 8)) == one
+        assert swan.count_macs(model, torch.zeros(7, 4, 8, 8)) == 7 * one
+
+    def test_bias_norm_activation_and_pooling_are_free(self) -> None:
+        plain = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 2, 1, bias=False))
+        dressed = nn.Sequential(
+            nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, 2, 1), nn.AvgPool2d(2)
+        )
+        x = torch.zeros(1, 3, 8, 8)
+        assert swan.count_macs(plain, x) == swan.count_macs(dressed, x) == 64 * (12 + 8)
+
+    def test_eval_mode_is_counted_whatever_the_mode(self) -> None:
+        model, inputs = ZOO["multi_output"]()  # its auxiliary head runs in training only
+        assert swan.count_macs(model.train(), inputs) == swan.count_macs(model.eval(), inputs)
+
+    def test_a_gated_model_counts_as_its_base(self) -> None:
+        model, inputs = ZOO["vgg"]()
+        gated = swan.swanify(model, inputs)
+        with torch.no_grad():
+            gated.gates.logits.fill_(-3.0)
+        assert swan.count_macs(gated, inputs) == swan.count_macs(model, inputs)
+
+    def test_a_tied_parameter_counts_once(self) -> None:
+        first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+        second.weight = first.weight
+        assert swan.count_params(nn.Sequential(first, second)) == 16 + 4 + 4
+
+
+class TestExpected:
+    @pytest.mark.parametrize("name", sorted(ZOO))
+    def test_exact_at_zero_and_one(self, name) -> None:
+        gated = zoo_gated(name)
+        hard = swan.hard_macs(gated)
+        mask = gated.gates.open_mask()
+        with torch.no_grad():  # sigmoid is exactly 0 and 1 there
+            gated.gates.logits.copy_(torch.where(mask, 200.0, -200.0))
+        expected = swan.expected_macs(gated)
+        assert expected.dtype == torch.float64
+        assert float(expected.detach()) == hard
+        with torch.no_grad():
+            gated.gates.logits.fill_(200.0)
+        total = swan.count_macs(gated, gated.example_inputs)
+        assert float(swan.expected_macs(gated).detach()) == total == swan.hard_macs(gated)
+
+    def test_sum_over_layers_of_open_in_times_open_out(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.Linear(5, 2)).double()
+        gated = swan.swanify(model)
+        with torch.no_grad():
+            gated.gates.logits.copy_(torch.randn(9))
+        p = gated.gates.probabilities().detach()
+        first, second = p[:4].sum(), p[4:].sum()
+        wanted = 3 * first + first * second + second * 2
+        torch.testing.assert_close(swan.expected_macs(gated).detach(), wanted, rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize("name", ["resnet_projection", "densenet", "grouped", "unet", "vgg"])
+    def test_differentiable(self, name) -> None:
+        gated = zoo_gated(name)
+        table = cost_table(gated)
+        values = torch.rand(gated.gates.num_units, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(table.macs, (values,), rtol=1e-6, atol=1e-3)
+        swan.expected_macs(gated).backward()
+        p = gated.gates.probabilities().detach().double()
+        (slope,) = torch.autograd.grad(table.macs(leaf := p.requires_grad_()), leaf)
+        wanted = slope * (p * (1 - p)).detach()
+        torch.testing.assert_close(gated.gates.logits.grad.double(), wanted, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["resnet_projection", "densenet", "inception", "grouped"])
+    def test_linear_in_each_group_alone(self, name) -> None:
+        gated = zoo_gated(name)
+        table = cost_table(gated)
+        values = torch.rand(gated.gates.num_units, dtype=torch.float64)
+        coupled = {
+            unit
+            for layer in gated.channels.layers
+            for unit in set(layer.out_units) & set(layer.in_units)
+        }
+        for group in gated.channels.unit_groups:
+            if coupled & set(group):
+                continue  # on both axes of a layer: quadratic, as it should be
+            ends = [values.clone(), values.clone()]
+            ends[0][list(group)], ends[1][list(group)] = 0.0, 1.0
+            for t in (0.25, 0.5):
+                between = (1 - t) * ends[0] + t * ends[1]
+                straight = (1 - t) * table.macs(ends[0]) + t * table.macs(ends[1])
+                torch.testing.assert_close(table.macs(between), straight, rtol=1e-12, atol=1e-6)
+
+
+class TestHard:
+    @pytest.mark.parametrize("name", sorted(ZOO))
+    def test_equals_the_count_of_the_pruned_model(self, name) -> None:
+        gated = zoo_gated(name)
+        small = swan.prune(gated)
+        inputs = gated.example_inputs
+        hard = swan.hard_macs(gated)
+        assert type(hard) is int
+        assert hard == swan.count_macs(small, inputs) == torch_macs(small, *inputs.args)
+        assert hard < swan.count_macs(gated, inputs)
+
+    @pytest.mark.parametrize("share", [0.3, 0.7])
+    def test_on_resnet18(self, share) -> None:
+        x = torch.zeros(2, 3, 64, 64)
+        gated = swan.swanify(torchvision.models.resnet18(), x)
+        drawn = torch.rand(gated.gates.num_units)
+        with torch.no_grad():
+            gated.gates.logits.copy_(torch.where(drawn < share, -3.0, 3.0))
+        small = swan.prune(gated, verify=False)
+        assert swan.hard_macs(gated) == swan.count_macs(small, x) == torch_macs(small, x)
+        assert swan.count_params(small) == sum(p.numel() for p in small.parameters())
+
+    def test_follows_threshold_and_min_width(self) -> None:
+        gated = zoo_gated("vgg")
+        costs = []
+        for threshold in (0.0, 0.3, 0.6, 0.9, 1.0):
+            gated.gates.threshold = threshold
+            costs.append(swan.hard_macs(gated))
+        assert costs == sorted(costs, reverse=True)
+        assert costs[0] == swan.count_macs(gated, gated.example_inputs)
+        gated.gates.min_width = 4
+        assert swan.hard_macs(gated) > costs[-1]
+
+
+class TestMarginal:
+    @pytest.mark.parametrize("name", sorted(ZOO))
+    def test_count_before_minus_after_closing_each_unit_alone(self, name) -> None:
+        gated = swan.swanify(*ZOO[name]())
+        inputs = gated.example_inputs
+        marginal = swan.marginal_macs(gated)
+        assert marginal.shape == (gated.gates.num_units,)
+        assert marginal.dtype == torch.float64
+        total = swan.count_macs(gated, inputs)
+        for unit in range(gated.gates.num_units):
+            with torch.no_grad():
+                gated.gates.logits.fill_(3.0)
+                gated.gates.logits[unit] = -3.0
+            small = swan.prune(gated, verify=False)
+            assert total - torch_macs(small, *inputs.args) == float(marginal[unit])
+
+    def test_does_not_depend_on_the_gates(self) -> None:
+        gated = swan.swanify(*ZOO["vgg"]())
+        before = swan.marginal_macs(gated)
+        with torch.no_grad():
+            gated.gates.logits.fill_(-1.0)
+        assert torch.equal(swan.marginal_macs(gated), before)
+
+
+class TestTable:
+    def test_a_unit_on_both_axes_of_a_layer_counts_once(self) -> None:
+        # A 3 x 3 layer whose inputs and outputs are the same units: 9 -> 4 when one closes.
+        axis = CostAxis((0, 1, 2), (1, 1, 1), 0)
+        table = build_table([CostTerm("layer", "mm", 1, (axis, axis), 9)], 3)
+        assert table.marginal().tolist() == [5, 5, 5]
+        assert float(table.macs(torch.tensor([1.0, 0, 1], dtype=torch.float64))) == 4
+
+    def test_fixed_positions_and_repeats(self) -> None:
+        out, into = CostAxis((0,), (4,), 2), CostAxis((1,), (3,), 1)
+        table = build_table([CostTerm("layer", "mm", 5, (out, into), 120)], 2)
+        assert float(table.macs(torch.ones(2, dtype=torch.float64))) == 5 * 6 * 4
+        assert table.marginal().tolist() == [5 * 4 * 4, 5 * 6 * 3]
+
+    def test_no_terms(self) -> None:
+        table = build_table([], 2)
+        assert float(table.macs(torch.ones(2, dtype=torch.float64))) == 0
+        assert table.marginal().tolist() == [0, 0]
+
+    def test_modules_add_up(self) -> None:
+        terms = [CostTerm("a.b", "mm", 1, (), 3), CostTerm("a.c", "mm", 1, (), 4)]
+        assert module_macs([*terms, CostTerm("", "mm", 1, (), 5)]) == {
+            "": 12,
+            "a": 7,
+            "a.b": 3,
+            "a.c": 4,
+        }
+
+    def test_built_once_and_dropped_with_the_model(self) -> None:
+        gated = zoo_gated("vgg")
+        table = cost_table(gated)
+        assert cost_table(gated) is table
+        gone = weakref.ref(gated)
+        del gated
+        assert gone() is None
+
+    def test_a_map_that_disagrees_with_fvcore_is_refused(self) -> None:
+        gated = zoo_gated("vgg")
+        other = swan.swanify(ZOO["vgg"]()[0], torch.zeros(2, 3, 12, 12))
+        gated.channels = other.channels  # the map of another input size
+        with pytest.raises(swan.CostError, match=r"module 'features\.\d' costs [\d,]+ MACs by"):
+            swan.hard_macs(gated)
