@@ -84,7 +84,10 @@ def _observing(model: nn.Module, moments: Mapping[_BatchNorm, _Moments]) -> Iter
     """Everything in eval mode but the norms, which are watched; all as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     kept = [(norm, _statistics(norm)) for norm in moments]
-    handles = [norm.register_forward_pre_hook(_observe(own)) for norm, own in moments.items()]
+    handles = [
+        norm.register_forward_pre_hook(_observe(own), with_kwargs=True)
+        for norm, own in moments.items()
+    ]
     model.eval()
     try:
         for norm in moments:
@@ -109,9 +112,9 @@ def _run(model: nn.Module, loader: Iterable[Any], num_batches: int | None) -> in
     return used
 
 
-def _observe(moments: _Moments) -> Callable[[nn.Module, Any], None]:
-    def hook(_module: nn.Module, args: Any) -> None:
-        moments.update(args[0])
+def _observe(moments: _Moments) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        moments.update(args[0] if args else kwargs["input"])
 
     return hook
 

@@ -91,8 +91,8 @@ def swanify(
     if channels.notes:
         raise InputError(f"{channels.notes[0]}; pass example_inputs on which both modes run")
     _require_units(channels)
-    copy = copy_of(model)
-    with without_collection():
+    with without_collection(), torch.inference_mode(mode=False):
+        copy = copy_of(model)
         graphs = {training: trace(copy, training=training) for training in (False, True)}
         channels, placed = _place(copy, graphs, channels, inputs)
     _restore_modes(model, copy)

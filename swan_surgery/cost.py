@@ -162,9 +162,7 @@ def cost_table(gated: GatedModel) -> CostTable:
 
 def _certified_terms(gated: GatedModel) -> tuple[CostTerm, ...]:
     """The cost terms that fvcore counts too; layers whose output nobody reads cost nothing there."""
-    device = gated.gates.logits.device
-    inputs = gated.example_inputs.map(lambda t: t.to(device))
-    counted = count_operators(gated.model, inputs).macs
+    counted = count_operators(gated.model, gated.own_inputs()).macs
     terms = tuple(term for term in gated.channels.costs if counted.get(term.module, 1))
     ours = module_macs(terms)
     wrong = [name for name, macs in counted.items() if name in ours and ours[name] != macs]

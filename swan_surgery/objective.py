@@ -111,8 +111,13 @@ class Objective:
             self._refuse_unreachable(macs)
 
     def __call__(self, epoch: float) -> Tensor:
-        """The penalty at a (fractional) epoch: a scalar, differentiable in the logits."""
+        """The penalty at a (fractional) epoch: a scalar, differentiable in the logits.
+
+        Raises:
+            GateError: NaN or infinite logits.
+        """
         gates = self._gated.gates
+        gates.check()
         table = cost_table(self._gated)
         scale = {name: ramp(epoch) for name, ramp in self._ramps.items()}
         p = gates.probabilities()
@@ -187,7 +192,10 @@ class Objective:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if macs_at(levels[middle]) <= ceiling else (middle, high)
-        gates.threshold = float(levels[high]) if high < len(levels) else 1.0
+        if high < len(levels):
+            gates.threshold = float(levels[high])
+        else:
+            gates.close_to_minimum()
 
     def _refuse_unreachable(self, macs: float) -> None:
         table = cost_table(self._gated)

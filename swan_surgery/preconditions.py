@@ -37,6 +37,10 @@ def check_model(model: object) -> None:
         raise ModelError("the model is a TorchScript module; pass the nn.Module it was made from")
     for name, module in model.named_modules():
         origin = type(module).__module__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"module {name!r} is a TorchScript module; pass the nn.Module it was made from"
+            )
         if isinstance(module, GatedModel):
             raise ModelError(f"module {name!r} is gated already; swan.unswanify it first")
         if ".quantized" in origin or ".qat" in origin:

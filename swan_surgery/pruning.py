@@ -69,8 +69,7 @@ def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:
 
     handles = [module.register_forward_pre_hook(follow) for module in bare]
     modes = [(module, module.training) for module in pruned.modules()]
-    device = gated.gates.logits.device
-    inputs = gated.example_inputs.map(lambda tensor: tensor.to(device))
+    inputs = gated.own_inputs()
     try:
         with torch.no_grad(), torch.random.fork_rng():
             pruned.eval()(*inputs.args, **inputs.kwargs)

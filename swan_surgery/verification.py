@@ -30,12 +30,12 @@ def verify_pruned(gated: GatedModel, pruned: nn.Module, plan: PruningPlan) -> fl
     mask[list(plan.open_units)] = True
     dtype = gated.gates.logits.dtype
     if dtype in TOLERANCE:
-        error = relative_error(gated, pruned, mask, gated.example_inputs)
+        error = relative_error(gated, pruned, mask, gated.own_inputs())
         if error <= TOLERANCE[dtype]:
             return error
     gated64, pruned64 = copy_of(gated).double(), copy_of(pruned).double()
     assert isinstance(gated64, GatedModel)  # noqa: S101 - a copy of one
-    inputs = gated.example_inputs.map(lambda t: t.double() if t.is_floating_point() else t)
+    inputs = gated64.own_inputs()
     error = relative_error(gated64, pruned64, mask, inputs)
     if error <= TOLERANCE[torch.float64]:
         return error
@@ -124,7 +124,8 @@ def _layer_outputs(
     def remember(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, out: Any) -> None:
             if isinstance(out, Tensor):
-                seen.setdefault(name, out)
+                # A clone: what follows may change it in place, in one model and not the other.
+                seen.setdefault(name, out.clone())
 
         return hook
 

@@ -37,7 +37,7 @@ from swan_surgery.channels.stand_ins import (
     shell_of,
     without_collection,
 )
-from swan_surgery.errors import InputError, TraceError
+from swan_surgery.errors import InputError, ModelError, TraceError
 
 
 def channel_map(
@@ -57,12 +57,15 @@ def channel_map(
         ignore: module names or glob patterns whose output channels stay without a gate.
 
     Raises:
+        ModelError: not an `nn.Module`.
         InputError: `ignore` names nothing, or the inputs are of the wrong kind.
         TraceError: the model cannot be run on the inputs.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     inputs = as_inputs(example_inputs)
     ignored = match_modules(model, ignore)
-    with without_collection():
+    with without_collection(), torch.inference_mode(mode=False):
         try:
             return _map(model, inputs, ignored, on_meta=True)
         except TraceError:

@@ -56,7 +56,9 @@ def _move(source: Tensor, call: Call, labels: Labels) -> None:
             after = axes_of(result)
             if not after and before:
                 labels.pin(result, "a single channel is picked by its position", call)
-            if len(after) > 1 and (len(before) < len(after) or call.name in _RESHAPES):
+            if len(before) == 1 and (len(after) > 2 or call.name == "aten.pixel_shuffle"):
+                result = labels.tie_to_first(result, call)
+            elif len(after) > 1 and (len(before) < len(after) or call.name in _RESHAPES):
                 labels.tie(result, call)
             if call.name in _SHUFFLES and axes_of(field) == (1,):
                 block = field.shape[1] // call.arg("groups")

@@ -186,20 +186,32 @@ class Labels:
         One alternative per axis: that axis may shrink, and all positions that share an index on
         it are joined. The last axis comes first (channel shuffle); rehearsal picks what holds.
         """
-        axes = axes_of(field)
-        alternatives = []
-        for axis in reversed(axes):
-            rest = field
-            for other in axes:
-                if other != axis:
-                    rest = rest.narrow(other, 0, 1)
-            wide = rest.expand_as(field)
-            both = (wide > 0) & (field > 0)
-            mixed = (wide > 0) != (field > 0)
-            if bool(mixed.any()):
-                self.pin(torch.cat([wide[mixed], field[mixed]]), "split across padding", call)
-            alternatives.append([(wide[both], field[both])])
+        alternatives = [self._joined_along(field, axis, call) for axis in reversed(axes_of(field))]
         self.tie_by(alternatives, call)
+
+    def tie_to_first(self, field: Tensor, call: Call) -> Tensor:
+        """An axis was split over channels and positions (C, H, W): the first of them may shrink.
+
+        Returns the field of the channels, which then lies along the first axis alone.
+        """
+        axes = axes_of(field)
+        self.tie_by([self._joined_along(field, axes[0], call)], call)
+        for other in axes[1:]:
+            field = field.narrow(other, 0, 1)
+        return field
+
+    def _joined_along(self, field: Tensor, axis: int, call: Call) -> list[tuple[Tensor, Tensor]]:
+        """Join all positions that share an index on one axis."""
+        rest = field
+        for other in axes_of(field):
+            if other != axis:
+                rest = rest.narrow(other, 0, 1)
+        wide = rest.expand_as(field)
+        both = (wide > 0) & (field > 0)
+        mixed = (wide > 0) != (field > 0)
+        if bool(mixed.any()):
+            self.pin(torch.cat([wide[mixed], field[mixed]]), "split across padding", call)
+        return [(wide[both], field[both])]
 
     def tie_by(self, alternatives: list[list[tuple[Tensor, Tensor]]], call: Call) -> None:
         """Add alternatives, best guess first, each a list of joins, to those of this operation."""

@@ -73,16 +73,25 @@ def as_inputs(example_inputs: Any) -> Inputs:
 def shell_of(model: nn.Module) -> nn.Module:
     """A copy of the model whose tensors have shapes but no data (device `meta`).
 
+    Integer buffers and constants keep their values: they may be positions to gather.
+
     Raises:
         ModelError: the model cannot be copied.
     """
     memo: dict[int, Any] = {}
     for tensor in _all_tensors(model):
+        if not isinstance(tensor, nn.Parameter) and _is_index(tensor):
+            memo[id(tensor)] = tensor.detach().cpu().clone()
+            continue
         shell: Tensor = torch.empty_like(tensor, device="meta")
         if isinstance(tensor, nn.Parameter):
             shell = nn.Parameter(shell, requires_grad=False)
         memo[id(tensor)] = shell
     return _copy(model, memo)
+
+
+def _is_index(tensor: Tensor) -> bool:
+    return not tensor.is_meta and not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def copy_of(model: nn.Module) -> nn.Module:

@@ -53,7 +53,7 @@ class GateBank(nn.Module):
         longest = max((len(units) for units in widths), default=0)
         rows = torch.full((len(widths), longest), num_units)
         for row, units in enumerate(widths):
-            rows[row, : len(units)] = torch.tensor(units)
+            rows[row, : len(units)] = torch.tensor(sorted(units))
         self.register_buffer("_rows", rows, persistent=False)
 
     @property
@@ -63,7 +63,7 @@ class GateBank(nn.Module):
 
     @property
     def threshold(self) -> float:
-        """Tau of Eq. 4, in (0, 1)."""
+        """Tau of Eq. 4, in [0, 1]; infinite after `close_to_minimum`."""
         return float(self._threshold)
 
     @threshold.setter
@@ -71,6 +71,10 @@ class GateBank(nn.Module):
         if not 0 <= float(value) <= 1:
             raise InputError(f"threshold must be between 0 and 1, got {value}")
         self._threshold.fill_(value)
+
+    def close_to_minimum(self) -> None:
+        """Raise the threshold above every p: only the minimum widths stay open."""
+        self._threshold.fill_(float("inf"))
 
     @property
     def mode(self) -> Mode:

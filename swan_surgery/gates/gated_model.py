@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from swan_surgery.channels import ChannelMap, Inputs
+from swan_surgery.errors import ModelError
 from swan_surgery.gates.bank import GateBank
 
 
@@ -38,6 +39,15 @@ class GatedModel(nn.Module):
         self.example_inputs = example_inputs
         self._forwards: dict[bool, Callable[..., Any]] = {}
 
+    def own_inputs(self) -> Inputs:
+        """The example inputs on the model's device and in its floating-point type."""
+        like = self.gates.logits
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+
+        return self.example_inputs.map(move)
+
     def set_forward(self, function: Callable[..., Any], *, training: bool) -> None:
         """Install the code generated from one mode's graph; it takes this model as `self`."""
         self._forwards[training] = function
@@ -61,6 +71,13 @@ def soft_gates(gated: GatedModel) -> Iterator[GatedModel]:
     Example:
         >>> with soft_gates(gated):  # doctest: +SKIP
         ...     accuracy = evaluate(gated)
+
+    Raises:
+        ModelError: `gated` is not a gated model.
     """
+    if not isinstance(gated, GatedModel):
+        raise ModelError(
+            f"expected a gated model, got {type(gated).__name__}; call swan.swanify(model) first"
+        )
     with gated.gates.soft_evaluation():
         yield gated

@@ -60,6 +60,9 @@ def place(model: nn.Module, graph: fx.Graph, facts: dict[fx.Node, NodeFacts]) ->
         # Without sites that cover what is summed over, the gate goes right before the consumer.
         reads[source, node] = sites if gated >= wanted else frozenset()
     shared = _double_gated(graph, facts, frozenset().union(*reads.values()))
+    # A value that changes in place between two readers is gated in front of each of them.
+    stale = [node for node in graph.nodes if facts[node].is_stale]
+    shared |= frozenset(source for node in stale for source in node.all_input_nodes)
     behind: dict[fx.Node, None] = {}
     edges: dict[fx.Node, list[fx.Node]] = {}
     for (source, consumer), sites in reads.items():
