@@ -95,9 +95,9 @@ def swanify(
         copy = copy_of(model)
         graphs = {training: trace(copy, training=training) for training in (False, True)}
         channels, placed = _place(copy, graphs, channels, inputs)
-    _restore_modes(model, copy)
-    _require_units(channels)
-    return _assemble(copy, graphs, placed, channels, inputs)
+        _restore_modes(model, copy)
+        _require_units(channels)
+        return _assemble(copy, graphs, placed, channels, inputs)
 
 
 def unswanify(gated: GatedModel) -> nn.Module:

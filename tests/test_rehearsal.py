@@ -210,10 +210,10 @@ TRAPS = {
     attention_over_channels: (8, 8),
 }
 # What the code repeats cannot follow: no channel of `a` may be gated.
-HOPELESS = {
+HOPELESS = (
     view_attribute, branch_on_width, assertion, split_literal, view_literal, view_groups_literal,
     group_norm_literal, index_list, interpolated_along_channels, attention_over_channels,
-}  # fmt: skip
+)  # fmt: skip
 
 
 def map_of(trap) -> tuple[nn.Module, Tensor, ChannelMap]:

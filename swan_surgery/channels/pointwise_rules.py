@@ -73,8 +73,7 @@ def _(call: Call, labels: Labels) -> None:
     fields = join_aligned(operands, out.ndim, call, labels)
     if in_place:
         _write(out, fields, call, labels)
-        return
-    for result in call.outputs:
+    for result in call.outputs[1:] if in_place else call.outputs:
         if tuple(result.shape) == tuple(out.shape):
             labels.assign(result, fields)
 
