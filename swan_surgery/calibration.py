@@ -54,7 +54,8 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
 
     Raises:
         ModelError: `model` is not an `nn.Module`.
-        InputError: the loader yields no batch, or `num_batches` is below 1.
+        InputError: the loader yields no batch, its batches give NaN statistics, or `num_batches`
+            is below 1.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -66,10 +67,14 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
     moments = {norm: _Moments() for norm in norms}
+    if isinstance(loader, Tensor):
+        raise InputError("loader must yield batches; for a single batch pass [batch]")
     with _observing(model, moments):
         used = _run(model, loader, num_batches)
     if not used:
         raise InputError("the loader yielded no batch; batch-norm statistics are unchanged")
+    if not all(m.squares is None or bool(m.squares.isfinite().all()) for m in moments.values()):
+        raise InputError("the batches give NaN or infinite statistics; they are unchanged")
     for norm, own in moments.items():
         if own.mean is not None and own.squares is not None:
             assert norm.running_mean is not None  # noqa: S101 - selected above

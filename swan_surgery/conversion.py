@@ -187,7 +187,15 @@ def _facts(
         except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError):
             continue
     stand_in, candidate = attempts[-1]
-    return node_facts(stand_in(copy), graph, units, candidate)
+    try:
+        return node_facts(stand_in(copy), graph, units, candidate)
+    except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError) as err:
+        first = str(err).splitlines()[0] if str(err) else ""
+        raise TraceError(
+            f"the torch.fx trace of {type(copy).__name__} does not run on the example inputs "
+            f"({type(err).__name__}: {first}); if forward has optional arguments, or branches on "
+            f"its inputs, move that decision out of forward"
+        ) from err
 
 
 def _assemble(
@@ -217,7 +225,9 @@ def _assemble(
     bank.logits.data += _SPREAD * (2 * importance_ranks(copy, channels) - 1)
     reference = next((p for p in copy.parameters() if p.is_floating_point()), None)
     if reference is not None:
-        bank.to(device=reference.device, dtype=reference.dtype)
+        # Half precision would merge the starting order of the gates: logits stay in float32 then.
+        wide = torch.promote_types(reference.dtype, torch.float32)
+        bank.to(device=reference.device, dtype=wide)
     gated = GatedModel(copy, bank, sites, channels=channels, example_inputs=inputs)
     for mode, graph in graphs.items():
         insert(graph, names[mode], list(units), folded[mode])

@@ -17,6 +17,12 @@ def check_gated(gated: object) -> None:
     Raises:
         ModelError: says what was seen and what to do.
     """
+    inner = _wrapped(gated)
+    if isinstance(inner, GatedModel):
+        raise ModelError(
+            f"the gated model is wrapped in {type(gated).__name__}; pass the model inside "
+            f"(.module, or ._orig_mod of a compiled one)"
+        )
     if not isinstance(gated, GatedModel):
         raise ModelError(
             f"expected a gated model, got {type(gated).__name__}; call swan.swanify(model) first"
@@ -33,6 +39,11 @@ def check_model(model: object) -> None:
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, GatedModel):
         raise ModelError("the model is gated already; train it, or swan.unswanify(model) first")
+    if _wrapped(model) is not None:
+        raise ModelError(
+            f"the model is wrapped in {type(model).__name__}; pass the model inside (.module, or "
+            f"._orig_mod of a compiled one) and wrap the gated model instead"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the model is a TorchScript module; pass the nn.Module it was made from")
     for name, module in model.named_modules():
@@ -50,6 +61,15 @@ def check_model(model: object) -> None:
     quantized = [name for name, t in model.state_dict().items() if _is_quantized(t)]
     if quantized:
         raise ModelError(f"{quantized[0]!r} is a quantized tensor; prune first, then quantize")
+
+
+def _wrapped(model: object) -> object | None:
+    """The model inside DataParallel, DistributedDataParallel or torch.compile; else None."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.module
+    return (
+        vars(model).get("_modules", {}).get("_orig_mod") if isinstance(model, nn.Module) else None
+    )
 
 
 def _is_quantized(value: object) -> bool:

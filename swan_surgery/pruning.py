@@ -26,7 +26,8 @@ def prune(
     Args:
         gated: the result of `swanify`, trained.
         macs: share of the base model's MACs to keep at most, in (0, 1]. Moves the threshold: units
-            stay in order of p, as many as the budget allows. By default `gates.open_mask()` stays.
+            stay in order of p, as many as the budget allows, so closed units may open again. By
+            default `gates.open_mask()` stays.
         round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
             the best of the closed units.
         verify: run both models on the example inputs and compare.

@@ -33,6 +33,8 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
         if name in cuts:
             wanted[id(tensor)] = cuts[name]
     done: dict[int, Tensor] = {}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # reading a spectral-normed weight in train mode would change its buffers
     for module in model.modules():
         own: dict[str, Any] = {**module._parameters, **module._buffers}  # noqa: SLF001 - its store
         hit = {key: tensor for key, tensor in own.items() if id(tensor) in wanted}
@@ -43,6 +45,8 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
             (slots if key in slots else module._buffers)[key] = done[id(tensor)]  # noqa: SLF001
         if hit or is_parametrized(module):
             _update_widths_(module)
+    for module, training in modes:
+        module.training = training
 
 
 def _cut_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:

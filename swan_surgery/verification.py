@@ -28,7 +28,7 @@ def verify_pruned(gated: GatedModel, pruned: nn.Module, plan: PruningPlan) -> fl
     """
     mask = torch.zeros(plan.num_units, dtype=torch.bool)
     mask[list(plan.open_units)] = True
-    dtype = gated.gates.logits.dtype
+    dtype = gated.dtype
     if dtype in TOLERANCE:
         error = relative_error(gated, pruned, mask, gated.own_inputs())
         if error <= TOLERANCE[dtype]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from swan_surgery.channels import ChannelMap, Inputs
@@ -39,12 +40,18 @@ class GatedModel(nn.Module):
         self.example_inputs = example_inputs
         self._forwards: dict[bool, Callable[..., Any]] = {}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the base model; the gates of half models stay in float32."""
+        floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return next(floating, self.gates.logits.dtype)
+
     def own_inputs(self) -> Inputs:
         """The example inputs on the model's device and in its floating-point type."""
-        like = self.gates.logits
+        device, dtype = self.gates.logits.device, self.dtype
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+            return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
         return self.example_inputs.map(move)
 
