@@ -65,11 +65,11 @@ def check_model(model: object) -> None:
 
 def _wrapped(model: object) -> object | None:
     """The model inside DataParallel, DistributedDataParallel or torch.compile; else None."""
+    if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, nn.Module):
+        return None
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return model.module
-    return (
-        vars(model).get("_modules", {}).get("_orig_mod") if isinstance(model, nn.Module) else None
-    )
+        return model.get_submodule("module")
+    return dict(model.named_children()).get("_orig_mod")
 
 
 def _is_quantized(value: object) -> bool:
