@@ -21,7 +21,7 @@ from swan_surgery.errors import (
     UnsupportedOpError,
     VerificationError,
 )
-from swan_surgery.gates import GatedModel, soft_gates
+from swan_surgery.gates import GatedModel, acting_gates, soft_gates
 from swan_surgery.objective import CosineRamp, Objective, parameter_groups
 from swan_surgery.plan import PruningPlan
 from swan_surgery.pruning import prune
@@ -47,6 +47,7 @@ __all__ = [
     "TraceError",
     "UnsupportedOpError",
     "VerificationError",
+    "acting_gates",
     "calibrate",
     "channel_map",
     "count_macs",

@@ -26,7 +26,18 @@ with warnings.catch_warnings():  # importing fvcore meets torch's deprecation of
 
 
 # fvcore's names of the operations whose multiply-adds are counted.
-_COUNTED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum", "baddbmm", "mv")
+_COUNTED = (
+    "conv",
+    "linear",
+    "addmm",
+    "matmul",
+    "mm",
+    "bmm",
+    "einsum",
+    "baddbmm",
+    "mv",
+    "attention",
+)
 
 
 class _Positional(nn.Module):
@@ -80,6 +91,7 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
             analysis.set_op_handle("aten::_convolution_mode", _same_conv_macs)
             analysis.set_op_handle("aten::einsum", _einsum_macs)
             analysis.set_op_handle("aten::matmul", _matmul_macs)
+            analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
             counts = analysis.by_module_and_operator()
             uncounted = dict(analysis.unsupported_ops())
     except Exception as err:  # the model's own code may raise anything
@@ -124,3 +136,9 @@ def _matmul_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     """
     summed = inputs[0].type().sizes()[-1]
     return Counter({"matmul": prod(outputs[0].type().sizes()) * summed})
+
+
+def _attention_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Multiply-adds of q k^T and of the weights times v: [..., L, E], [..., S, E], [..., S, V]."""
+    q, k, _, out = (value.type().sizes() for value in (*inputs[:3], outputs[0]))
+    return Counter({"attention": prod(q) * k[-2] + prod(out) * k[-2]})

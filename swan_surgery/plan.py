@@ -13,7 +13,7 @@ from swan_surgery.errors import BudgetError, EmptyLayerError, InputError
 from swan_surgery.gates import GatedModel
 
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,23 @@ class KeptPositions:
 
 
 @dataclass(frozen=True, slots=True)
+class AttributeValue:
+    """The new value of a Python integer that repeats a width; `index` inside a tuple or list."""
+
+    module: str
+    name: str
+    index: int | None
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
 class PruningPlan:
-    """What stays: `open_units` sorted, and `positions` for every axis that gets shorter."""
+    """What stays: `open_units` sorted, `positions` of shorter axes, `attributes` that follow."""
 
     num_units: int
     open_units: tuple[int, ...]
     positions: tuple[KeptPositions, ...]
+    attributes: tuple[AttributeValue, ...] = ()
 
     def to_json(self) -> str:
         """The plan as versioned JSON."""
@@ -52,7 +63,8 @@ class PruningPlan:
                 KeptPositions(entry["tensor"], entry["axis"], tuple(entry["kept"]))
                 for entry in data["positions"]
             )
-            return cls(data["num_units"], tuple(data["open_units"]), positions)
+            attributes = tuple(AttributeValue(**entry) for entry in data["attributes"])
+            return cls(data["num_units"], tuple(data["open_units"]), positions, attributes)
         except (json.JSONDecodeError, KeyError, TypeError) as err:
             raise InputError(f"not a pruning plan: {err}") from err
 
@@ -77,7 +89,12 @@ def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
         if len(kept) < len(entry.units):
             positions.append(KeptPositions(entry.tensor, entry.axis, kept))
     open_units = tuple(unit for unit in range(channels.num_units) if stays[unit])
-    return PruningPlan(channels.num_units, open_units, tuple(positions))
+    attributes = tuple(
+        AttributeValue(a.module, a.name, a.index, sum(stays[unit] for unit in a.units))
+        for a in channels.attributes
+        if not all(stays[unit] for unit in a.units)
+    )
+    return PruningPlan(channels.num_units, open_units, tuple(positions), attributes)
 
 
 def ranking(gated: GatedModel) -> Tensor:

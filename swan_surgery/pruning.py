@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from swan_surgery.attention import put_back_, write_out_
 from swan_surgery.channels import copy_of
+from swan_surgery.channels.attributes import Attribute
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.plan import PruningPlan, make_plan, mask_for_budget, round_widths
@@ -83,9 +85,11 @@ def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:
 
 def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """Cut a copy of a base model as planned; the same plan works on any copy of the same model."""
-    copy = copy_of(model)
+    copy = write_out_(copy_of(model))
     cuts: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for entry in plan.positions:
         cuts[entry.tensor][entry.axis] = torch.tensor(entry.kept)
     cut_(copy, cuts)
-    return copy
+    for entry in plan.attributes:
+        Attribute(entry.module, entry.name, entry.index).write_(copy, entry.value)
+    return put_back_(copy)

@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
+from swan_surgery.attention import SlimAttention
+
 
 # tensor name -> axis -> positions that stay, shape (n,), sorted
 Cuts = Mapping[str, Mapping[int, Tensor]]
@@ -45,6 +47,9 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
             (slots if key in slots else module._buffers)[key] = done[id(tensor)]  # noqa: SLF001
         if hit or is_parametrized(module):
             _update_widths_(module)
+    for module in model.modules():
+        if isinstance(module, SlimAttention):
+            module.follow_widths_()
     for module, training in modes:
         module.training = training
 
@@ -83,12 +88,23 @@ def _update_widths_(module: nn.Module) -> None:
                 module.groups = rows * module.groups // module.out_channels
             module.out_channels = rows
             module.in_channels = per_group * module.groups
-    elif isinstance(module, nn.Linear):
+    else:
+        _update_other_widths_(module)
+
+
+def _update_other_widths_(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, (_NormBase,)):
         lead = next((t for t in (module.weight, module.running_mean) if t is not None), None)
         if lead is not None:
             module.num_features = lead.shape[0]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        module.num_channels = module.weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif hasattr(module, "num_features") and (width := _width(module)) is not None:

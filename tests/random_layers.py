@@ -117,17 +117,24 @@ _NORMS = (
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
     nn.LayerNorm,
+    nn.RMSNorm,
     FrozenBatchNorm2d,
 )
+# Bare vectors of these names multiply: near zero, they would hide what they meet.
+_FACTORS = ("weight", "gamma", "alpha")
+
+
+def _fill_factor(factor: Tensor, generator: torch.Generator) -> None:
+    factor.uniform_(0.5, 1.5, generator=generator)
+    flipped = torch.rand(factor.shape, generator=generator) < 0.25
+    factor[flipped] *= -1
 
 
 def _fill_norm(norm: nn.Module, generator: torch.Generator) -> None:
-    gamma, beta = norm.weight, norm.bias
-    if gamma is not None:
-        gamma.uniform_(0.5, 1.5, generator=generator)
-        flipped = torch.rand(gamma.shape, generator=generator) < 0.25
-        gamma[flipped] *= -1
-        beta.normal_(0, 0.3, generator=generator)
+    if norm.weight is not None:
+        _fill_factor(norm.weight, generator)
+    if getattr(norm, "bias", None) is not None:
+        norm.bias.normal_(0, 0.3, generator=generator)
     if getattr(norm, "running_mean", None) is not None:
         norm.running_mean.normal_(0, 0.3, generator=generator)
         norm.running_var.uniform_(0.5, 1.5, generator=generator)
@@ -135,12 +142,17 @@ def _fill_norm(norm: nn.Module, generator: torch.Generator) -> None:
 
 def _fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-    for parameter in module.parameters(recurse=False):
+    for name, parameter in module.named_parameters(recurse=False):
         if parameter.dim() < 2:
-            parameter.normal_(0, 0.3, generator=generator)
+            if name in _FACTORS:
+                _fill_factor(parameter, generator)
+            else:
+                parameter.normal_(0, 0.3, generator=generator)
             continue
         num_outputs = module.out_channels if transposed else parameter.shape[0]
         fan_in = max(parameter.numel() // num_outputs, 1)
+        if num_outputs == 1 and name != "weight":
+            fan_in = 4  # no matrix: one embedding or offset for every sample
         parameter.normal_(0, fan_in**-0.5, generator=generator)
 
 

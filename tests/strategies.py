@@ -13,12 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests import (  # noqa: F401  importing a block file registers its kinds
+    random_attention_blocks,
     random_blocks,
+    random_channel_attention_blocks,
     random_channel_blocks,
+    random_convnext_blocks,
+    random_cross_blocks,
     random_elementwise_blocks,
     random_heads,
+    random_norm_blocks,
+    random_rare_attention_blocks,
     random_rare_blocks,
     random_sharing_blocks,
+    random_transformer_blocks,
+    random_window_blocks,
 )
 from tests.random_layers import BLOCKS, HEADS, Kind, Option, Shape, conv_stack, randomise_
 

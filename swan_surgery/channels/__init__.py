@@ -3,11 +3,13 @@
 from swan_surgery.channels.assembly import channel_map, match_modules
 from swan_surgery.channels.channel_map import (
     PINNED,
+    AttributeWidth,
     ChannelMap,
     CostAxis,
     CostTerm,
     Layer,
     Pin,
+    Statistic,
     TensorAxis,
 )
 from swan_surgery.channels.stand_ins import (
@@ -22,12 +24,14 @@ from swan_surgery.channels.stand_ins import (
 
 __all__ = [
     "PINNED",
+    "AttributeWidth",
     "ChannelMap",
     "CostAxis",
     "CostTerm",
     "Inputs",
     "Layer",
     "Pin",
+    "Statistic",
     "TensorAxis",
     "as_inputs",
     "channel_map",

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from swan_surgery.attention import write_out_
 from swan_surgery.channels.channel_map import (
     PINNED,
+    AttributeWidth,
     ChannelMap,
     CostAxis,
     CostTerm,
     Layer,
     Pin,
+    Statistic,
     TensorAxis,
 )
 from swan_surgery.channels.mapping import (
@@ -96,7 +99,9 @@ def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
 
 
 def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: bool) -> ChannelMap:
-    duplicate = shell_of if on_meta else copy_of
+    def duplicate(original: nn.Module) -> nn.Module:
+        return write_out_((shell_of if on_meta else copy_of)(original))
+
     if on_meta:
         inputs = inputs.map(lambda tensor: torch.empty_like(tensor, device="meta"))
     stand_in = duplicate(model)
@@ -188,6 +193,7 @@ def _assemble(
                 weight = f"{contraction.module}.weight"
             if weight is not None and weight not in layers:
                 layers[weight], pins[weight] = _layer(contraction, weight, units, solution)
+    gated_axes, ungated = _reads(solution, units)
     costs = [
         _cost_term(contraction, units, solution.component)
         for contraction in solution.traces[0].recording.contractions
@@ -205,7 +211,60 @@ def _assemble(
         costs=tuple(costs),
         unknown_ops=tuple(unknown),
         notes=notes,
+        gated_axes=gated_axes,
+        ungated_reads=ungated,
+        statistics=_statistics(solution, units),
+        attributes=tuple(
+            AttributeWidth(
+                key.module,
+                key.name,
+                key.index,
+                tuple(units[solution.component[labels.numpy()]].tolist()),
+            )
+            for key, labels in solution.followers.items()
+        ),
     )
+
+
+def _reads(solution: Solution, units: Ints) -> tuple[tuple[tuple[str, int], ...], frozenset[int]]:
+    """Parameter axes that contractions sum over, and units summed over without such a parameter."""
+    axes: dict[tuple[str, int], None] = {}
+    ungated: set[int] = set()
+    for trace in solution.traces:
+        for contraction in trace.recording.contractions:
+            if contraction.summed is None:
+                continue
+            read = _units_of(contraction.summed, 0, units, solution.component)
+            if (read == PINNED).all():
+                continue
+            if contraction.gated is None:
+                ungated |= set(read[read != PINNED].tolist())
+                continue
+            name, axis, _ = solution.labelled.owner(
+                int(contraction.gated[contraction.gated > 0][0])
+            )
+            axes[name, axis] = None
+    return tuple(axes), frozenset(ungated)
+
+
+def _statistics(solution: Solution, units: Ints) -> tuple[Statistic, ...]:
+    found = {}
+    for trace in solution.traces:
+        for weighting in trace.recording.weightings:
+            own = _units_of(weighting.field.reshape(-1), 0, units, solution.component)
+            if (own == PINNED).all():
+                continue
+            frame = weighting.frame
+            entry = Statistic(
+                frame.module,
+                frame.function,
+                frame.number,
+                trace.training,
+                tuple(weighting.field.shape),
+                tuple(own.tolist()),
+            )
+            found[entry] = None
+    return tuple(found)
 
 
 def _weight_of(contraction: Contraction, labelled: LabelledTensors) -> str | None:

@@ -78,6 +78,35 @@ class CostTerm:
     macs: int
 
 
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A mean, norm or the like over channels, that must count each channel with its gate.
+
+    The `number`-th call of the torch function `function` in one run of `module`, in one mode.
+    `units` lie in an array of `shape`, broadcastable to what is averaged.
+    """
+
+    module: str
+    function: str
+    number: int
+    training: bool
+    shape: tuple[int, ...]
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeWidth:
+    """A Python integer of a module that repeats a width: the number of open channels in `units`.
+
+    `index` is the element of a tuple or list, None for a plain integer.
+    """
+
+    module: str
+    name: str
+    index: int | None
+    units: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class ChannelMap:
     """Units of a model and where they lie.
@@ -90,6 +119,10 @@ class ChannelMap:
         costs: what each conv, linear and matmul costs at the example inputs, in eval mode.
         unknown_ops: operations without a channel rule that met channels, with their module.
         notes: what the user should know about the tracing itself.
+        gated_axes: (parameter, axis) pairs that are summed over: scaling them gates what they read.
+        ungated_reads: units that something else sums over, which no parameter gates.
+        statistics: normalisations and reductions over units.
+        attributes: Python integers that repeat a width and follow it.
     """
 
     num_units: int
@@ -99,6 +132,10 @@ class ChannelMap:
     costs: tuple[CostTerm, ...]
     unknown_ops: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = field(default=())
+    gated_axes: tuple[tuple[str, int], ...] = ()
+    ungated_reads: frozenset[int] = frozenset()
+    statistics: tuple[Statistic, ...] = ()
+    attributes: tuple[AttributeWidth, ...] = ()
 
     @cached_property
     def _slots(self) -> Mapping[int, tuple[tuple[str, int, int], ...]]:
@@ -112,6 +149,14 @@ class ChannelMap:
     @cached_property
     def _layers_by_name(self) -> Mapping[str, Layer]:
         return {layer.name: layer for layer in self.layers}
+
+    def units_on(self, tensor: str, axis: int) -> tuple[int, ...]:
+        """The unit at each position of an axis; empty if it holds none."""
+        return self._axes.get((tensor, axis), ())
+
+    @cached_property
+    def _axes(self) -> Mapping[tuple[str, int], tuple[int, ...]]:
+        return {(entry.tensor, entry.axis): entry.units for entry in self.tensors}
 
     def slots(self, unit: int) -> tuple[tuple[str, int, int], ...]:
         """Every (tensor, axis, index) that disappears when a unit is removed."""
@@ -177,4 +222,11 @@ class ChannelMap:
             layers=layers,
             pins=tuple(pins),
             costs=costs,
+            ungated_reads=frozenset(new[unit] for unit in self.ungated_reads if unit in new),
+            statistics=tuple(
+                replace(entry, units=renumber(entry.units)) for entry in self.statistics
+            ),
+            attributes=tuple(
+                replace(entry, units=renumber(entry.units)) for entry in self.attributes
+            ),
         )

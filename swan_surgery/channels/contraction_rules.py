@@ -5,16 +5,19 @@ These are the operations that cost MACs, so each run of one is also recorded as 
 
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from swan_surgery.channels.fields import Fields, axes_of, axis_field, vector_along
+from swan_surgery.channels.labels import Labels
 from swan_surgery.channels.pointwise_rules import join_aligned
-from swan_surgery.channels.recording import Call, Contraction, Labels
+from swan_surgery.channels.recording import Call, Contraction
 from swan_surgery.channels.rules import pin_inputs, rule
 
 
+_BATCHED = 3  # the rank of what bmm takes
 _NO_CHANNELS = "reads data that belongs to no channel (the model's input, or a constant)"
 
 
@@ -83,6 +86,7 @@ def _(call: Call, labels: Labels) -> None:
             summed=summed,
             num_out=out.shape[channel_axis],
             num_in=source.shape[channel_axis],
+            gated=summed if labels.is_bare(weight) else None,
         ),
         labels,
     )
@@ -188,13 +192,18 @@ def _(call: Call, labels: Labels) -> None:
         right_fields = labels.fields(right)
     inner_size = left.shape[-1]
     rank = out.ndim
-    for field in (*labels.fields(left), *right_fields):
+    left_fields = labels.fields(left)
+    is_layer = labels.is_derived(left) or labels.is_derived(right)
+    labels.mixes_activations |= not is_layer
+    if labels.is_probe:
+        left_fields, right_fields = (_by_head(f, labels) for f in (left_fields, right_fields))
+    for field in (*left_fields, *right_fields):
         if len(axes_of(field)) > 1:
             labels.pin(field, "channels are spread over several axes", call)
-    summed_left, _ = vector_along(labels.fields(left), left.ndim - 1)
+    summed_left, _ = vector_along(left_fields, left.ndim - 1)
     summed_right, _ = vector_along(right_fields, right.ndim - 2)
     _meet(summed_left, summed_right, call, labels)
-    rows = _outer(labels.fields(left), left.ndim - 1)
+    rows = _outer(left_fields, left.ndim - 1)
     columns = _outer(right_fields, right.ndim - 2)
     fields = _combine(rows, columns, call, labels)
     if bias is not None and (fields or labels.fields(bias)):
@@ -202,7 +211,7 @@ def _(call: Call, labels: Labels) -> None:
     labels.assign(out, fields)
     inner = summed_right if summed_right is not None else summed_left
     outer = tuple(f.reshape(-1) for f in fields)
-    produced, _ = vector_along(columns, rank - 1)
+    produced = vector_along(columns, rank - 1)[0] if is_layer else None
     _price(
         Contraction(
             call.name,
@@ -214,9 +223,31 @@ def _(call: Call, labels: Labels) -> None:
             summed=inner,
             num_out=out.shape[-1],
             num_in=inner_size,
+            gated=_bare_labels((left, summed_left), (right, summed_right), labels),
         ),
         labels,
     )
+
+
+def _bare_labels(*operands_and_labels: Any) -> Tensor | None:
+    """The summed labels of the operand that is a parameter, if one is."""
+    *operands, labels = operands_and_labels
+    return next(
+        (own for tensor, own in operands if own is not None and labels.is_bare(tensor)), None
+    )
+
+
+def _by_head(fields: Fields, labels: Labels) -> Fields:
+    """In a probe: channels spread over a batch axis and a matrix axis are heads on the batch axis."""
+    result = []
+    for field in fields:
+        if field.ndim == _BATCHED and len(axes_of(field)) == 2 and axes_of(field)[0] == 0:
+            first = field.narrow(axes_of(field)[1], 0, 1)
+            labels.heads.append((first.expand_as(field), field))
+            result.append(first)
+        else:
+            result.append(field)
+    return tuple(result)
 
 
 def _combine(rows: Fields, columns: Fields, call: Call, labels: Labels) -> Fields:
@@ -228,6 +259,8 @@ def _combine(rows: Fields, columns: Fields, call: Call, labels: Labels) -> Field
             result.append(column)
         else:
             labels.join(twin, column, call)
+            if labels.is_probe:
+                labels.heads.append((twin, column))
     return tuple(result)
 
 

@@ -10,8 +10,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from swan_surgery.channels.fields import Fields, axis_field
-from swan_surgery.channels.recording import Labels, Reason, Recording
+from swan_surgery.channels.attributes import Followers
+from swan_surgery.channels.fields import Fields, axes_of, axis_field
+from swan_surgery.channels.labels import Labels
+from swan_surgery.channels.recording import Reason, Recording
 from swan_surgery.channels.stand_ins import Inputs
 from swan_surgery.channels.tracing import (
     LabelMode,
@@ -77,19 +79,68 @@ class Solution:
     reasons: list[Reason]
     labelled: LabelledTensors
     traces: list[Trace]
+    followers: Followers = field(default_factory=dict)
 
 
 def record(
     model: nn.Module, inputs: Inputs, labelled: LabelledTensors, *, training: bool
 ) -> Recording:
-    """Run the stand-in once in one mode and return what the labels say."""
-    model.train(training)
+    """Run the stand-in once in one mode and return what the labels say.
+
+    Where activations are multiplied with activations, as attention does, a probe first looks which
+    splits of an axis make heads; whole heads are what may be removed there.
+    """
     labels = Labels(Recording())
+    _run(model, inputs, labelled, labels, training=training)
+    if labels.mixes_activations:
+        probe = Labels(Recording(), is_probe=True)
+        _run(model, inputs, labelled, probe, training=training)
+        within = within_heads(probe, labelled.num_labels)
+        if within:
+            labels = Labels(Recording(), within)
+            _run(model, inputs, labelled, labels, training=training)
+    return labels.recording
+
+
+def _run(
+    model: nn.Module, inputs: Inputs, labelled: LabelledTensors, labels: Labels, *, training: bool
+) -> None:
+    model.train(training)
     label_tensors(labels, model, labelled.fields)
     mode = LabelMode(labels)
     output = run_labelled(mode, model, model, inputs.args, inputs.kwargs)
     pin_outputs(labels, output)
-    return labels.recording
+
+
+def within_heads(probe: Labels, num_labels: int) -> dict[int, tuple[int, ...]]:
+    """Which operations of a probed run split channels into heads, and which axes lie inside one."""
+    if not probe.heads:
+        return {}
+    size = num_labels + 1
+    pairs = [torch.broadcast_tensors(first, second) for first, second in probe.heads]
+    first = np.concatenate([one.reshape(-1).numpy() for one, _ in pairs])
+    second = np.concatenate([two.reshape(-1).numpy() for _, two in pairs])
+    fits = (first > 0) & (second > 0)
+    graph = coo_matrix(
+        (np.ones(int(fits.sum()), np.int8), (first[fits], second[fits])), shape=(size, size)
+    )
+    _, head = connected_components(graph, directed=False)
+    touched = np.zeros(size, bool)
+    touched[first[fits]] = touched[second[fits]] = True
+    found = {}
+    for index, split in probe.splits:
+        labels = split.clamp(min=0).numpy()
+        if not touched[labels[split.numpy() > 0]].all():
+            continue
+        own = torch.from_numpy(head[labels])
+        axes = tuple(
+            axis
+            for axis in axes_of(split)
+            if torch.equal(own.narrow(axis, 0, 1).expand_as(own), own)
+        )
+        if axes and len(axes) < len(axes_of(split)):
+            found[index] = axes
+    return found
 
 
 def solve(

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from swan_surgery.channels.fields import axes_of, axis_field, vector_along
-from swan_surgery.channels.recording import Call, Labels
-from swan_surgery.channels.rules import as_tuple, pin_inputs, rule
+from swan_surgery.channels.fields import Fields, align, axes_of, axis_field, vector_along
+from swan_surgery.channels.labels import Labels
+from swan_surgery.channels.recording import Call
+from swan_surgery.channels.rules import as_tuple, rule
 
 
 @rule(
@@ -36,15 +37,81 @@ def _(call: Call, labels: Labels) -> None:
             labels.assign(statistic, (data,))
 
 
-@rule("native_layer_norm", "native_group_norm", "_fused_rms_norm")
+@rule("native_layer_norm", "_fused_rms_norm")
 def _(call: Call, labels: Labels) -> None:
-    pin_inputs(call, labels, "a normalisation over the channels themselves")
+    source, out = call.inputs[0], call.outputs[0]
+    rank = len(call.args[1])
+    normalised = set(range(source.ndim - rank, source.ndim))
+    lead = source.ndim - rank
+    parameters = [(t, labels.fields(t)) for t in call.inputs[1:]]
+    fields = _counted(labels.fields(source), normalised, call, labels)
+    for parameter, own in parameters:
+        for field in own:
+            aligned = align(field, source.ndim)
+            twin = next((f for f in fields if axes_of(f) == axes_of(aligned)), None)
+            if twin is not None:
+                labels.join(twin, aligned, call)
+            else:
+                labels.pin(field, "normalises data that belongs to no channel", call)
+        bare = {axis for f in own for axis in axes_of(align(f, source.ndim))}
+        for field in fields:
+            inside = set(axes_of(field)) & normalised
+            if inside - bare and any(parameter.shape[axis - lead] > 1 for axis in inside):
+                labels.pin(field, "normalised with parameters that have no channel labels", call)
+    labels.assign(out, tuple(fields))
+    for statistic in call.outputs[1:]:
+        kept = tuple(f for f in fields if not set(axes_of(f)) & normalised)
+        labels.assign(statistic, kept)
+
+
+def _counted(fields: Fields, summed: set[int], call: Call, labels: Labels) -> list[Tensor]:
+    """Fields of data whose statistics are taken over `summed`: weighted, passed by, or pinned."""
+    result = []
+    for field in fields:
+        inside = set(axes_of(field)) & summed
+        result.append(field)
+        if not inside or labels.is_probe:
+            continue
+        if len(axes_of(field)) > 1:
+            labels.pin(field, "normalised with other channels, over several axes", call)
+        elif not labels.weigh(field, call):
+            labels.pin(field, "a normalisation over the channels themselves", call)
+    return result
+
+
+@rule("native_group_norm")
+def _(call: Call, labels: Labels) -> None:
+    source, out = call.inputs[0], call.outputs[0]
+    groups = call.arg("group")
+    width = source.shape[1] // groups
+    for field in labels.fields(source):
+        if axes_of(field) not in ((), (0,), (1,)):
+            labels.pin(field, "normalised together with other channels", call)
+    data, _ = vector_along(labels.fields(source), 1)
+    for parameter in call.inputs[1:]:
+        own, _ = vector_along(labels.fields(parameter), 0)
+        if data is not None and own is not None:
+            labels.join(data, own, call)
+        elif own is not None:
+            labels.pin(own, "normalises data that belongs to no channel", call)
+        elif data is not None and parameter.numel() > 1:
+            labels.pin(data, "normalised with parameters that have no channel labels", call)
+    if data is None:
+        return
+    field = axis_field(data, 1, source.ndim)
+    if width > 1:
+        # Groups stay equally wide: the same positions go from each.
+        blocks = data.view(groups, width)
+        labels.join(blocks[:1].expand_as(blocks), blocks, call)
+        if not labels.weigh(field, call):
+            labels.pin(field, "a normalisation over the channels themselves", call)
+    labels.assign(out, (field,))
 
 
 @rule(
     "mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "var", "std",
     "var_mean", "std_mean", "logsumexp", "norm", "linalg_vector_norm", "any", "all", "median",
-    "nanmean", "nansum", "_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod",
+    "nanmean", "nansum", "_safe_softmax", "_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod",
     "sort", "topk", "logcumsumexp", "aminmax", "count_nonzero",
 )  # fmt: skip
 def _(call: Call, labels: Labels) -> None:
@@ -57,10 +124,10 @@ def _(call: Call, labels: Labels) -> None:
         dims = set(range(source.ndim))
     kept = []
     for field in labels.fields(source):
-        if set(axes_of(field)) & dims:
-            labels.pin(field, "a reduction over the channels", call)
-        else:
+        if not set(axes_of(field)) & dims:
             kept.append(field)
+        elif len(axes_of(field)) > 1 or not labels.weigh(field, call):
+            labels.pin(field, "a reduction over the channels", call)
     for out in call.outputs:
         labels.assign(out, tuple(_reduced(f, source, out, dims) for f in kept))
         if labels.is_harmless(source):

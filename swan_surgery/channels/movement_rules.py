@@ -7,9 +7,18 @@ exact for every stride, offset and interleaving.
 import torch
 from torch import Tensor
 
-from swan_surgery.channels.fields import FILL, PLAIN, Fields, axes_of, compact
+from swan_surgery.channels.fields import (
+    FILL,
+    PLAIN,
+    Fields,
+    axes_of,
+    axis_field,
+    compact,
+    vector_along,
+)
+from swan_surgery.channels.labels import Labels
 from swan_surgery.channels.pointwise_rules import join_aligned
-from swan_surgery.channels.recording import Call, Labels
+from swan_surgery.channels.recording import Call
 from swan_surgery.channels.rules import pin_inputs, rule
 
 
@@ -43,6 +52,8 @@ def _note_aliases(call: Call, labels: Labels) -> None:
             labels.note_view(source, out)
         if harmless:
             labels.mark_harmless(out)
+        if labels.is_bare(source):
+            labels.mark_bare(out)
 
 
 def _move(source: Tensor, call: Call, labels: Labels) -> None:
@@ -53,19 +64,31 @@ def _move(source: Tensor, call: Call, labels: Labels) -> None:
             labels.pin(field, "squeeze() without an axis would drop a width of one", call)
         for index, moved in enumerate(_execute(field.expand(source.shape), call)):
             result = compact(moved)
-            after = axes_of(result)
-            if not after and before:
-                labels.pin(result, "a single channel is picked by its position", call)
-            if len(before) == 1 and (len(after) > 2 or call.name == "aten.pixel_shuffle"):
-                result = labels.tie_to_first(result, call)
-            elif len(after) > 1 and (len(before) < len(after) or call.name in _RESHAPES):
-                labels.tie(result, call)
-            if call.name in _SHUFFLES and axes_of(field) == (1,):
-                block = field.shape[1] // call.arg("groups")
-                labels.tie_by([_tied_blocks(field, 1, block)], call)
+            if len(axes_of(result)) > len(before) and call.index in labels.within_heads:
+                result = labels.collapse(result, call)
+            if labels.is_probe:
+                if len(axes_of(result)) > len(before):
+                    labels.splits.append((call.index, result))
+            else:
+                result = _tied(field, result, call, labels)
             results[index].append(result)
     for out, fields in zip(call.outputs, results, strict=True):
         labels.assign(out, tuple(fields))
+
+
+def _tied(field: Tensor, result: Tensor, call: Call, labels: Labels) -> Tensor:
+    """Tie what a movement split, so that what is left can be moved the same way."""
+    before, after = axes_of(field), axes_of(result)
+    if not after and before:
+        labels.pin(result, "a single channel is picked by its position", call)
+    if len(before) == 1 and (len(after) > 2 or call.name == "aten.pixel_shuffle"):
+        result = labels.tie_to_first(result, call)
+    elif len(after) > 1 and (len(before) < len(after) or call.name in _RESHAPES):
+        labels.tie(result, call)
+    if call.name in _SHUFFLES and before == (1,):
+        block = field.shape[1] // call.arg("groups")
+        labels.tie_by([_tied_blocks(field, 1, block)], call)
+    return result
 
 
 _SHUFFLES = {"aten.channel_shuffle", "aten.native_channel_shuffle"}
@@ -77,6 +100,29 @@ def _execute(field: Tensor, call: Call) -> list[Tensor]:
         return [field.reshape(call.args[1])]
     moved = call.op(field, *call.args[1:], **call.kwargs)
     return list(moved) if isinstance(moved, (list, tuple)) else [moved]
+
+
+@rule("as_strided")
+def _(call: Call, labels: Labels) -> None:
+    source, out = call.inputs[0], call.outputs[0]
+    if source.shape != out.shape:
+        pin_inputs(call, labels, "read with strides of its own")
+        return
+    _note_aliases(call, labels)  # only the memory format changes
+    labels.assign(out, labels.fields(source))
+
+
+@rule("embedding")
+def _(call: Call, labels: Labels) -> None:
+    table, positions = call.inputs[:2]
+    out = call.outputs[0]
+    for field in labels.fields(positions):
+        labels.pin(field, "used as an index", call)
+    vector, tangled = vector_along(labels.fields(table), 1)
+    for field in (*tangled, *(f for f in labels.fields(table) if axes_of(f) == (0,))):
+        labels.pin(field, "rows that are looked up", call)
+    if vector is not None:
+        labels.assign(out, (axis_field(vector, out.ndim - 1, out.ndim),))
 
 
 @rule("split", "split_with_sizes", "chunk", "slice", "narrow", "split_copy")

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from swan_surgery.channels.fields import Fields, align, axes_of, by_overlap, compact, merge
-from swan_surgery.channels.recording import Call, Labels
+from swan_surgery.channels.labels import Labels
+from swan_surgery.channels.recording import Call
 from swan_surgery.channels.rules import rule
 
 
@@ -27,7 +28,9 @@ def join_aligned(
             aligned = align(field, ndim)
             (wide if axes_of(aligned) else scalars).append((operand, aligned))
     result = [field for _, field in scalars]
-    for group in by_overlap(wide):
+    for unsorted in by_overlap(wide):
+        # The richest labels first: those of one head must not stand for all of them.
+        group = sorted(unsorted, key=lambda member: -len(axes_of(member[1])))
         merged = group[0][1]
         for _, field in group[1:]:
             if field is not merged:
@@ -49,12 +52,21 @@ def _size(tensor: Tensor, axis: int, ndim: int) -> int:
     return tensor.shape[own] if own >= 0 else 1
 
 
+_COPIES = {"aten._to_copy", "aten.clone", "aten.contiguous"}
+
+
 def _is_identity(call: Call) -> bool:
     return call.name in ("aten.copy_", "aten.fill_")
 
 
 @rule(*_MORE_POINTWISE)
 def _(call: Call, labels: Labels) -> None:
+    if call.name in _COPIES and labels.is_bare(call.inputs[0]):
+        labels.mark_bare(call.outputs[0])
+    _pointwise(call, labels)
+
+
+def _pointwise(call: Call, labels: Labels) -> None:
     out = call.outputs[0]
     operands = [(tensor, labels.fields(tensor)) for tensor in call.inputs]
     if _is_identity(call):

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from swan_surgery.channels.recording import Call, Labels, Rule
+from swan_surgery.channels.labels import Labels, Rule
+from swan_surgery.channels.recording import Call
 
 
 _RULES: dict[str, Rule] = {}

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.channels.fields import Fields
+from swan_surgery.channels.attributes import Followers, Hypotheses, follow_
+from swan_surgery.channels.fields import Fields, axes_of
 from swan_surgery.channels.mapping import Flags, LabelledTensors, Solution, Trace, solve
 from swan_surgery.channels.recording import Reason
 from swan_surgery.channels.rehearsal import Diverged, Failure, Prediction, RehearsalMode
@@ -26,6 +27,7 @@ def rehearse(
     inputs: Inputs,
     turn: int,
     least: int,
+    followers: Followers,
 ) -> list[Failure]:
     """Close some units, cut a shell, run it; returns the operations that did not follow."""
     component = torch.from_numpy(solution.component)
@@ -51,6 +53,7 @@ def rehearse(
         if not keep.all():
             cuts.setdefault(name, {})[axis] = torch.from_numpy(np.flatnonzero(keep))
     cut_(shell, cuts)
+    follow_(shell, followers, torch.from_numpy(stays[solution.component]))
     shell.train(trace.training)
     mode = RehearsalMode(trace.recording.ops, prediction)
     label_tensors(mode.labels, shell, fields)
@@ -115,23 +118,52 @@ def settle(
 ) -> Solution:
     """Solve and rehearse until every operation follows; what does not follow is pinned."""
     solution = solve(traces, labelled, pins)
+    hypotheses = Hypotheses()
+    model = make_shell()
     for _ in range(_MAX_ROUNDS):
         failed = False
         for turn, least in _turns(solution):
             for trace in traces:
                 place = turn + trace.training
                 for failure in rehearse(
-                    solution, trace, make_shell, inputs(trace.training), place, least
+                    solution,
+                    trace,
+                    make_shell,
+                    inputs(trace.training),
+                    place,
+                    least,
+                    hypotheses.accepted,
                 ):
+                    if not failure.labels_only:
+                        guessed = _guess(trace, failure.index, solution, hypotheses, model)
+                        failed |= guessed
+                        if guessed:
+                            continue
                     failed |= _answer(trace, failure, solution, pins, least)
             if failed:
                 break
         if not failed or not solution.prunable.any():
+            solution.followers = hypotheses.accepted
             return solution
         solution = solve(traces, labelled, pins)
     everything = torch.arange(1, labelled.num_labels + 1)
     why = Reason("the forward code repeats widths in ways that cannot be followed", "forward", "")
     return solve(traces, labelled, [*pins, (everything, why)])
+
+
+def _guess(
+    trace: Trace, index: int, solution: Solution, hypotheses: Hypotheses, model: nn.Module
+) -> bool:
+    """An operation did not follow: maybe an attribute repeats a width that shrinks there."""
+    op = trace.recording.ops[index]
+    widths = [
+        field.clamp(min=0).reshape(-1)
+        for fields in (*op.outputs, *op.inputs)
+        for field in fields
+        if len(axes_of(field)) == 1
+    ]
+    shrinking = [w for w in widths if solution.prunable[solution.component[w.numpy()]].any()]
+    return hypotheses.try_next((trace.training, index), model, op.module, shrinking)
 
 
 def _turns(solution: Solution) -> list[tuple[int, int]]:

@@ -1,19 +1,22 @@
 """Runs a model once under a dispatch mode that lets the labels ride along."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from swan_surgery.channels import contraction_rules, mixing_rules, movement_rules  # noqa: F401
 from swan_surgery.channels.fields import Fields
+from swan_surgery.channels.labels import WEIGHABLE, Labels
 from swan_surgery.channels.recording import (
     Call,
-    Labels,
+    Frame,
     OpRecord,
     Reason,
     Recording,
@@ -22,18 +25,47 @@ from swan_surgery.channels.recording import (
 from swan_surgery.channels.rules import find_rule, is_pointwise, pin_inputs
 
 
+class FrameMode(TorchFunctionMode):
+    """Tells the labels which torch function is running, where it can be weighted.
+
+    Calls are numbered per run of every module on the stack, its children's calls included, just as
+    `gates.weighted_statistics` numbers them again when the gated model runs.
+    """
+
+    def __init__(self, labels: Labels) -> None:
+        super().__init__()
+        self.labels = labels
+        self.stack: list[tuple[str, Counter[str]]] = [("", Counter())]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count the call, and run it inside its frame."""
+        name = getattr(func, "__name__", "")
+        if name not in WEIGHABLE:
+            return func(*args, **(kwargs or {}))
+        for _, counts in self.stack:
+            counts[name] += 1
+        module, counts = self.stack[-1]
+        self.labels.frame = Frame(module, name, counts[name])
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.labels.frame = None
+
+
 class LabelMode(TorchDispatchMode):
     """Applies the rule of every ATen operation to the labels of its tensors."""
 
     def __init__(self, labels: Labels) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.labels = labels
-        self.module_stack: list[str] = [""]
+        self.frames = FrameMode(labels)
 
     @property
     def module(self) -> str:
         """The dotted name of the module that is running."""
-        return self.module_stack[-1]
+        return self.frames.stack[-1][0]
 
     def __torch_dispatch__(
         self,
@@ -68,6 +100,9 @@ class LabelMode(TorchDispatchMode):
         leaves, spec = tree_flatten(out)
         outputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         index = len(self.labels.recording.ops) - 1
+        if inputs and all(self.labels.is_derived(tensor) for tensor in inputs):
+            for tensor in outputs:
+                self.labels.mark_derived(tensor)
         self.apply_rule(Call(index, op, args, kwargs, inputs, outputs, self.module))
         record.outputs = tuple(self.labels.fields(tensor) for tensor in outputs)
         record.shapes = tuple(tuple(tensor.shape) for tensor in outputs)
@@ -115,6 +150,9 @@ def label_tensors(labels: Labels, model: nn.Module, fields: Mapping[str, Fields]
     for name, tensor in named_tensors(model):
         if name in fields:
             labels.assign(tensor, fields[name])
+        if isinstance(tensor, nn.Parameter):
+            labels.mark_bare(tensor)
+        labels.mark_derived(tensor)
 
 
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -146,7 +184,7 @@ def run_labelled(
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(), torch.no_grad(), mode:
+        with warnings.catch_warnings(), torch.random.fork_rng(), torch.no_grad(), mode, mode.frames:
             warnings.simplefilter("ignore")  # the model's own warnings are for its own runs
             return function(*args, **kwargs)
     finally:
@@ -157,14 +195,14 @@ def run_labelled(
 
 def _entering(mode: LabelMode, name: str) -> Callable[[nn.Module, Any], None]:
     def hook(_module: nn.Module, _args: Any) -> None:
-        mode.module_stack.append(name)
+        mode.frames.stack.append((name, Counter()))
 
     return hook
 
 
 def _leaving(mode: LabelMode) -> Callable[[nn.Module, Any, Any], None]:
     def hook(_module: nn.Module, _args: Any, _out: Any) -> None:
-        mode.module_stack.pop()
+        mode.frames.stack.pop()
 
     return hook
 

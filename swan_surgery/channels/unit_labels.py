@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swan_surgery.channels.recording import Call, Labels, OpRecord, Recording
+from swan_surgery.channels.labels import Labels
+from swan_surgery.channels.recording import Call, OpRecord, Recording
 
 
 class UnitLabels(Labels):
@@ -32,6 +33,10 @@ class UnitLabels(Labels):
 
     def pin_because(self, labels: Tensor, reason: Any) -> None:
         """Pins were decided by the recording."""
+
+    def weigh(self, field: Tensor, call: Call) -> bool:  # noqa: ARG002
+        """Statistics were recorded."""
+        return True
 
     def tie_by(self, alternatives: list[list[tuple[Tensor, Tensor]]], call: Call) -> None:
         """Ties were decided by the recording."""

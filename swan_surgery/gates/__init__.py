@@ -1,9 +1,10 @@
 """Gates: the bank of logits, the sites that apply them, and the model that carries them."""
 
 from swan_surgery.gates.bank import INITIAL_LOGIT, GateBank
-from swan_surgery.gates.gated_model import GatedModel, soft_gates
+from swan_surgery.gates.gated_model import GatedModel, acting_gates, soft_gates
+from swan_surgery.gates.in_place import ParameterGate, StatisticGate
 from swan_surgery.gates.sites import FoldedGate, GateSite, fold_scale
-from swan_surgery.gates.starting import importance_ranks, widths
+from swan_surgery.gates.starting import importance_ranks, make_bank, widths
 
 
 __all__ = [
@@ -12,8 +13,12 @@ __all__ = [
     "GateBank",
     "GateSite",
     "GatedModel",
+    "ParameterGate",
+    "StatisticGate",
+    "acting_gates",
     "fold_scale",
     "importance_ranks",
+    "make_bank",
     "soft_gates",
     "widths",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from swan_surgery.channels import ChannelMap, Inputs
 from swan_surgery.errors import ModelError
 from swan_surgery.gates.bank import GateBank
+from swan_surgery.gates.in_place import acting
 
 
 class GatedModel(nn.Module):
@@ -39,6 +40,8 @@ class GatedModel(nn.Module):
         self.channels = channels
         self.example_inputs = example_inputs
         self._forwards: dict[bool, Callable[..., Any]] = {}
+        self.training = model.training
+        self.sites.train(model.training)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,7 +64,15 @@ class GatedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the base model's forward, with gates."""
-        return self._forwards[self.training](self, *args, **kwargs)
+        if self._forwards:
+            return self._forwards[self.training](self, *args, **kwargs)
+        with acting_gates(self) as model:
+            return model(*args, **kwargs)
+
+    @property
+    def runs_in_place(self) -> bool:
+        """Whether the base model runs its own Python code, instead of a graph traced from it."""
+        return not self._forwards
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
@@ -69,6 +80,32 @@ class GatedModel(nn.Module):
             f"{type(self.model).__name__}: {self.channels.num_gated_channels} of "
             f"{self.channels.num_channels} channels gated by {self.channels.num_units} units"
         )
+
+
+@contextmanager
+def acting_gates(gated: GatedModel) -> Iterator[nn.Module]:
+    """Let the gates act on `gated.model` inside the block, for methods other than `forward`.
+
+    Example:
+        >>> with acting_gates(gated) as model:  # doctest: +SKIP
+        ...     model.generate(input_ids)
+
+    Raises:
+        ModelError: `gated` is not a gated model, or runs a traced graph, which knows `forward` only.
+    """
+    if not isinstance(gated, GatedModel):
+        raise ModelError(
+            f"expected a gated model, got {type(gated).__name__}; call swan.swanify(model) first"
+        )
+    if not gated.runs_in_place:
+        raise ModelError(
+            f"{type(gated.model).__name__} runs as a traced graph, which has no method but forward; "
+            f"call swan.swanify(model, ..., in_place=True) to gate the model's own code"
+        )
+    values = gated.gates()
+    sites = dict(gated.sites.items())
+    with acting(gated.model, sites, values, training=gated.training) as model:
+        yield model
 
 
 @contextmanager

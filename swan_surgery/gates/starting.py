@@ -6,6 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.channels import PINNED, ChannelMap
+from swan_surgery.gates.bank import GateBank
+
+
+# Logits start apart by importance, so that a budget has an order to close units in.
+_SPREAD = 0.5
+
+
+def make_bank(model: nn.Module, channels: ChannelMap, sites: Sequence[Tensor]) -> GateBank:
+    """The gate bank of a model: logits in order of importance, on the model's device."""
+    bank = GateBank(channels.num_units, widths(channels), sites)
+    bank.logits.data += _SPREAD * (2 * importance_ranks(model, channels) - 1)
+    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if reference is not None:
+        # Half precision would merge the starting order of the gates: logits stay in float32 then.
+        wide = torch.promote_types(reference.dtype, torch.float32)
+        bank.to(device=reference.device, dtype=wide)
+    return bank.train(model.training)
 
 
 def importance_ranks(model: nn.Module, channels: ChannelMap) -> Tensor:

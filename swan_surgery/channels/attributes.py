@@ -1,0 +1,111 @@
+"""Python attributes that repeat a width (`num_heads`, `normalized_shape`) and so must follow it.
+
+Nothing says which attributes those are. Where the rehearsed model does not follow, the integers of
+the module that ran are candidates, and the rehearsal itself tells which of them was meant.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An integer attribute of a module, or one element (`index`) of a tuple or list of integers."""
+
+    module: str
+    name: str
+    index: int | None = None
+
+    def read(self, model: nn.Module) -> int:
+        """The value at full width."""
+        value = getattr(model.get_submodule(self.module), self.name)
+        return int(value if self.index is None else value[self.index])
+
+    def write_(self, model: nn.Module, value: int) -> None:
+        """Set it on a private copy."""
+        owner = model.get_submodule(self.module)
+        if self.index is None:
+            setattr(owner, self.name, value)
+            return
+        old = getattr(owner, self.name)
+        items = [value if i == self.index else item for i, item in enumerate(old)]
+        setattr(owner, self.name, items if isinstance(old, list) else tuple(items))
+
+
+def repeating(model: nn.Module, module: str, size: int) -> list[Attribute]:
+    """The attributes of one module whose value is `size`."""
+    found = []
+    for name, value in vars(model.get_submodule(module)).items():
+        if type(value) is int and value == size:
+            found.append(Attribute(module, name))
+        elif isinstance(value, (tuple, list)) and all(type(item) is int for item in value):
+            found += [Attribute(module, name, i) for i, item in enumerate(value) if item == size]
+    return found
+
+
+# What some attributes should become: the labels whose remaining number is the new value.
+Followers = Mapping[Attribute, Tensor]
+
+
+@dataclass(slots=True)
+class Hypotheses:
+    """What is tried, operation by operation, for attributes to follow a width.
+
+    Attributes:
+        accepted: attributes that follow, with the labels they count.
+        active: what was tried last at an operation; if it fails again, that was wrong.
+        pending: what is left to try at an operation.
+    """
+
+    accepted: dict[Attribute, Tensor] = field(default_factory=dict)
+    active: dict[tuple[bool, int], list[Attribute]] = field(default_factory=dict)
+    pending: dict[tuple[bool, int], Iterator[dict[Attribute, Tensor]]] = field(default_factory=dict)
+
+    def try_next(
+        self, place: tuple[bool, int], model: nn.Module, module: str, widths: list[Tensor]
+    ) -> bool:
+        """Take back what did not help at this operation and try something else; False if nothing is left.
+
+        Args:
+            place: the mode and the operation that did not follow.
+            model: at full width.
+            module: where the operation ran.
+            widths: label vectors of the axes that shrink there.
+        """
+        for attribute in self.active.pop(place, []):
+            self.accepted.pop(attribute, None)
+        if place not in self.pending:
+            self.pending[place] = _guesses(model, module, widths)
+        for guess in self.pending[place]:
+            fresh = {a: labels for a, labels in guess.items() if a not in self.accepted}
+            if fresh:
+                self.accepted |= fresh
+                self.active[place] = list(fresh)
+                return True
+        return False
+
+
+def _guesses(
+    model: nn.Module, module: str, widths: list[Tensor]
+) -> Iterator[dict[Attribute, Tensor]]:
+    """First all attributes of a module that repeat one of the widths, then each alone; then its parents."""
+    while True:
+        own: dict[Attribute, Tensor] = {}
+        for labels in widths:
+            for attribute in repeating(model, module, labels.numel()):
+                own.setdefault(attribute, labels)
+        yield own
+        if len(own) > 1:
+            yield from ({attribute: labels} for attribute, labels in own.items())
+        if not module:
+            return
+        module = module.rpartition(".")[0]
+
+
+def follow_(model: nn.Module, followers: Followers, stays: Tensor) -> None:
+    """Set attributes on a private copy; `stays[label]` says which labels remain."""
+    for attribute, labels in followers.items():
+        attribute.write_(model, int(torch.count_nonzero(stays[labels])))

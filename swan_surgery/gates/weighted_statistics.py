@@ -1,0 +1,230 @@
+# ruff: noqa: A002, FBT001, FBT002 - the signatures are torch's own, for positional and keyword calls
+"""Statistics over channels that count channel i with its gate value w_i.
+
+The pruned layer averages over the channels that are left. So do these: at 0/1 gates they equal the
+pruned layer exactly, in between they interpolate (sum of w_i x_i over sum of w_i).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def _axes(dim: Any, ndim: int) -> tuple[int, ...]:
+    if dim is None or dim == ():
+        return tuple(range(ndim))
+    return tuple(d % ndim for d in ((dim,) if isinstance(dim, int) else dim))
+
+
+def _count(w: Tensor, shape: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """How many positions the gates leave, keeping the axes."""
+    wide = w.expand([shape[a] if a in axes else w.shape[a] for a in range(w.ndim)])
+    return wide.sum(axes, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
+
+
+def _moments(x: Tensor, w: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted mean, biased variance and count, axes kept."""
+    count = _count(w, x.shape, axes)
+    mean = (x * w).sum(axes, keepdim=True) / count
+    variance = ((x - mean).square() * w).sum(axes, keepdim=True) / count
+    return mean, variance, count
+
+
+def layer_norm(
+    w: Tensor,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_flags: Any,
+) -> Tensor:
+    """`F.layer_norm` over the channels that the gates leave."""
+    axes = tuple(range(input.ndim - len(normalized_shape), input.ndim))
+    x = _wide(input)
+    mean, variance, _ = _moments(x, w, axes)
+    return _affine((x - mean) * (variance + eps).rsqrt(), weight, bias).to(input.dtype)
+
+
+def rms_norm(
+    w: Tensor,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """`F.rms_norm` over the channels that the gates leave."""
+    axes = tuple(range(input.ndim - len(normalized_shape), input.ndim))
+    x = _wide(input)
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    square = (x.square() * w).sum(axes, keepdim=True) / _count(w, x.shape, axes)
+    return _affine(x * (square + eps).rsqrt(), weight, None).to(input.dtype)
+
+
+def group_norm(
+    w: Tensor,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_flags: Any,
+) -> Tensor:
+    """`F.group_norm` of [B, C, ...]; every group is left equally wide."""
+    x = _wide(input).unflatten(1, (num_groups, -1))
+    mean, variance, _ = _moments(x, w.unflatten(1, (num_groups, -1)), tuple(range(2, x.ndim)))
+    normal = ((x - mean) * (variance + eps).rsqrt()).flatten(1, 2)
+    shape = (-1, *[1] * (input.ndim - 2))
+    weight = None if weight is None else weight.view(shape)
+    return _affine(normal, weight, None if bias is None else bias.view(shape)).to(input.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision is too short for sums of squares; torch's own norms widen it as well."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def mean(
+    w: Tensor, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
+    """`torch.mean` over the channels that the gates leave."""
+    x = input if dtype is None else input.to(dtype)
+    axes = _axes(dim, x.ndim)
+    result = (x * w).sum(axes, keepdim=True) / _count(w, x.shape, axes)
+    return result if keepdim else result.squeeze(axes)
+
+
+def sum_(
+    w: Tensor, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
+    """`torch.sum` over the channels that the gates leave."""
+    return (input * w).sum(_axes(dim, input.ndim), keepdim=keepdim, dtype=dtype)
+
+
+def var_mean(
+    w: Tensor,
+    input: Tensor,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`torch.var_mean` over the channels that the gates leave."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    axes = _axes(dim, input.ndim)
+    average, variance, count = _moments(input, w, axes)
+    taken = float(unbiased) if correction is None else correction
+    variance = variance * count / (count - taken)
+    if keepdim:
+        return variance, average
+    return variance.squeeze(axes), average.squeeze(axes)
+
+
+def var(w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`torch.var` over the channels that the gates leave."""
+    return var_mean(w, *args, **kwargs)[0]
+
+
+def std(w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`torch.std` over the channels that the gates leave."""
+    return var(w, *args, **kwargs).sqrt()
+
+
+def norm(
+    w: Tensor,
+    input: Tensor,
+    p: Any = 2,
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: Any = None,
+) -> Tensor:
+    """`torch.norm`, the p-norm (p finite and positive), over the channels that the gates leave."""
+    power = 2.0 if p in ("fro", None) else float(p)
+    x = input if dtype is None else input.to(dtype)
+    total = (x.abs().pow(power) * w).sum(_axes(dim, x.ndim), keepdim=keepdim)
+    return total.pow(1 / power)
+
+
+def vector_norm(
+    w: Tensor,
+    x: Tensor,
+    ord: Any = 2,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
+) -> Tensor:
+    """`torch.linalg.vector_norm` over the channels that the gates leave."""
+    return norm(w, x, ord, dim, keepdim, dtype)
+
+
+def amax(w: Tensor, input: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+    """`torch.amax` over the channels whose gate is not zero."""
+    return input.masked_fill(w == 0, float("-inf")).amax(_axes(dim, input.ndim), keepdim=keepdim)
+
+
+def amin(w: Tensor, input: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+    """`torch.amin` over the channels whose gate is not zero."""
+    return input.masked_fill(w == 0, float("inf")).amin(_axes(dim, input.ndim), keepdim=keepdim)
+
+
+# By the name of the torch function or method; the first argument is the gates.
+WEIGHTED: Mapping[str, Callable[..., Any]] = {
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "group_norm": group_norm,
+    "mean": mean,
+    "sum": sum_,
+    "var": var,
+    "std": std,
+    "var_mean": var_mean,
+    "norm": norm,
+    "vector_norm": vector_norm,
+    "amax": amax,
+    "amin": amin,
+}
+
+
+class WeightingMode(TorchFunctionMode):
+    """Replaces chosen calls of torch functions by their weighted form, in one run of one module.
+
+    `weights` holds the gate values for (function, number of the call). Calls are numbered as
+    `channels.tracing.FrameMode` numbers them; a call that an inner module replaces still counts for
+    the modules around it (`outer`).
+    """
+
+    def __init__(
+        self, weights: Mapping[tuple[str, int], Tensor], outer: list["WeightingMode"]
+    ) -> None:
+        super().__init__()
+        self.weights = weights
+        self.outer = outer
+        self.counts: Counter[str] = Counter()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the call as it is, or weighted."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name not in WEIGHTED:
+            return func(*args, **kwargs)
+        self.counts[name] += 1
+        values = self.weights.get((name, self.counts[name]))
+        if values is None:
+            return func(*args, **kwargs)
+        for mode in self.outer:
+            mode.counts[name] += 1
+        with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]  # noqa: SLF001
+            return WEIGHTED[name](values, *args, **kwargs)
