@@ -7,7 +7,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from swan_surgery.channels import PINNED, ChannelMap
+from swan_surgery.channels import PINNED, ChannelMap, RepeatedNumber
 from swan_surgery.cost import cost_table
 from swan_surgery.errors import BudgetError, EmptyLayerError, InputError
 from swan_surgery.gates import GatedModel
@@ -36,13 +36,26 @@ class AttributeValue:
 
 
 @dataclass(frozen=True, slots=True)
+class NumberValue:
+    """The new value of a number in a module's code; see `RepeatedNumber`."""
+
+    module: str
+    function: str
+    number: int
+    leaf: int
+    training: bool
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class PruningPlan:
-    """What stays: `open_units` sorted, `positions` of shorter axes, `attributes` that follow."""
+    """What stays: `open_units` sorted, `positions` of shorter axes; what follows in Python code."""
 
     num_units: int
     open_units: tuple[int, ...]
     positions: tuple[KeptPositions, ...]
     attributes: tuple[AttributeValue, ...] = ()
+    numbers: tuple[NumberValue, ...] = ()
 
     def to_json(self) -> str:
         """The plan as versioned JSON."""
@@ -64,7 +77,9 @@ class PruningPlan:
                 for entry in data["positions"]
             )
             attributes = tuple(AttributeValue(**entry) for entry in data["attributes"])
-            return cls(data["num_units"], tuple(data["open_units"]), positions, attributes)
+            numbers = tuple(NumberValue(**entry) for entry in data["numbers"])
+            units = tuple(data["open_units"])
+            return cls(data["num_units"], units, positions, attributes, numbers)
         except (json.JSONDecodeError, KeyError, TypeError) as err:
             raise InputError(f"not a pruning plan: {err}") from err
 
@@ -94,7 +109,16 @@ def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
         for a in channels.attributes
         if not all(stays[unit] for unit in a.units)
     )
-    return PruningPlan(channels.num_units, open_units, tuple(positions), attributes)
+    numbers = tuple(
+        NumberValue(n.module, n.function, n.number, n.leaf, n.training, _number(n, stays))
+        for n in channels.numbers
+        if positions
+    )
+    return PruningPlan(channels.num_units, open_units, tuple(positions), attributes, numbers)
+
+
+def _number(entry: RepeatedNumber, stays: list[bool]) -> float:
+    return entry.value if entry.units is None else sum(stays[unit] for unit in entry.units)
 
 
 def ranking(gated: GatedModel) -> Tensor:

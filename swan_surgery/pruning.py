@@ -9,6 +9,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from swan_surgery.attention import put_back_, write_out_
 from swan_surgery.channels import copy_of
 from swan_surgery.channels.attributes import Attribute
+from swan_surgery.channels.resizes import Place
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.plan import PruningPlan, make_plan, mask_for_budget, round_widths
@@ -92,4 +93,6 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     cut_(copy, cuts)
     for entry in plan.attributes:
         Attribute(entry.module, entry.name, entry.index).write_(copy, entry.value)
+    for n in plan.numbers:
+        Place(n.module, n.function, n.number, n.leaf, n.training).write_(copy, n.value)
     return put_back_(copy)

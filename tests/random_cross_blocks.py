@@ -145,3 +145,57 @@ class AttentionPool(nn.Module):
         if self.is_gate:
             return x * torch.sigmoid(pooled[:, 0])[:, :, None, None]
         return pooled.transpose(1, 2).reshape(x.shape[0], -1, 2, 2).contiguous()
+
+
+@register(
+    BLOCKS, "clip_pool", heads=(2, 3, 1), head_dim=(2, 1, 3), fused=(True, False), own=(True, False)
+)
+class ClipPool(nn.Module):
+    """CLIP's attention pool: torch's function on the weights of four linears, or timm's version."""
+
+    def __init__(self, shape: Shape, *, heads, head_dim, fused, own):
+        super().__init__()
+        self.entry, dim = entry(shape, head_dim, own=own, multiple=heads)
+        length = shape[1] * shape[2] + 1
+        self.positional_embedding = nn.Parameter(torch.randn(length, dim) / dim**0.5)
+        self.q_proj, self.k_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.v_proj, self.c_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.num_heads, self.fused = heads, fused
+
+    def _fused(self, x: Tensor) -> Tensor:
+        pooled, _ = F.multi_head_attention_forward(
+            query=x[:1],
+            key=x,
+            value=x,
+            embed_dim_to_check=x.shape[-1],
+            num_heads=self.num_heads,
+            q_proj_weight=self.q_proj.weight,
+            k_proj_weight=self.k_proj.weight,
+            v_proj_weight=self.v_proj.weight,
+            in_proj_weight=None,
+            in_proj_bias=torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias]),
+            bias_k=None,
+            bias_v=None,
+            add_zero_attn=False,
+            dropout_p=0.0,
+            out_proj_weight=self.c_proj.weight,
+            out_proj_bias=self.c_proj.bias,
+            use_separate_proj_weight=True,
+            training=self.training,
+            need_weights=False,
+        )
+        return pooled.squeeze(0)
+
+    def _by_hand(self, x: Tensor) -> Tensor:
+        size = (-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads)
+        q, k, v = self.q_proj(x[:1]), self.k_proj(x), self.v_proj(x)
+        q, k, v = (t.reshape(size).permute(1, 2, 0, 3) for t in (q, k, v))
+        return self.c_proj(F.scaled_dot_product_attention(q, k, v).squeeze(2).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.entry(x)
+        tokens = x.flatten(2).permute(2, 0, 1)
+        tokens = torch.cat((tokens.mean(dim=0, keepdim=True), tokens), dim=0)
+        tokens = tokens + self.positional_embedding[:, None, :]
+        pooled = self._fused(tokens) if self.fused else self._by_hand(tokens)
+        return x * torch.sigmoid(pooled)[:, :, None, None]

@@ -120,8 +120,8 @@ _NORMS = (
     nn.RMSNorm,
     FrozenBatchNorm2d,
 )
-# Bare vectors of these names multiply: near zero, they would hide what they meet.
-_FACTORS = ("weight", "gamma", "alpha")
+# Parameters of these names multiply: near zero, they would hide what they meet.
+_FACTORS = ("gamma", "alpha")
 
 
 def _fill_factor(factor: Tensor, generator: torch.Generator) -> None:
@@ -143,11 +143,11 @@ def _fill_norm(norm: nn.Module, generator: torch.Generator) -> None:
 def _fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     for name, parameter in module.named_parameters(recurse=False):
+        if name in _FACTORS or (name == "weight" and parameter.dim() < 2):
+            _fill_factor(parameter, generator)
+            continue
         if parameter.dim() < 2:
-            if name in _FACTORS:
-                _fill_factor(parameter, generator)
-            else:
-                parameter.normal_(0, 0.3, generator=generator)
+            parameter.normal_(0, 0.3, generator=generator)
             continue
         num_outputs = module.out_channels if transposed else parameter.shape[0]
         fan_in = max(parameter.numel() // num_outputs, 1)

@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 from hypothesis import given
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tests.random_layers import BLOCKS, HEADS
+from tests.random_convnext_blocks import ResponseNorm
+from tests.random_layers import BLOCKS, HEADS, randomise_
+from tests.random_token_layers import LayerScale, LlamaRMSNorm
+from tests.random_transformer_blocks import Affine
 from tests.strategies import (
     Case,
     NetworkSpec,
@@ -53,6 +56,30 @@ def test_every_block_option_runs(name):
         # Behind itself too: a second copy meets the first one's width, size and strides.
         for blocks in ((part,), (part, part)):
             check(build(simple_network(*blocks)))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@torch.no_grad()
+def test_no_block_knows_its_batch(name):
+    for part in option_specs(BLOCKS, name):
+        case = build(simple_network(part))
+        (x,) = case.inputs
+        both, more = case.model(x), case.model(torch.cat((x, x[:1])))
+        first = case.model(x[:1])
+        assert (len(first), len(both), len(more)) == (1, 2, 3)
+        case.model.train()(torch.cat((x, x[:1])))
+        if ("form", "batch_no_running") not in part.options:  # this norm mixes samples
+            torch.testing.assert_close(first, both[:1], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(more[:2], both, rtol=1e-9, atol=1e-9)
+
+
+def test_factors_are_random_and_far_from_zero():
+    norms = [nn.RMSNorm(9), nn.LayerNorm(9, bias=False), LlamaRMSNorm(9), ResponseNorm(9, "timm")]
+    model = nn.ModuleList([*norms, LayerScale(9), Affine(9)])
+    randomise_(model, torch.Generator().manual_seed(0))
+    for name, value in model.named_parameters():
+        assert value.unique().numel() == 9
+        assert name.endswith("beta") or 0.5 <= value.abs().min() <= value.abs().max() <= 1.5
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -9,6 +9,7 @@ from swan_surgery.channels.channel_map import (
     CostTerm,
     Layer,
     Pin,
+    RepeatedNumber,
     Statistic,
     TensorAxis,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Inputs",
     "Layer",
     "Pin",
+    "RepeatedNumber",
     "Statistic",
     "TensorAxis",
     "as_inputs",

@@ -19,6 +19,7 @@ from swan_surgery.channels.channel_map import (
     CostTerm,
     Layer,
     Pin,
+    RepeatedNumber,
     Statistic,
     TensorAxis,
 )
@@ -222,6 +223,20 @@ def _assemble(
                 tuple(units[solution.component[labels.numpy()]].tolist()),
             )
             for key, labels in solution.followers.items()
+        ),
+        numbers=tuple(
+            RepeatedNumber(
+                place.module,
+                place.function,
+                place.number,
+                place.leaf,
+                place.training,
+                tuple(units[solution.component[new.numpy()]].tolist())
+                if isinstance(new, Tensor)
+                else None,
+                0 if isinstance(new, Tensor) else new,
+            )
+            for place, new in solution.resizes.items()
         ),
     )
 

@@ -58,11 +58,13 @@ class Hypotheses:
         accepted: attributes that follow, with the labels they count.
         active: what was tried last at an operation; if it fails again, that was wrong.
         pending: what is left to try at an operation.
+        busy: modules in which something was tried in this round; one at a time tells what helped.
     """
 
     accepted: dict[Attribute, Tensor] = field(default_factory=dict)
     active: dict[tuple[bool, int], list[Attribute]] = field(default_factory=dict)
     pending: dict[tuple[bool, int], Iterator[dict[Attribute, Tensor]]] = field(default_factory=dict)
+    busy: set[str] = field(default_factory=set)
 
     def try_next(
         self, place: tuple[bool, int], model: nn.Module, module: str, widths: list[Tensor]
@@ -75,6 +77,8 @@ class Hypotheses:
             module: where the operation ran.
             widths: label vectors of the axes that shrink there.
         """
+        if module in self.busy and place not in self.active:
+            return True
         for attribute in self.active.pop(place, []):
             self.accepted.pop(attribute, None)
         if place not in self.pending:
@@ -84,6 +88,7 @@ class Hypotheses:
             if fresh:
                 self.accepted |= fresh
                 self.active[place] = list(fresh)
+                self.busy.add(module)
                 return True
         return False
 
@@ -91,18 +96,10 @@ class Hypotheses:
 def _guesses(
     model: nn.Module, module: str, widths: list[Tensor]
 ) -> Iterator[dict[Attribute, Tensor]]:
-    """First all attributes of a module that repeat one of the widths, then each alone; then its parents."""
-    while True:
-        own: dict[Attribute, Tensor] = {}
-        for labels in widths:
-            for attribute in repeating(model, module, labels.numel()):
-                own.setdefault(attribute, labels)
-        yield own
-        if len(own) > 1:
-            yield from ({attribute: labels} for attribute, labels in own.items())
-        if not module:
-            return
-        module = module.rpartition(".")[0]
+    """Every attribute of the module that repeats one of the widths, one at a time."""
+    for labels in widths:
+        for attribute in repeating(model, module, labels.numel()):
+            yield {attribute: labels}
 
 
 def follow_(model: nn.Module, followers: Followers, stays: Tensor) -> None:

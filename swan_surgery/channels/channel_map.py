@@ -107,6 +107,23 @@ class AttributeWidth:
     units: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RepeatedNumber:
+    """A number in a module's code that repeats a width, or must not follow one.
+
+    Among the leaves of the `number`-th call of the torch function `function` in one run of `module`,
+    the one at position `leaf`. It becomes the number of open channels in `units`, or stays `value`.
+    """
+
+    module: str
+    function: str
+    number: int
+    leaf: int
+    training: bool
+    units: tuple[int, ...] | None
+    value: float
+
+
 @dataclass(frozen=True)
 class ChannelMap:
     """Units of a model and where they lie.
@@ -123,6 +140,7 @@ class ChannelMap:
         ungated_reads: units that something else sums over, which no parameter gates.
         statistics: normalisations and reductions over units.
         attributes: Python integers that repeat a width and follow it.
+        numbers: numbers in the code of modules that are replaced when a width shrinks.
     """
 
     num_units: int
@@ -136,6 +154,7 @@ class ChannelMap:
     ungated_reads: frozenset[int] = frozenset()
     statistics: tuple[Statistic, ...] = ()
     attributes: tuple[AttributeWidth, ...] = ()
+    numbers: tuple[RepeatedNumber, ...] = ()
 
     @cached_property
     def _slots(self) -> Mapping[int, tuple[tuple[str, int, int], ...]]:
@@ -228,5 +247,9 @@ class ChannelMap:
             ),
             attributes=tuple(
                 replace(entry, units=renumber(entry.units)) for entry in self.attributes
+            ),
+            numbers=tuple(
+                replace(entry, units=None if entry.units is None else renumber(entry.units))
+                for entry in self.numbers
             ),
         )

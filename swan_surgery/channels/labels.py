@@ -30,7 +30,7 @@ class Labels:
     """The fields of every live tensor, and the record of what rules concluded from them.
 
     Attributes:
-        frame: the torch function that is running, if it is one that can be weighted.
+        frame: the torch function that is running, if it is one that is tracked.
         within_heads: operations that split an axis into heads, and the axes inside a head.
         is_probe: this run only looks for heads: fields stay as they are, however entangled.
         splits, heads: what a probe found: fields behind every split, and labels of one head each.
@@ -184,7 +184,7 @@ class Labels:
     def weigh(self, field: Tensor, call: Call) -> bool:
         """Record a statistic over channels; False if the function that runs cannot be weighted."""
         frame = self.frame
-        if frame is None or call.name not in WEIGHABLE[frame.function]:
+        if frame is None or call.name not in WEIGHABLE.get(frame.function, ()):
             return False
         self.recording.weightings.append(Weighting(frame, field, call.name))
         return True

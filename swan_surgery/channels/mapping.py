@@ -1,6 +1,6 @@
 """Records labelled runs of a model and solves them: labels into components, pins over components."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,7 @@ class Solution:
     labelled: LabelledTensors
     traces: list[Trace]
     followers: Followers = field(default_factory=dict)
+    resizes: Mapping[Any, Any] = field(default_factory=dict)
 
 
 def record(

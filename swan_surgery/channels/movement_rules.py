@@ -33,9 +33,9 @@ def _(call: Call, labels: Labels) -> None:
     source = call.inputs[0]
     _note_aliases(call, labels)
     indices = call.inputs[1:]
-    if any(labels.fields(index) for index in indices):
-        pin_inputs(call, labels, "used as an index")
-        return
+    for index in indices:
+        for field in labels.fields(index):
+            labels.pin(field, "used as an index", call)
     if not labels.fields(source):
         return
     if any(index.is_meta for index in indices):

@@ -72,11 +72,20 @@ class Contraction:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where a torch function was called: the `number`-th call of it in one run of a module."""
+    """Where a torch function was called: the `number`-th call of it in one run of a module.
+
+    `leaves` holds the numbers among its arguments (`resizing.numbers_of`).
+    """
 
     module: str
     function: str
     number: int
+    leaves: tuple[Any, ...] = ()
+
+    def is_same_call(self, other: "Frame | None") -> bool:
+        """Whether this is the same call in another run."""
+        mine = (self.module, self.function, self.number)
+        return other is not None and mine == (other.module, other.function, other.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,7 @@ class OpRecord:
     """One operation of the run: its fields before and after, and how to tie what it split.
 
     `numbers` holds the Python numbers of a pointwise operation, which must not follow a width.
+    `frame` is the torch function that called it, if it is one of those that are tracked.
     `beside_fill` holds labels that met constant padding here: they may go only if the padding
     shrinks with them.
     """
@@ -105,6 +115,7 @@ class OpRecord:
     dtypes: tuple[torch.dtype, ...] = ()
     spec: Any = None
     is_depthwise: bool = False
+    frame: Frame | None = None
     numbers: tuple[float, ...] = ()
     beside_fill: list[Tensor] = dataclass_field(default_factory=list)
     ties: list[list[tuple[Tensor, Tensor]]] = dataclass_field(default_factory=list)

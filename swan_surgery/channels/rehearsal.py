@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from swan_surgery.channels.fields import Fields, axes_of, compact
-from swan_surgery.channels.recording import OpRecord
+from swan_surgery.channels.recording import Frame, OpRecord
 from swan_surgery.channels.tracing import LabelMode
 from swan_surgery.channels.unit_labels import UnitLabels
 
@@ -60,10 +60,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An operation that did not follow: by its shapes, or only by which channels met."""
+    """An operation that did not follow: by its shapes, or only by which channels met.
+
+    `leaves` are the numbers its torch function was called with, if that is tracked.
+    """
 
     index: int
     labels_only: bool = False
+    leaves: tuple[Any, ...] = ()
 
 
 class RehearsalMode(LabelMode):
@@ -74,6 +78,37 @@ class RehearsalMode(LabelMode):
         self.expected = expected
         self.prediction = prediction
         self.failures: list[Failure] = []
+        self.frames.recover = self.recover
+
+    def recover(self, frame: Frame) -> Any:
+        """A torch function refused the new width: note it, and return what the recording predicts."""
+        self.is_paused = True  # no operation of ours belongs to the run
+        try:
+            return self._recovered(frame)
+        finally:
+            self.is_paused = False
+
+    def _recovered(self, frame: Frame) -> Any:
+        ops = self.labels.recording.ops
+        start = end = len(ops)
+        while end < len(self.expected) and frame.is_same_call(self.expected[end].frame):
+            end += 1
+        if end == start or self.expected[end - 1].spec is None:
+            raise Diverged(min(start, len(self.expected) - 1))
+        after = self._predict(self.expected[end - 1])
+        if after is None:
+            raise Diverged(end - 1)
+        self.failures.append(Failure(end - 1, leaves=frame.leaves))
+        ops.extend(self.expected[start:end])
+        return self._made_up(end - 1, after, "meta")
+
+    def _predict(self, expected: OpRecord) -> list[tuple[Fields, tuple[int, ...]]] | None:
+        after = [
+            self.prediction.after(fields, shape)
+            for fields, shape in zip(expected.outputs, expected.shapes, strict=True)
+        ]
+        predicted = [item for item in after if item is not None]
+        return predicted if len(predicted) == len(after) else None
 
     def dispatch(
         self,
@@ -88,15 +123,12 @@ class RehearsalMode(LabelMode):
         if index >= len(self.expected) or self.expected[index].name != record.name:
             raise Diverged(min(index, len(self.expected) - 1))
         expected = self.expected[index]
-        after = [
-            self.prediction.after(fields, shape)
-            for fields, shape in zip(expected.outputs, expected.shapes, strict=True)
-        ]
-        if any(item is None for item in after):
+        predicted = self._predict(expected)
+        if predicted is None:
             raise Diverged(index)
         if record.numbers != expected.numbers:
-            self.failures.append(Failure(index))  # a number follows a width: x / x.shape[1]
-        predicted = [item for item in after if item is not None]
+            # A number follows a width: x / x.shape[1].
+            self.failures.append(Failure(index, leaves=_leaves(record)))
         labels = self.labels
         assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
         labels.conflict = False
@@ -134,13 +166,20 @@ class RehearsalMode(LabelMode):
         predicted: list[tuple[Fields, tuple[int, ...]]],
     ) -> Any:
         """Note the failure and return what the recording predicts, so that the run can go on."""
-        self.failures.append(Failure(index))
-        expected = self.expected[index]
-        if expected.spec is None or torch.Tag.inplace in op.tags:
+        record = self.labels.recording.ops[index]
+        self.failures.append(Failure(index, leaves=_leaves(record)))
+        if self.expected[index].spec is None or torch.Tag.inplace in op.tags:
             raise Diverged(index)
         device = next(
             (leaf.device for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor)), "meta"
         )
+        return self._made_up(index, predicted, device)
+
+    def _made_up(
+        self, index: int, predicted: list[tuple[Fields, tuple[int, ...]]], device: Any
+    ) -> Any:
+        expected = self.expected[index]
+        assert expected.spec is not None  # noqa: S101 - checked by the callers
         tensors = [
             torch.empty(shape, dtype=dtype, device=device)
             for (_, shape), dtype in zip(predicted, expected.dtypes, strict=True)
@@ -148,3 +187,7 @@ class RehearsalMode(LabelMode):
         for tensor, (fields, _) in zip(tensors, predicted, strict=True):
             self.labels.assign(tensor, fields)
         return tree_unflatten(tensors, expected.spec)
+
+
+def _leaves(record: OpRecord) -> tuple[Any, ...]:
+    return () if record.frame is None else record.frame.leaves

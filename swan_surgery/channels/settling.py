@@ -1,6 +1,6 @@
 """Solves the recordings, rehearses the result, and pins what does not follow, until all does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -11,6 +11,13 @@ from swan_surgery.channels.fields import Fields, axes_of
 from swan_surgery.channels.mapping import Flags, LabelledTensors, Solution, Trace, solve
 from swan_surgery.channels.recording import Reason
 from swan_surgery.channels.rehearsal import Diverged, Failure, Prediction, RehearsalMode
+from swan_surgery.channels.resizes import (
+    New,
+    Place,
+    Resizes,
+    is_explained_by_attributes,
+    resize_all_,
+)
 from swan_surgery.channels.stand_ins import Inputs
 from swan_surgery.channels.tracing import label_tensors, named_tensors, run_labelled
 from swan_surgery.slicing import cut_
@@ -28,6 +35,7 @@ def rehearse(
     turn: int,
     least: int,
     followers: Followers,
+    resizes: Mapping[Place, New],
 ) -> list[Failure]:
     """Close some units, cut a shell, run it; returns the operations that did not follow."""
     component = torch.from_numpy(solution.component)
@@ -53,7 +61,9 @@ def rehearse(
         if not keep.all():
             cuts.setdefault(name, {})[axis] = torch.from_numpy(np.flatnonzero(keep))
     cut_(shell, cuts)
-    follow_(shell, followers, torch.from_numpy(stays[solution.component]))
+    remains = torch.from_numpy(stays[solution.component])
+    follow_(shell, followers, remains)
+    resize_all_(shell, resizes, remains)
     shell.train(trace.training)
     mode = RehearsalMode(trace.recording.ops, prediction)
     label_tensors(mode.labels, shell, fields)
@@ -92,10 +102,13 @@ def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
         position[own[fresh][::-1]] = (np.arange(len(own)) / len(own))[fresh][::-1]
         np.add.at(kind, own, mark)
     chance = 0.8 * (1 - position if turn % 2 == 0 else position)
-    stays = ~(prunable & (rng.random(len(prunable)) < chance))
     forced = np.zeros(len(prunable), bool)
     candidates = np.flatnonzero(prunable)
     _, kinds = np.unique(kind[candidates], return_inverse=True)
+    # Every kind shrinks by another share: widths // heads must not come out right by chance.
+    share = rng.uniform(0.3, 1.25, int(kinds.max(initial=-1)) + 1)
+    chance[candidates] *= share[kinds]
+    stays = ~(prunable & (rng.random(len(prunable)) < chance))
     for which in range(turn % 2, int(kinds.max(initial=-1)) + 1, 2):
         members = candidates[kinds == which]
         pick = members[0 if turn % 4 < 2 else -1]
@@ -118,12 +131,15 @@ def settle(
 ) -> Solution:
     """Solve and rehearse until every operation follows; what does not follow is pinned."""
     solution = solve(traces, labelled, pins)
-    hypotheses = Hypotheses()
+    hypotheses, resizes = Hypotheses(), Resizes()
     model = make_shell()
     for _ in range(_MAX_ROUNDS):
         failed = False
+        hypotheses.busy.clear()
         for turn, least in _turns(solution):
             for trace in traces:
+                if failed:
+                    break  # what helps in one mode often helps in the other
                 place = turn + trace.training
                 for failure in rehearse(
                     solution,
@@ -133,22 +149,45 @@ def settle(
                     place,
                     least,
                     hypotheses.accepted,
+                    resizes.accepted,
                 ):
-                    if not failure.labels_only:
-                        guessed = _guess(trace, failure.index, solution, hypotheses, model)
-                        failed |= guessed
-                        if guessed:
-                            continue
+                    if _follows_by_code(
+                        traces, trace, failure, solution, hypotheses, resizes, model
+                    ):
+                        failed = True
+                        continue
                     failed |= _answer(trace, failure, solution, pins, least)
             if failed:
                 break
         if not failed or not solution.prunable.any():
             solution.followers = hypotheses.accepted
+            solution.resizes = resizes.accepted
             return solution
         solution = solve(traces, labelled, pins)
     everything = torch.arange(1, labelled.num_labels + 1)
     why = Reason("the forward code repeats widths in ways that cannot be followed", "forward", "")
     return solve(traces, labelled, [*pins, (everything, why)])
+
+
+def _follows_by_code(
+    traces: list[Trace],
+    trace: Trace,
+    failure: Failure,
+    solution: Solution,
+    hypotheses: Hypotheses,
+    resizes: Resizes,
+    model: nn.Module,
+) -> bool:
+    """Whether there is an attribute or a number in the code to try for what did not follow."""
+    if failure.labels_only:
+        return False
+    op = trace.recording.ops[failure.index]
+    if is_explained_by_attributes(op, failure) and _guess(
+        trace, failure.index, solution, hypotheses, model
+    ):
+        return True
+    twins = [o for other in traces if other is not trace for o in other.recording.ops]
+    return resizes.try_on(op, failure, twins, training=trace.training)
 
 
 def _guess(
@@ -179,7 +218,7 @@ def _turns(solution: Solution) -> list[tuple[int, int]]:
         )
         if solution.prunable[solution.component[start : start + size]].any()
     ]
-    turns = [(turn, 2) for turn in range(4 if max(sizes, default=0) <= _NARROW else 1)]
+    turns = [(turn, 2) for turn in range(4 if max(sizes, default=0) <= _NARROW else 2)]
     return turns + [(turn, 1) for turn in range(2) if 2 in sizes]
 
 

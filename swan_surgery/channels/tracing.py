@@ -23,35 +23,46 @@ from swan_surgery.channels.recording import (
     iter_tensors,
 )
 from swan_surgery.channels.rules import find_rule, is_pointwise, pin_inputs
+from swan_surgery.resizing import RESIZABLE, is_counted, numbers_of
 
 
 class FrameMode(TorchFunctionMode):
-    """Tells the labels which torch function is running, where it can be weighted.
+    """Tells the labels which torch function is running, if it can be weighted or resized.
 
     Calls are numbered per run of every module on the stack, its children's calls included, just as
-    `gates.weighted_statistics` numbers them again when the gated model runs.
+    `gates.weighted_statistics` and `resizing` number them again when the models run.
     """
 
     def __init__(self, labels: Labels) -> None:
         super().__init__()
         self.labels = labels
         self.stack: list[tuple[str, Counter[str]]] = [("", Counter())]
+        self.recover: Callable[[Frame], Any] | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Count the call, and run it inside its frame."""
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in WEIGHABLE:
-            return func(*args, **(kwargs or {}))
+        if name not in _TRACKED or not is_counted(name, args):
+            return func(*args, **kwargs)
         for _, counts in self.stack:
             counts[name] += 1
         module, counts = self.stack[-1]
-        self.labels.frame = Frame(module, name, counts[name])
+        frame = Frame(module, name, counts[name], numbers_of(args, kwargs))
+        self.labels.frame = frame
         try:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError):
+            if self.recover is None:
+                raise
+            return self.recover(frame)
         finally:
             self.labels.frame = None
+
+
+_TRACKED = RESIZABLE | WEIGHABLE.keys()
 
 
 class LabelMode(TorchDispatchMode):
@@ -61,6 +72,7 @@ class LabelMode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.labels = labels
         self.frames = FrameMode(labels)
+        self.is_paused = False
 
     @property
     def module(self) -> str:
@@ -75,10 +87,13 @@ class LabelMode(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run the operation, then its rule."""
+        if self.is_paused:
+            return op(*args, **(kwargs or {}))
         inputs = _tensors((args, kwargs or {}))
         record = OpRecord(
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
         )
+        record.frame = self.labels.frame
         if is_pointwise(op):
             record.numbers = tuple(
                 leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (int, float))

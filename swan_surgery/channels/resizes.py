@@ -1,0 +1,148 @@
+"""Which numbers in a module's code repeat a width, and what they become when it shrinks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.channels.fields import axes_of
+from swan_surgery.channels.recording import Frame, OpRecord
+from swan_surgery.channels.rehearsal import Failure
+from swan_surgery.resizing import RESIZABLE, SCALING, SHAPED, resize_
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One number among the arguments of one call of a torch function in a module's code."""
+
+    module: str
+    function: str
+    number: int
+    leaf: int
+    training: bool
+
+    def write_(self, model: nn.Module, value: float) -> None:
+        """Replace the number on a private copy."""
+        owner = model.get_submodule(self.module)
+        call = (self.function, self.number)
+        resize_(owner, call, self.leaf, value, training=self.training)
+
+
+# What a number becomes: the count of these labels that remain, or always the same.
+New = Tensor | float
+
+
+@dataclass(slots=True)
+class Resizes:
+    """Numbers that are replaced; `tried` are operations where that was attempted."""
+
+    accepted: dict[Place, New] = field(default_factory=dict)
+    tried: set[tuple[bool, int]] = field(default_factory=set)
+
+    def try_on(
+        self, op: OpRecord, failure: Failure, twins: Sequence[OpRecord], *, training: bool
+    ) -> bool:
+        """Replace what did not follow at an operation; False if that cannot help, or did not.
+
+        `twins` are the operations of the other mode, which gets the same where it made the same call.
+        """
+        place = (training, failure.index)
+        frame = op.frame
+        if frame is None or frame.function not in RESIZABLE or place in self.tried:
+            return False
+        self.tried.add(place)
+        new = _numbers(op, frame, failure.leaves)
+        for leaf, value in new.items():
+            key = Place(frame.module, frame.function, frame.number, leaf, training)
+            self.accepted[key] = value
+            if any(_is_twin(frame, twin, leaf) for twin in twins):
+                self.accepted.setdefault(replace(key, training=not training), value)
+        return bool(new)
+
+
+def is_explained_by_attributes(op: OpRecord, failure: Failure) -> bool:
+    """Whether a number that stayed as it was is all that is wrong with a call."""
+    frame = op.frame
+    if frame is None or frame.function not in SHAPED or len(failure.leaves) != len(frame.leaves):
+        return True
+    vectors = {axes_of(f)[0] for f in op.outputs[0] if len(axes_of(f)) == 1}
+    own = [leaf for leaf, value in enumerate(frame.leaves) if type(value) is int]
+    if len(own) != len(op.shapes[0]):
+        return True
+    stayed = [failure.leaves[leaf] == frame.leaves[leaf] for leaf in own]
+    return any(stayed[axis] for axis in vectors) and all(
+        same for axis, same in enumerate(stayed) if axis not in vectors
+    )
+
+
+def _is_twin(frame: Frame, twin: OpRecord, leaf: int) -> bool:
+    other = twin.frame
+    return (
+        other is not None
+        and frame.is_same_call(other)
+        and len(other.leaves) == len(frame.leaves)
+        and other.leaves[leaf] == frame.leaves[leaf]
+    )
+
+
+def _numbers(op: OpRecord, frame: Frame, seen: tuple[float | None, ...]) -> Mapping[int, New]:
+    """Leaf -> new number, by what the function's numbers mean.
+
+    `seen` are the numbers that the narrower model's own code computed.
+    """
+    full = frame.leaves
+    if len(seen) != len(full):
+        return {}
+    own = [leaf for leaf, value in enumerate(full) if type(value) is int]
+    changed = {leaf: full[leaf] for leaf in range(len(full)) if seen[leaf] != full[leaf]}
+    if frame.function in SCALING:
+        return changed
+    if frame.function in SHAPED:
+        if len(own) != len(op.shapes[0]):
+            return {}
+        return _sizes(op, dict(enumerate(own)), full, changed)
+    return _lengths(op, own, full)
+
+
+def _sizes(
+    op: OpRecord,
+    leaf_of: Mapping[int, int],
+    full: tuple[float | None, ...],
+    changed: Mapping[int, float],
+) -> Mapping[int, New]:
+    """Every number is the size of one axis of the result."""
+    vectors = {axes_of(f)[0]: f.reshape(-1) for f in op.outputs[0] if len(axes_of(f)) == 1}
+    new: dict[int, New] = {}
+    for axis, leaf in leaf_of.items():
+        if full[leaf] == -1:
+            continue
+        if axis in vectors:
+            new[leaf] = vectors[axis]
+        elif leaf in changed:
+            new[leaf] = changed[leaf]
+    return new
+
+
+def _lengths(op: OpRecord, own: list[int], full: tuple[float | None, ...]) -> Mapping[int, New]:
+    """The numbers of a split: one length for all pieces, or one for each; the axis comes last."""
+    axis = next((a for a, size in enumerate(op.shapes[0]) if size == full[own[0]]), None)
+    if axis is None:
+        return {}
+    vectors = []
+    for fields in op.outputs:
+        vector = next((f.reshape(-1) for f in fields if axes_of(f) == (axis,)), None)
+        vectors.append(vector)
+    sizes = [shape[axis] for shape in op.shapes]
+    if [full[leaf] for leaf in own[: len(sizes)]] == sizes and len(own) >= len(sizes) > 1:
+        return {leaf: v for leaf, v in zip(own, vectors, strict=False) if v is not None}
+    return {} if vectors[0] is None else {own[0]: vectors[0]}
+
+
+def resize_all_(model: nn.Module, resizes: Mapping[Place, New], stays: Tensor) -> None:
+    """Replace numbers on a private copy; `stays[label]` says which labels remain."""
+    for place, new in resizes.items():
+        value = (
+            int(torch.count_nonzero(stays[new.clamp(min=0)])) if isinstance(new, Tensor) else new
+        )
+        place.write_(model, value)
