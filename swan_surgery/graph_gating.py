@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx, nn
 
 from swan_surgery.channels import ChannelMap, Inputs, copy_of, doubled, shell_of
@@ -62,7 +61,7 @@ def _facts(
 
     Batch-norm refuses one sample in training, so every input is tried doubled as well.
     """
-    on_meta = inputs.map(lambda tensor: torch.empty_like(tensor, device="meta"))
+    on_meta = inputs.on_meta()
     attempts = [
         (stand_in, candidate)
         for stand_in, own in ((shell_of, on_meta), (copy_of, inputs))

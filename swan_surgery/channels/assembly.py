@@ -104,7 +104,7 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
         return write_out_((shell_of if on_meta else copy_of)(original))
 
     if on_meta:
-        inputs = inputs.map(lambda tensor: torch.empty_like(tensor, device="meta"))
+        inputs = inputs.on_meta()
     stand_in = duplicate(model)
     labelled = start_labels(stand_in)
     notes: list[str] = []
@@ -188,6 +188,8 @@ def _assemble(
     pins: dict[str, list[Pin]] = {}
     for trace in solution.traces:
         for contraction in trace.recording.contractions:
+            if not contraction.is_layer:
+                continue
             weight = _weight_of(contraction, labelled)
             if weight is None and contraction.module in plain_layers:
                 # Its weight is computed by an operation without a rule.

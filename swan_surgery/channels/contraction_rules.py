@@ -223,6 +223,7 @@ def _(call: Call, labels: Labels) -> None:
             summed=inner,
             num_out=out.shape[-1],
             num_in=inner_size,
+            is_layer=is_layer,
             gated=_bare_labels((left, summed_left), (right, summed_right), labels),
         ),
         labels,

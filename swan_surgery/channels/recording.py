@@ -55,7 +55,8 @@ class Contraction:
     `axes` holds one label vector per axis that may shrink; the rest of the MACs is in `factor`.
     `produced` labels the output channels, `reads` the input channels, `summed` those input channels
     that are summed over (a depthwise convolution sums over none). `gated` labels the axis of a
-    bare parameter that is summed over: scaling that parameter gates the input.
+    bare parameter that is summed over: scaling that parameter gates the input. `is_layer` is false
+    where activations meet activations.
     """
 
     op: str
@@ -68,6 +69,7 @@ class Contraction:
     num_out: int
     num_in: int
     gated: Tensor | None = None
+    is_layer: bool = True
 
 
 @dataclass(frozen=True, slots=True)

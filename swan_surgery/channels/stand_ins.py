@@ -21,6 +21,10 @@ class Inputs:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
+    def on_meta(self) -> "Inputs":
+        """Floating-point tensors without data; integers stay: they may be positions to look up."""
+        return self.map(lambda t: torch.empty_like(t, device="meta") if _has_no_use(t) else t.cpu())
+
     def map(self, function: Any) -> "Inputs":
         """Apply a function to every tensor inside."""
 
@@ -88,6 +92,10 @@ def shell_of(model: nn.Module) -> nn.Module:
             shell = nn.Parameter(shell, requires_grad=False)
         memo[id(tensor)] = shell
     return _copy(model, memo)
+
+
+def _has_no_use(tensor: Tensor) -> bool:
+    return tensor.is_meta or tensor.is_floating_point() or tensor.is_complex()
 
 
 def _is_index(tensor: Tensor) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from swan_surgery.channels import contraction_rules, mixing_rules, movement_rules  # noqa: F401
 from swan_surgery.channels.fields import Fields
@@ -110,8 +111,7 @@ class LabelMode(TorchDispatchMode):
         kwargs: Any,
     ) -> Any:
         """Run the operation, then its rule, and complete the record."""
-        shortcut = _SHORTCUTS.get(str(op)) if inputs and inputs[0].is_meta else None
-        out = shortcut(*args, **kwargs) if shortcut else op(*args, **kwargs)
+        out = run_op(op, inputs, args, kwargs)
         leaves, spec = tree_flatten(out)
         outputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         index = len(self.labels.recording.ops) - 1
@@ -138,6 +138,44 @@ class LabelMode(TorchDispatchMode):
             )
 
 
+def run_op(op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
+    """Run an operation on a shell: floating-point tensors have no data, integers and masks do.
+
+    Integers decide paths and positions, so what makes them makes real ones; where they meet `meta`,
+    the result has no data either.
+    """
+    if not inputs:
+        return _made_real(op, args, kwargs)
+    if not any(tensor.is_meta for tensor in inputs):
+        if kwargs.get("device") == _META:
+            floats = kwargs.get("dtype") is not None and kwargs["dtype"].is_floating_point
+            kwargs = {**kwargs, "device": _META if floats else torch.device("cpu")}
+        return op(*args, **kwargs)
+    shortcut = _SHORTCUTS.get(str(op))
+    if shortcut is not None:
+        return shortcut(*args, **kwargs)
+    if not all(tensor.is_meta for tensor in inputs) and str(op.overloadpacket) not in _INDEXING:
+        args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+    return op(*args, **kwargs)
+
+
+def _made_real(op: Any, args: Any, kwargs: Any) -> Any:
+    out = op(*args, **kwargs)
+    if isinstance(out, Tensor) and out.is_meta and not out.is_floating_point():
+        return op(*args, **{**kwargs, "device": torch.device("cpu")})
+    return out
+
+
+_META = torch.device("meta")
+# These take real positions beside tensors without data.
+_INDEXING = {"aten.index", "aten.index_put", "aten.index_put_"}
+
+
+def _any_scalar(tensor: Tensor) -> bool | float:
+    """A value that nobody knows while planning."""
+    return False if tensor.dtype is torch.bool else 1.0 if tensor.is_floating_point() else 1
+
+
 def _batch_norm_shape(
     x: Tensor,
     _weight: Tensor | None,
@@ -152,8 +190,11 @@ def _batch_norm_shape(
     return torch.empty_like(x), x.new_empty(width), x.new_empty(width)
 
 
-# Shapes of operations that torch computes slowly on the meta device.
-_SHORTCUTS: dict[str, Callable[..., Any]] = {"aten.native_batch_norm.default": _batch_norm_shape}
+# Operations that torch computes slowly, or not at all, on the meta device.
+_SHORTCUTS: dict[str, Callable[..., Any]] = {
+    "aten.native_batch_norm.default": _batch_norm_shape,
+    "aten._local_scalar_dense.default": _any_scalar,
+}
 
 
 def _tensors(tree: Any) -> tuple[Tensor, ...]:
@@ -185,8 +226,8 @@ def run_labelled(
     """Run `function` under the mode, with the running module's name kept up to date.
 
     `function` is the model itself or something that runs it (an fx interpreter). The model must be
-    a private copy: hooks are put on it, and removed again. The fused attention path, which hides
-    all its operations, is off meanwhile.
+    a private copy: hooks are put on it, and removed again. The fused attention paths, which hide
+    all their operations, are off meanwhile.
     """
     handles = [
         handle
@@ -199,7 +240,14 @@ def run_labelled(
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(), torch.no_grad(), mode, mode.frames:
+        with (
+            warnings.catch_warnings(),
+            torch.random.fork_rng(),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            mode,
+            mode.frames,
+        ):
             warnings.simplefilter("ignore")  # the model's own warnings are for its own runs
             return function(*args, **kwargs)
     finally:
