@@ -36,7 +36,7 @@ from rich.progress import (
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "torchvision", "torch-pruning", "fvcore", "numpy", "scipy")
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "torch-pruning", "fvcore", "numpy")
 Sample = tuple[float, float]  # wall seconds, CPU seconds of this process
 
 # fvcore 0.1.5 and torchvision script functions at import; torch 2.15 deprecates that.

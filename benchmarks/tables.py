@@ -4,7 +4,7 @@
     python benchmarks/tables.py --check    # exit code 1 if one is stale or has no results
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is a theme (demo,
-latency, overhead, speed, zoo) and stands for all of `results/*_<theme>.json`, oldest first; a later row
+latency, overhead, speed, zoo_timm, ...) and stands for all of `results/*_<theme>.json`, oldest first; a later row
 for the same thing replaces an earlier one.
 """
 
@@ -57,31 +57,33 @@ def cost_is_exact(cut: Mapping[str, Any]) -> bool:
     )
 
 
+def gated_share(ours: Mapping[str, Any]) -> float:
+    """Gated output channels of conv and linear layers over all but the model's own outputs, in %."""
+    inner = ours["channels"] - ours["output_channels"]
+    return 100 * ours["gated_channels"] / inner if inner else 0.0
+
+
 def zoo_row(name: str, row: Mapping[str, Any]) -> list[str]:
     """One model's cells."""
     ours, peer = row["swan"], row["torch_pruning"]
-    if "verdict" in ours:
-        return [name, f"{ours['verdict']}: {ours['detail']}", *[""] * 9, peer_cell(peer), ""]
-    inner = ours["channels"] - ours["output_channels"]
-    pinned = sum(ours["pinned_channels"].values())
+    verdict = ours["verdict"] + (" (float32)" if ours.get("dtype") == "float32" else "")
+    if "cuts" not in ours or "units" not in ours:
+        return [name, f"{verdict}: {ours.get('detail', '')}", *[""] * 9, peer_cell(peer)]
     cuts = ours["cuts"]
-    exact = all(cost_is_exact(cut) for cut in cuts)
-    prune = max(cut["seconds"]["cpu"] for cut in cuts)
-    mark = " (float32)" if ours["dtype"] == "float32" else ""
+    exact = "yes" if all(cost_is_exact(cut) for cut in cuts) else "**no**"
     return [
-        name + mark,
+        name,
+        verdict,
         str(ours["layers"]),
         str(ours["units"]),
-        f"{100 * ours['gated_channels'] / inner:.2f}",
-        f"{100 * pinned / inner:.2f}",
+        f"{gated_share(ours):.1f}",
         f"{ours['seconds']['map']['cpu']:.2f}",
         f"{ours['seconds']['swanify']['cpu']:.2f}",
-        f"{prune:.2f}",
-        f"{ours['open_error']:.0e}",
-        f"{max(cut['error'] for cut in cuts):.0e}",
-        "yes" if exact else "**no**",
+        f"{max((cut['seconds']['cpu'] for cut in cuts), default=0):.2f}",
+        f"{ours['peak_gib']:.1f}",
+        f"{max((cut['error'] for cut in cuts), default=0):.0e}",
+        exact,
         peer_cell(peer),
-        f"{peer['graph_seconds']:.2f}" if "graph_seconds" in peer else "",
     ]
 
 
@@ -93,36 +95,53 @@ def peer_cell(peer: Mapping[str, Any]) -> str:
 
 def zoo_cells(rows: Mapping[str, Any]) -> Cells:
     """Header and rows."""
-    header = ["model", "layers", "units", "gated %", "pinned %", "map s", "swanify s", "prune s"]
-    header += ["open error", "cut error", "cost exact", "Torch-Pruning", "its graph s"]
+    header = ["model", "closed equals cut", "layers", "units", "gated %", "map s", "swanify s"]
+    header += ["prune s", "peak GiB", "cut error", "cost exact", "Torch-Pruning"]
     return header, [zoo_row(name, rows[name]) for name in sorted(rows)]
 
 
 def zoo_totals(rows: Mapping[str, Any]) -> str:
     """What the table says, in one paragraph."""
-    ours = [row["swan"] for row in rows.values() if "verdict" not in row["swan"]]
-    cuts = [cut for row in ours for cut in row["cuts"]]
-    good = sum(
-        all(cut["error"] <= row["bound"] and cost_is_exact(cut) for cut in row["cuts"])
-        for row in ours
-    )
-    errors = [c["error"] for row in ours if row["dtype"] == "float64" for c in row["cuts"]]
-    verdicts = Counter(peer_cell(row["torch_pruning"]) for row in rows.values())
+    ours = [row["swan"] for row in rows.values()]
+    good = [row for row in ours if row["verdict"] == "exact"]
+    cuts = [cut for row in good for cut in row["cuts"]]
+    costs = sum(all(cost_is_exact(cut) for cut in row["cuts"]) for row in good)
+    errors = [c["error"] for row in good if row["bound"] <= 1e-9 for c in row["cuts"]]
+    shares = [gated_share(row) for row in good]
+    classified = [gated_share(row) for row in good if row["kind"] == "classification"]
+    verdicts = Counter(row["torch_pruning"]["verdict"] for row in rows.values())
     peer = ", ".join(f"{count} {name}" for name, count in verdicts.most_common())
-    forgotten = sum(row["forgotten_channels"] for row in ours)
+    forgotten = sum(row["forgotten_channels"] for row in good)
     return (
-        f"{len(rows)} models: closed equals cut and cost exact on {good}, {len(cuts)} cuts, worst "
-        f"relative error in float64 {max(errors, default=0):.0e}; channels neither gated nor "
-        f"pinned with a reason: {forgotten}. Torch-Pruning on the same models: {peer}."
+        f"{len(rows)} models: closed equals cut on {len(good)} ({len(cuts)} cuts, worst relative "
+        f"error in float64 {max(errors, default=0):.0e}), cost exact on {costs}; mean gated share "
+        f"{sum(shares) / max(len(shares), 1):.1f} % (classification "
+        f"{sum(classified) / max(len(classified), 1):.1f} %); channels neither gated nor pinned with "
+        f"a reason: {forgotten}. Torch-Pruning on the same models: {peer}."
     )
+
+
+def zoo_reasons(rows: Mapping[str, Any]) -> str:
+    """Why channels are pinned: over all models, the most frequent reasons."""
+    channels: Counter[str] = Counter()
+    models: Counter[str] = Counter()
+    for row in rows.values():
+        for reason, count in row["swan"].get("pinned_channels", {}).items():
+            channels[reason] += count
+            models[reason] += 1
+    cells = [
+        [reason, str(count), str(models[reason])] for reason, count in channels.most_common(12)
+    ]
+    return markdown(["pinned because", "channels", "models"], cells) if cells else ""
 
 
 def zoo_markdown(results: Sequence[Result]) -> str:
-    """The zoo's table with its totals."""
+    """The table of one suite with its totals and the reasons of its pins."""
     rows: dict[str, Any] = {}
     for result in results:
         rows |= result["rows"]
-    return f"{zoo_totals(rows)}\n\n{markdown(*zoo_cells(rows))}\n\n{source_line(results)}"
+    parts = [zoo_totals(rows), markdown(*zoo_cells(rows)), zoo_reasons(rows), source_line(results)]
+    return "\n\n".join(part for part in parts if part)
 
 
 # --- the timing benchmarks -------------------------------------------------------------------
@@ -226,7 +245,9 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "latency": latency_markdown,
     "overhead": overhead_markdown,
     "speed": speed_markdown,
-    "zoo": zoo_markdown,
+    "zoo_timm": zoo_markdown,
+    "zoo_torchvision": zoo_markdown,
+    "zoo_transformers": zoo_markdown,
 }
 
 

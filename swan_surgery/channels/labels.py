@@ -100,6 +100,15 @@ class Labels:
         """Whether the tensor is a view of another, or another is a view of it."""
         return id(tensor) in self._views or id(tensor) in self._viewed
 
+    def twin(self, source: Tensor, copy: Tensor) -> Tensor:
+        """Let a detached tensor be what its source is; returns it."""
+        self.assign(copy, self.fields(source))
+        self.note_view(source, copy)
+        for marks in (self._harmless, self._bare, self._derived):
+            if id(source) in marks:
+                marks[id(copy)] = copy
+        return copy
+
     def spoil(self, tensor: Tensor) -> None:
         """Data was written into the tensor: neither it nor its bases are constant any more."""
         seen = set()

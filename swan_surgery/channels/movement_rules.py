@@ -24,7 +24,7 @@ from swan_surgery.channels.rules import pin_inputs, rule
 
 @rule(
     "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "unsqueeze",
-    "squeeze", "expand", "select", "unbind", "alias", "detach", "flip", "roll", "repeat",
+    "squeeze", "expand", "select", "unbind", "alias", "flip", "roll", "repeat",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold",
     "movedim", "diagonal", "swapaxes", "index_select", "index", "flatten", "unflatten",
     "repeat_interleave", "tile", "rot90",

@@ -90,6 +90,9 @@ class LabelMode(TorchDispatchMode):
         """Run the operation, then its rule."""
         if self.is_paused:
             return op(*args, **(kwargs or {}))
+        if op is torch.ops.aten.detach.default:
+            # torch detaches what a factory returns where somebody else holds it: no step of the model.
+            return self.labels.twin(args[0], op(*args))
         inputs = _tensors((args, kwargs or {}))
         record = OpRecord(
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
