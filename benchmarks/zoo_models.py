@@ -61,7 +61,10 @@ class Case:
 
     @cached_property
     def rounds_inside(self) -> bool:
-        """The float64 model computes some of its activations in a smaller type."""
+        """The float64 model computes some of its activations in a smaller type.
+
+        Such models are compared with everything widened to float64.
+        """
         with torch.no_grad(), _Downcasts() as seen:
             call(self.model, self.example)
         return seen.found
@@ -69,7 +72,7 @@ class Case:
     @property
     def bound(self) -> float:
         """Largest relative error that counts as exact."""
-        return BOUNDS[torch.float32 if self.rounds_inside else self.dtype]
+        return BOUNDS[self.dtype]
 
 
 class Suite(Protocol):

@@ -87,7 +87,9 @@ def _convert(
         return None, case, type(model)
     facts |= share_facts(case, gated.channels)
     is_open = torch.ones(gated.channels.num_units, dtype=torch.bool)
-    facts["open_error"] = relative_error(gated, model, is_open, as_inputs(case.example))
+    facts["open_error"] = relative_error(
+        gated, model, is_open, as_inputs(case.example), widen=case.rounds_inside
+    )
     generator = torch.Generator().manual_seed(0)
     facts["dense_trains"] = runs_in_train_mode(model, case.fresh_inputs(generator))
     return gated, case.without_model(), type(model)
@@ -176,7 +178,8 @@ def cut_facts(gated: swan.GatedModel, share: float, case: Case, given: type[nn.M
         pruned, seconds = timed(lambda: swan.prune(gated, verify=False))
     fresh = case.fresh_inputs(generator)
     error = max(
-        relative_error(gated, pruned, mask, as_inputs(inputs)) for inputs in (case.example, fresh)
+        relative_error(gated, pruned, mask, as_inputs(inputs), widen=case.rounds_inside)
+        for inputs in (case.example, fresh)
     )
     return {
         "share": share,

@@ -195,7 +195,9 @@ def _assemble(
                 # Its weight is computed by an operation without a rule.
                 weight = f"{contraction.module}.weight"
             if weight is not None and weight not in layers:
-                layers[weight], pins[weight] = _layer(contraction, weight, units, solution)
+                layers[weight], pins[weight] = _layer(
+                    contraction, weight, units, solution, plain_layers
+                )
     gated_axes, ungated = _reads(solution, units)
     costs = [
         _cost_term(contraction, units, solution.component)
@@ -299,7 +301,11 @@ def _units_of(labels: Tensor | None, size: int, units: Ints, component: Ints) ->
 
 
 def _layer(
-    contraction: Contraction, weight: str, units: Ints, solution: Solution
+    contraction: Contraction,
+    weight: str,
+    units: Ints,
+    solution: Solution,
+    plain_layers: frozenset[str],
 ) -> tuple[Layer, list[Pin]]:
     component = solution.component
     out = _units_of(contraction.produced, contraction.num_out, units, component)
@@ -307,6 +313,8 @@ def _layer(
     owner, _, leaf = weight.rpartition(".")
     name = owner if leaf in ("weight", "original", "original0", "original1") else weight
     name = name.removesuffix(".parametrizations.weight")
+    if contraction.module in plain_layers:
+        name = contraction.module  # a tied weight may stand under another module's name
     op = contraction.op.removeprefix("aten.")
     layer = Layer(name, weight, op, tuple(out.tolist()), tuple(into.tolist()))
     if contraction.produced is None:

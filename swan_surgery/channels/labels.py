@@ -54,7 +54,8 @@ class Labels:
         self._bare: dict[int, Tensor] = {}
         self._derived: dict[int, Tensor] = {}
         self._fields: dict[int, tuple[Tensor, Fields]] = {}
-        self._harmless: dict[int, Tensor] = {}
+        self._origins: dict[int, list[Tensor]] = {}
+        self._varying: dict[int, tuple[Tensor, frozenset[int]]] = {}
         self._views: dict[int, Tensor] = {}
         self._viewed: set[int] = set()
 
@@ -67,13 +68,35 @@ class Labels:
         """Attach fields; keeps the tensor alive so that its identity stays its own."""
         self._fields[id(tensor)] = (tensor, fields)
 
-    def mark_harmless(self, tensor: Tensor) -> None:
-        """Note that a tensor is constant (or random) along every axis: it fits any width."""
-        self._harmless[id(tensor)] = tensor
+    def mark_harmless(self, tensor: Tensor, varying: frozenset[int] = frozenset()) -> None:
+        """Note that a tensor is constant (or random) along its axes: it fits any width.
+
+        Except along those axes that are `varying`.
+        """
+        self._varying[id(tensor)] = (tensor, varying)
+
+    def is_marked(self, tensor: Tensor) -> bool:
+        """Whether it is known along which axes the tensor varies."""
+        return id(tensor) in self._varying
+
+    def note_origins(self, tensor: Tensor, operands: list[Tensor]) -> None:
+        """Remember from which tensors a constant was computed, position by position."""
+        self._origins[id(tensor)] = operands
+
+    def origins(self, tensor: Tensor) -> list[Tensor]:
+        """What a constant was computed from; nothing for one that is no constant."""
+        return self._origins.get(id(tensor), []) if self.is_marked(tensor) else []
+
+    def varying(self, tensor: Tensor) -> frozenset[int]:
+        """The axes along which a tensor holds data of its own."""
+        entry = self._varying.get(id(tensor))
+        if entry is not None:
+            return entry[1]
+        return frozenset(axis for axis, size in enumerate(tensor.shape) if size > 1)
 
     def is_harmless(self, tensor: Tensor) -> bool:
-        """Whether the tensor may meet channels without pinning them."""
-        return id(tensor) in self._harmless
+        """Whether the tensor may meet channels along any axis without pinning them."""
+        return id(tensor) in self._varying and not self._varying[id(tensor)][1]
 
     def mark_bare(self, tensor: Tensor) -> None:
         """Note that a tensor is a parameter, or one moved about."""
@@ -100,13 +123,16 @@ class Labels:
         """Whether the tensor is a view of another, or another is a view of it."""
         return id(tensor) in self._views or id(tensor) in self._viewed
 
-    def twin(self, source: Tensor, copy: Tensor) -> Tensor:
-        """Let a detached tensor be what its source is; returns it."""
+    def twin(self, source: Tensor, copy: Tensor, is_view: bool) -> Tensor:  # noqa: FBT001
+        """Let a detached or cloned tensor be what its source is; returns it."""
         self.assign(copy, self.fields(source))
-        self.note_view(source, copy)
-        for marks in (self._harmless, self._bare, self._derived):
+        if is_view:
+            self.note_view(source, copy)
+        for marks in (self._bare, self._derived):
             if id(source) in marks:
                 marks[id(copy)] = copy
+        if id(source) in self._varying:
+            self.mark_harmless(copy, self._varying[id(source)][1])
         return copy
 
     def spoil(self, tensor: Tensor) -> None:
@@ -114,7 +140,7 @@ class Labels:
         seen = set()
         while id(tensor) not in seen:
             seen.add(id(tensor))
-            self._harmless.pop(id(tensor), None)
+            self._varying.pop(id(tensor), None)
             tensor = self._views.get(id(tensor), tensor)
 
     def join(self, first: Tensor, second: Tensor, call: Call) -> None:

@@ -191,7 +191,8 @@ def _pinned_components(
     reason = np.full(count, -1, np.int64)
     reasons: list[Reason] = []
     recorded = [pin for trace in traces for pin in trace.recording.pins]
-    for labels, why in [*recorded, *extra_pins]:
+    # What a model returns says more than what else happens to it: a tied vocabulary, say.
+    for labels, why in sorted([*recorded, *extra_pins], key=lambda pin: pin[1].op != "output"):
         hit = np.unique(component[labels.numpy()])
         reason[hit[reason[hit] < 0]] = len(reasons)
         reasons.append(why)

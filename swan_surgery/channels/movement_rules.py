@@ -4,6 +4,8 @@ No index arithmetic of our own: views, transposes, concatenations, slices, shuff
 exact for every stride, offset and interleaving.
 """
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,8 @@ def _(call: Call, labels: Labels) -> None:
         for field in labels.fields(index):
             labels.pin(field, "used as an index", call)
     if not labels.fields(source):
+        if not indices:
+            _note_constant(call, labels)
         return
     if any(index.is_meta for index in indices):
         pin_inputs(call, labels, "indexed with values that are not known while planning")
@@ -46,14 +50,25 @@ def _(call: Call, labels: Labels) -> None:
 
 def _note_aliases(call: Call, labels: Labels) -> None:
     source = call.inputs[0]
-    harmless = labels.is_harmless(source)
     for out in call.outputs:
         if call.op.is_view:
             labels.note_view(source, out)
-        if harmless:
-            labels.mark_harmless(out)
         if labels.is_bare(source):
             labels.mark_bare(out)
+
+
+def _note_constant(call: Call, labels: Labels) -> None:
+    """Where nothing is labelled: along which axes the outputs are constant."""
+    source = call.inputs[0]
+    if labels.is_harmless(source):
+        for out in call.outputs:
+            labels.mark_harmless(out)
+    elif labels.is_marked(source) or call.name == "aten.expand":
+        varying = labels.varying(source)
+        sizes = [n if axis in varying else 1 for axis, n in enumerate(source.shape)]
+        positions = torch.arange(1, prod(sizes) + 1).view(sizes).expand(source.shape)
+        for out, moved in zip(call.outputs, _execute(positions, call), strict=True):
+            labels.mark_harmless(out, frozenset(axes_of(compact(moved))))
 
 
 def _move(source: Tensor, call: Call, labels: Labels) -> None:
@@ -109,6 +124,8 @@ def _(call: Call, labels: Labels) -> None:
         pin_inputs(call, labels, "read with strides of its own")
         return
     _note_aliases(call, labels)  # only the memory format changes
+    if labels.is_marked(source):
+        labels.mark_harmless(out, labels.varying(source))
     labels.assign(out, labels.fields(source))
 
 
@@ -130,6 +147,7 @@ def _(call: Call, labels: Labels) -> None:
     source = call.inputs[0]
     _note_aliases(call, labels)
     if not labels.fields(source):
+        _note_constant(call, labels)
         return
     _move(source, call, labels)
     axis = call.arg("dim", 0) % source.ndim

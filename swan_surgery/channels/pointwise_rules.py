@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from swan_surgery.channels.fields import Fields, align, axes_of, by_overlap, compact, merge
+from swan_surgery.channels.fields import (
+    Fields,
+    align,
+    axes_of,
+    axis_field,
+    by_overlap,
+    compact,
+    merge,
+)
 from swan_surgery.channels.labels import Labels
 from swan_surgery.channels.recording import Call
 from swan_surgery.channels.rules import rule
@@ -11,7 +19,7 @@ from swan_surgery.channels.rules import rule
 
 # What torch does not tag as pointwise although it is, and in-place copies.
 _MORE_POINTWISE = (
-    "pointwise", "copy", "hardswish", "_prelu_kernel", "native_dropout", "rsub", "where", "clone",
+    "pointwise", "copy", "hardswish", "_prelu_kernel", "native_dropout", "rsub", "where",
     "_to_copy", "log_sigmoid_forward", "masked_fill", "rrelu_with_noise", "contiguous", "clamp",
     "fill", "dropout", "feature_dropout", "alpha_dropout", "lerp",
 )  # fmt: skip
@@ -39,20 +47,34 @@ def join_aligned(
         axes = axes_of(merged)
         present = {operand for operand, _ in group}
         for operand, (tensor, _) in enumerate(operands):
-            if operand in present or labels.is_harmless(tensor):
+            if operand in present:
                 continue
-            if any(_size(tensor, axis, ndim) > 1 for axis in axes):
+            if not axes_along(tensor, ndim, labels).isdisjoint(axes):
                 labels.pin(merged, "meets data that belongs to no channel", call)
+            elif len(axes) == 1:
+                _adopt(tensor, merged, axes[0] - (ndim - tensor.ndim), labels)
         result.append(merged)
     return tuple(result)
 
 
-def _size(tensor: Tensor, axis: int, ndim: int) -> int:
-    own = axis - (ndim - tensor.ndim)
-    return tensor.shape[own] if own >= 0 else 1
+def _adopt(tensor: Tensor, field: Tensor, axis: int, labels: Labels) -> None:
+    """A constant that was made as wide as these channels is theirs, for whoever meets it next."""
+    if axis < 0 or tensor.shape[axis] != field.numel() or field.numel() < 2:
+        return
+    if any(axis in axes_of(known) for known in labels.fields(tensor)):
+        return
+    vector = field.reshape(-1)
+    labels.assign(tensor, (*labels.fields(tensor), axis_field(vector, axis, tensor.ndim)))
+    for origin in labels.origins(tensor):
+        _adopt(origin, vector, axis - (tensor.ndim - origin.ndim), labels)
 
 
-_COPIES = {"aten._to_copy", "aten.clone", "aten.contiguous"}
+def axes_along(tensor: Tensor, ndim: int, labels: Labels) -> frozenset[int]:
+    """The axes, of a result of rank `ndim`, along which an operand holds data of its own."""
+    return frozenset(axis + ndim - tensor.ndim for axis in labels.varying(tensor))
+
+
+_COPIES = {"aten._to_copy", "aten.contiguous"}
 
 
 def _is_identity(call: Call) -> bool:
@@ -76,9 +98,13 @@ def _pointwise(call: Call, labels: Labels) -> None:
         if _is_identity(call) and labels.fields(out):
             operands = [(out, labels.fields(out)), *operands]
         else:
-            if all(labels.is_harmless(t) or t.numel() == 1 for t, _ in operands):
+            varying = frozenset[int]().union(
+                *(axes_along(tensor, out.ndim, labels) for tensor, _ in operands)
+            )
+            if len(varying) < out.ndim:
                 for result in call.outputs:
-                    labels.mark_harmless(result)
+                    labels.mark_harmless(result, varying)
+                    labels.note_origins(result, [t for t, _ in operands if t is not result])
             elif in_place:
                 labels.spoil(out)
             return

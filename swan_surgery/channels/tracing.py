@@ -90,9 +90,8 @@ class LabelMode(TorchDispatchMode):
         """Run the operation, then its rule."""
         if self.is_paused:
             return op(*args, **(kwargs or {}))
-        if op is torch.ops.aten.detach.default:
-            # torch detaches what a factory returns where somebody else holds it: no step of the model.
-            return self.labels.twin(args[0], op(*args))
+        if op in _COPIES:
+            return self.labels.twin(args[0], op(*args, **(kwargs or {})), op.is_view)
         inputs = _tensors((args, kwargs or {}))
         record = OpRecord(
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
@@ -168,6 +167,10 @@ def _made_real(op: Any, args: Any, kwargs: Any) -> Any:
         return op(*args, **{**kwargs, "device": torch.device("cpu")})
     return out
 
+
+# No steps of a model. torch detaches what a factory returns where somebody else holds it, and
+# whether reshape clones depends on strides, which a narrower model may have others of.
+_COPIES = {torch.ops.aten.detach.default, torch.ops.aten.clone.default}
 
 _META = torch.device("meta")
 # These take real positions beside tensors without data.
