@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from swan_surgery.channels.attributes import Followers, Hypotheses, follow_
 from swan_surgery.channels.fields import Fields, axes_of
-from swan_surgery.channels.mapping import Flags, LabelledTensors, Solution, Trace, solve
+from swan_surgery.channels.mapping import (
+    Flags,
+    LabelledTensors,
+    Solution,
+    Trace,
+    distinct,
+    solve,
+)
 from swan_surgery.channels.recording import Reason
 from swan_surgery.channels.rehearsal import Diverged, Failure, Prediction, RehearsalMode
 from swan_surgery.channels.resizes import (
@@ -75,6 +82,9 @@ def rehearse(
         # The model's own Python code, or a check in front of an operation, refused the new width.
         following = min(len(mode.labels.recording.ops), len(trace.recording.ops) - 1)
         return [*mode.failures, Failure(following)]
+    finally:
+        # A cycle, while garbage collection is paused: every rehearsal would stay in memory.
+        mode.frames.recover = None
     return mode.failures
 
 
@@ -114,8 +124,8 @@ def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
         pick = members[0 if turn % 4 < 2 else -1]
         stays[pick], forced[pick] = False, True
     for own in axes:
-        distinct = np.unique(own)
-        while stays[distinct].sum() < min(least, len(distinct)):
+        members = distinct(own)
+        while stays[members].sum() < min(least, len(members)):
             gone = own[~stays[own]]
             free = gone[~forced[gone]]
             stays[(free if len(free) else gone)[-1 if turn % 2 == 0 else 0]] = True
@@ -212,7 +222,7 @@ def _turns(solution: Solution) -> list[tuple[int, int]]:
     channels come last and apart: at width 1 even torch takes other paths.
     """
     sizes = [
-        len(np.unique(solution.component[start : start + size]))
+        len(distinct(solution.component[start : start + size]))
         for (_, _, size), start in zip(
             solution.labelled.axes, solution.labelled.starts, strict=True
         )
