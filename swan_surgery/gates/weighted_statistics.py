@@ -5,6 +5,7 @@ The pruned layer averages over the channels that are left. So do these: at 0/1 g
 pruned layer exactly, in between they interpolate (sum of w_i x_i over sum of w_i).
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -88,6 +89,13 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _kind(x: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
+    """The dtype of a sum: gates may be wider than the model, their sums must not be."""
+    if dtype is not None:
+        return dtype
+    return x.dtype if x.is_floating_point() or x.is_complex() else torch.int64
+
+
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
@@ -97,9 +105,9 @@ def mean(
     w: Tensor, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:
     """`torch.mean` over the channels that the gates leave."""
-    x = input if dtype is None else input.to(dtype)
+    x = _wide(input if dtype is None else input.to(dtype))
     axes = _axes(dim, x.ndim)
-    result = (x * w).sum(axes, keepdim=True) / _count(w, x.shape, axes)
+    result = ((x * w).sum(axes, keepdim=True) / _count(w, x.shape, axes)).to(_kind(input, dtype))
     return result if keepdim else result.squeeze(axes)
 
 
@@ -107,7 +115,10 @@ def sum_(
     w: Tensor, input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:
     """`torch.sum` over the channels that the gates leave."""
-    return (input * w).sum(_axes(dim, input.ndim), keepdim=keepdim, dtype=dtype)
+    total = (_wide(input if dtype is None else input.to(dtype)) * w).sum(
+        _axes(dim, input.ndim), keepdim=keepdim
+    )
+    return total.to(_kind(input, dtype))
 
 
 def var_mean(
@@ -123,9 +134,10 @@ def var_mean(
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     axes = _axes(dim, input.ndim)
-    average, variance, count = _moments(input, w, axes)
+    average, variance, count = _moments(_wide(input), w, axes)
     taken = float(unbiased) if correction is None else correction
-    variance = variance * count / (count - taken)
+    variance = (variance * count / (count - taken)).to(input.dtype)
+    average = average.to(input.dtype)
     if keepdim:
         return variance, average
     return variance.squeeze(axes), average.squeeze(axes)
@@ -149,11 +161,19 @@ def norm(
     keepdim: bool = False,
     dtype: Any = None,
 ) -> Tensor:
-    """`torch.norm`, the p-norm (p finite and positive), over the channels that the gates leave."""
+    """`torch.norm`, the p-norm of any p, over the channels that the gates leave."""
     power = 2.0 if p in ("fro", None) else float(p)
-    x = input if dtype is None else input.to(dtype)
-    total = (x.abs().pow(power) * w).sum(_axes(dim, x.ndim), keepdim=keepdim)
-    return total.pow(1 / power)
+    kind = _kind(input, dtype)
+    x = _wide(input.to(kind)).abs()
+    if math.isinf(power):
+        extreme = amax if power > 0 else amin
+        return extreme(w, x, dim, keepdim).to(kind)
+    axes = _axes(dim, x.ndim)
+    if power == 0:
+        return ((x != 0) * w).sum(axes, keepdim=keepdim).to(kind)
+    if power < 0:
+        x = x.masked_fill(w == 0, 1.0)  # a closed zero must not become infinite
+    return (x.pow(power) * w).sum(axes, keepdim=keepdim).pow(1 / power).to(kind)
 
 
 def vector_norm(
@@ -196,6 +216,10 @@ WEIGHTED: Mapping[str, Callable[..., Any]] = {
 }
 
 
+# torch takes numpy's names for these arguments, too.
+_OTHER_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+
+
 class WeightingMode(TorchFunctionMode):
     """Replaces chosen calls of torch functions by their weighted form, in one run of one module.
 
@@ -226,5 +250,6 @@ class WeightingMode(TorchFunctionMode):
             return func(*args, **kwargs)
         for mode in self.outer:
             mode.counts[name] += 1
+        kwargs = {_OTHER_NAMES.get(key, key): value for key, value in kwargs.items()}
         with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]  # noqa: SLF001
             return WEIGHTED[name](values, *args, **kwargs)
