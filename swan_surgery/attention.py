@@ -5,6 +5,8 @@ heads, or a narrower trunk. This one keeps the width of a head, and with it the 
 it was. Parameters, `state_dict` keys and results are those of `nn.MultiheadAttention`.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,10 @@ class SlimAttention(nn.MultiheadAttention):
 
     Not constructed by itself: `write_out_` turns existing modules into it.
     """
+
+    # torch's annotations deny that these may be None.
+    in_proj_weight: Any
+    in_proj_bias: Any
 
     def forward(
         self,
@@ -61,7 +67,8 @@ class SlimAttention(nn.MultiheadAttention):
             self.kdim = self.vdim = self.in_proj_weight.shape[1]
 
     def _by_head(self, x: Tensor) -> Tensor:  # [B, L, H*D] -> [B, H, L, D]
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        parted: Tensor = x.unflatten(-1, (-1, self.head_dim))
+        return parted.transpose(1, 2)
 
     def _project(
         self, query: Tensor, key: Tensor, value: Tensor, *, is_self: bool
@@ -134,7 +141,7 @@ def put_back_(model: nn.Module) -> nn.Module:
     """Undo `write_out_` where the widths still fit torch's own module; returns the model."""
     for module in model.modules():
         if type(module) is SlimAttention and _fits(module):
-            module.__class__ = nn.MultiheadAttention
+            module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]  # its base class
             module._qkv_same_embed_dim = module.in_proj_weight is not None  # noqa: SLF001
     return model
 
@@ -142,5 +149,7 @@ def put_back_(model: nn.Module) -> nn.Module:
 def _fits(module: SlimAttention) -> bool:
     inner = module.out_proj.in_features
     packed = module.in_proj_weight
-    reads = inner if packed is None else packed.shape[1]
-    return inner == module.out_proj.out_features == reads == module.num_heads * module.head_dim
+    reads = (module.q_proj_weight if packed is None else packed).shape[1]
+    return bool(
+        inner == module.out_proj.out_features == reads == module.num_heads * module.head_dim
+    )

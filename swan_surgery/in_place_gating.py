@@ -30,10 +30,7 @@ def gate_in_place(copy: nn.Module, channels: ChannelMap, inputs: Inputs) -> Gate
             options = {"module": entry.module, "call": call, "training": entry.training}
             _add(planned, f"{entry.module}.{entry.function}", StatisticGate, units, options)
     bank = make_bank(copy, channels, [units for _, units, _ in planned.values()])
-    sites = {
-        name: kind(units, bank, **options)  # type: ignore[arg-type]
-        for name, (kind, units, options) in planned.items()
-    }
+    sites = {name: kind(units, bank, **options) for name, (kind, units, options) in planned.items()}
     return GatedModel(copy, bank, sites, channels=channels, example_inputs=inputs)
 
 

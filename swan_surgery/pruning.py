@@ -91,8 +91,8 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     for entry in plan.positions:
         cuts[entry.tensor][entry.axis] = torch.tensor(entry.kept)
     cut_(copy, cuts)
-    for entry in plan.attributes:
-        Attribute(entry.module, entry.name, entry.index).write_(copy, entry.value)
+    for a in plan.attributes:
+        Attribute(a.module, a.name, a.index).write_(copy, a.value)
     for n in plan.numbers:
         Place(n.module, n.function, n.number, n.leaf, n.training).write_(copy, n.value)
     return put_back_(copy)

@@ -68,6 +68,9 @@ def relative_error(
 class _Widening(TorchDispatchMode):
     """Every operation on floating-point numbers runs in float64."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+
     def __torch_dispatch__(
         self, op: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

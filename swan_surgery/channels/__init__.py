@@ -1,6 +1,5 @@
 """Which channels live and die together: labels that ride along through one run of the model."""
 
-from swan_surgery.channels.assembly import channel_map, match_modules
 from swan_surgery.channels.channel_map import (
     PINNED,
     AttributeWidth,
@@ -13,6 +12,7 @@ from swan_surgery.channels.channel_map import (
     Statistic,
     TensorAxis,
 )
+from swan_surgery.channels.entry import channel_map, match_modules
 from swan_surgery.channels.stand_ins import (
     Inputs,
     as_inputs,

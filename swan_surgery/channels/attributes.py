@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+
+LAYERS = (_ConvNd, nn.Linear, _NormBase)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +41,21 @@ class Attribute:
 
 
 def repeating(model: nn.Module, module: str, size: int) -> list[Attribute]:
-    """The attributes of one module whose value is `size`."""
-    found = []
-    for name, value in vars(model.get_submodule(module)).items():
+    """The attributes of one module, then of its direct children, whose value is `size`."""
+    own = model.get_submodule(module)
+    children = [f"{module}.{name}".strip(".") for name, _ in own.named_children()]
+    return [found for name in (module, *children) for found in _repeating(model, name, size)]
+
+
+def _repeating(model: nn.Module, module: str, size: int) -> Iterator[Attribute]:
+    owner = model.get_submodule(module)
+    if isinstance(owner, LAYERS):
+        return  # their attributes follow their parameters
+    for name, value in vars(owner).items():
         if type(value) is int and value == size:
-            found.append(Attribute(module, name))
+            yield Attribute(module, name)
         elif isinstance(value, (tuple, list)) and all(type(item) is int for item in value):
-            found += [Attribute(module, name, i) for i, item in enumerate(value) if item == size]
-    return found
+            yield from (Attribute(module, name, i) for i, n in enumerate(value) if n == size)
 
 
 # What some attributes should become: the labels whose remaining number is the new value.

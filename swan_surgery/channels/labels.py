@@ -34,6 +34,7 @@ class Labels:
         within_heads: operations that split an axis into heads, and the axes inside a head.
         is_probe: this run only looks for heads: fields stay as they are, however entangled.
         splits, heads: what a probe found: fields behind every split, and labels of one head each.
+        used: identities of all tensors that entered an operation.
         mixes_activations: two tensors that are no parameters were multiplied as matrices.
     """
 
@@ -51,6 +52,7 @@ class Labels:
         self.splits: list[tuple[int, Tensor]] = []
         self.heads: list[tuple[Tensor, Tensor]] = []
         self.mixes_activations = False
+        self.used: set[int] = set()
         self._bare: dict[int, Tensor] = {}
         self._derived: dict[int, Tensor] = {}
         self._fields: dict[int, tuple[Tensor, Fields]] = {}

@@ -111,6 +111,9 @@ def _run(
     mode = LabelMode(labels)
     output = run_labelled(mode, model, model, inputs.args, inputs.kwargs)
     pin_outputs(labels, output)
+    labels.recording.unused = tuple(
+        name for name, parameter in model.named_parameters() if id(parameter) not in labels.used
+    )
 
 
 def within_heads(probe: Labels, num_labels: int) -> dict[int, tuple[int, ...]]:

@@ -6,7 +6,7 @@ from torch import Tensor
 from swan_surgery.channels.fields import Fields, align, axes_of, axis_field, vector_along
 from swan_surgery.channels.labels import Labels
 from swan_surgery.channels.recording import Call
-from swan_surgery.channels.rules import as_tuple, rule
+from swan_surgery.channels.rules import as_tuple, pin_inputs, rule
 
 
 @rule(
@@ -182,6 +182,25 @@ def _(call: Call, labels: Labels) -> None:
         else:
             labels.pin(field, "sampled along the channels", call)
     labels.assign(call.outputs[0], tuple(kept))
+
+
+@rule("torchvision.roi_align", "torchvision.roi_pool", "torchvision.ps_roi_align")
+def _(call: Call, labels: Labels) -> None:
+    source, boxes = call.inputs[:2]
+    for field in labels.fields(boxes):
+        labels.pin(field, "used as sampling positions", call)
+    kept = []
+    for field in labels.fields(source):
+        if axes_of(field) in ((), (1,)) and call.name != "torchvision.ps_roi_align":
+            kept.append(field)
+        else:
+            labels.pin(field, "sampled along the channels", call)
+    labels.assign(call.outputs[0], tuple(kept))
+
+
+@rule("torchvision.nms", "nonzero", "masked_select")
+def _(call: Call, labels: Labels) -> None:
+    pin_inputs(call, labels, "values that decide what is selected")
 
 
 @rule("glu")

@@ -142,6 +142,32 @@ def _(call: Call, labels: Labels) -> None:
         labels.assign(out, (axis_field(vector, out.ndim - 1, out.ndim),))
 
 
+@rule("index_put", "_index_put_impl")
+def _(call: Call, labels: Labels) -> None:
+    source, *indices, values = call.inputs
+    out = call.outputs[0]
+    places = call.arg("indices")
+    axes = frozenset(axis for axis, index in enumerate(places) if index is not None)
+    for index in indices:
+        for field in labels.fields(index):
+            labels.pin(field, "used as an index", call)
+    # One index along the first axis: values line up with what they are written into.
+    lines_up = axes == {0} and indices[0].ndim == 1 and values.ndim <= out.ndim
+    for tensor in (source, values):
+        for field in labels.fields(tensor):
+            hit = axes & {axis + out.ndim - tensor.ndim for axis in axes_of(field)}
+            if not lines_up or hit:
+                labels.pin(field, "written at positions along the channels", call)
+    if not lines_up:
+        labels.spoil(out)
+        return
+    fields = join_aligned(
+        [(source, labels.fields(source)), (values, labels.fields(values))], out.ndim, call, labels
+    )
+    labels.spoil(out)
+    labels.assign(out, fields)
+
+
 @rule("split", "split_with_sizes", "chunk", "slice", "narrow", "split_copy")
 def _(call: Call, labels: Labels) -> None:
     source = call.inputs[0]

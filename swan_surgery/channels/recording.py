@@ -125,7 +125,7 @@ class OpRecord:
 
 @dataclass(slots=True)
 class Recording:
-    """Everything one run left behind."""
+    """Everything one run left behind; `unused` are parameters that entered no operation."""
 
     joins: list[tuple[Tensor, Tensor]] = dataclass_field(default_factory=list)
     pins: list[tuple[Tensor, Reason]] = dataclass_field(default_factory=list)
@@ -133,6 +133,7 @@ class Recording:
     contractions: list[Contraction] = dataclass_field(default_factory=list)
     weightings: list[Weighting] = dataclass_field(default_factory=list)
     ops: list[OpRecord] = dataclass_field(default_factory=list)
+    unused: tuple[str, ...] = ()
 
 
 def iter_tensors(value: Any) -> Iterator[Tensor]:

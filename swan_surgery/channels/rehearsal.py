@@ -29,10 +29,14 @@ class Diverged(Exception):  # noqa: N818 - a signal inside the package, never sh
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What every label becomes: `unit_of[label + 1]`, and which units stay: `stays[unit + 1]`."""
+    """What every label becomes: `unit_of[label + 1]`, and which units stay: `stays[unit + 1]`.
+
+    `prunable[unit + 1]` says which could go at all.
+    """
 
     unit_of: Tensor
     stays: Tensor
+    prunable: Tensor
 
     def units(self, field: Tensor) -> Tensor:
         """The field in terms of units, before any of them is removed."""
@@ -159,9 +163,16 @@ class RehearsalMode(LabelMode):
         wanted = {axes_of(field): field for field in map(compact, fields)}
         # A width of one leaves no axis to compare; a label on one side only says nothing then.
         return all(
-            torch.equal(own[axes], wanted[axes]) if axes in own and axes in wanted else axes == ()
+            self._agree(own[axes], wanted[axes]) if axes in own and axes in wanted else axes == ()
             for axes in own.keys() | wanted.keys()
         )
+
+    def _agree(self, own: Tensor, wanted: Tensor) -> bool:
+        """Channels that always stay may have lost their labels: tied to one another they look like one."""
+        if own.shape != wanted.shape:
+            return False
+        lost = (own <= 0) & ~self.prediction.prunable[wanted + 1]
+        return bool(((own == wanted) | lost).all())
 
     def _replace(
         self,

@@ -18,7 +18,7 @@ _RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operations, by name as in `rule("mean", "sum")`.
+    """Register a rule for ATen operations, by name as in `rule("mean", "torchvision.nms")`.
 
     Raises:
         ValueError: a name has a rule already.
@@ -26,7 +26,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
     def register(function: Rule) -> Rule:
         for name in names:
-            key = f"aten.{name}"
+            key = name if "." in name else f"aten.{name}"
             if key in _RULES:
                 raise ValueError(f"{key} has a rule already")
             _RULES[key] = function

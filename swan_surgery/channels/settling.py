@@ -52,7 +52,9 @@ def rehearse(
     # Units are components + 1, so that 0 and -1 keep their meaning.
     unit_of[2:] += 1
     stays_lut = torch.cat([torch.ones(2, dtype=torch.bool), torch.from_numpy(stays)])
-    prediction = Prediction(unit_of, stays_lut)
+    fixed = torch.zeros(2, dtype=torch.bool)
+    prunable = torch.cat([fixed, torch.from_numpy(solution.prunable)])
+    prediction = Prediction(unit_of, stays_lut, prunable)
     shell = make_shell()
     cuts: dict[str, dict[int, Tensor]] = {}
     fields: dict[str, Fields] = {}

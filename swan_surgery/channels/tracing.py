@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from swan_surgery.channels import contraction_rules, mixing_rules, movement_rules  # noqa: F401
 from swan_surgery.channels.fields import Fields
 from swan_surgery.channels.labels import WEIGHABLE, Labels
+from swan_surgery.channels.planning_runs import run_op
 from swan_surgery.channels.recording import (
     Call,
     Frame,
@@ -93,6 +94,7 @@ class LabelMode(TorchDispatchMode):
         if op in _COPIES:
             return self.labels.twin(args[0], op(*args, **(kwargs or {})), op.is_view)
         inputs = _tensors((args, kwargs or {}))
+        self.labels.used.update(map(id, inputs))
         record = OpRecord(
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
         )
@@ -140,67 +142,9 @@ class LabelMode(TorchDispatchMode):
             )
 
 
-def run_op(op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
-    """Run an operation on a shell: floating-point tensors have no data, integers and masks do.
-
-    Integers decide paths and positions, so what makes them makes real ones; where they meet `meta`,
-    the result has no data either.
-    """
-    if not inputs:
-        return _made_real(op, args, kwargs)
-    if not any(tensor.is_meta for tensor in inputs):
-        if kwargs.get("device") == _META:
-            floats = kwargs.get("dtype") is not None and kwargs["dtype"].is_floating_point
-            kwargs = {**kwargs, "device": _META if floats else torch.device("cpu")}
-        return op(*args, **kwargs)
-    shortcut = _SHORTCUTS.get(str(op))
-    if shortcut is not None:
-        return shortcut(*args, **kwargs)
-    if not all(tensor.is_meta for tensor in inputs) and str(op.overloadpacket) not in _INDEXING:
-        args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
-    return op(*args, **kwargs)
-
-
-def _made_real(op: Any, args: Any, kwargs: Any) -> Any:
-    out = op(*args, **kwargs)
-    if isinstance(out, Tensor) and out.is_meta and not out.is_floating_point():
-        return op(*args, **{**kwargs, "device": torch.device("cpu")})
-    return out
-
-
 # No steps of a model. torch detaches what a factory returns where somebody else holds it, and
 # whether reshape clones depends on strides, which a narrower model may have others of.
 _COPIES = {torch.ops.aten.detach.default, torch.ops.aten.clone.default}
-
-_META = torch.device("meta")
-# These take real positions beside tensors without data.
-_INDEXING = {"aten.index", "aten.index_put", "aten.index_put_"}
-
-
-def _any_scalar(tensor: Tensor) -> bool | float:
-    """A value that nobody knows while planning."""
-    return False if tensor.dtype is torch.bool else 1.0 if tensor.is_floating_point() else 1
-
-
-def _batch_norm_shape(
-    x: Tensor,
-    _weight: Tensor | None,
-    _bias: Tensor | None,
-    _mean: Tensor | None,
-    _var: Tensor | None,
-    training: bool,  # noqa: FBT001
-    *_: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What native_batch_norm returns, without its slow decomposition in Python."""
-    width = (x.shape[1],) if training else (0,)
-    return torch.empty_like(x), x.new_empty(width), x.new_empty(width)
-
-
-# Operations that torch computes slowly, or not at all, on the meta device.
-_SHORTCUTS: dict[str, Callable[..., Any]] = {
-    "aten.native_batch_norm.default": _batch_norm_shape,
-    "aten._local_scalar_dense.default": _any_scalar,
-}
 
 
 def _tensors(tree: Any) -> tuple[Tensor, ...]:

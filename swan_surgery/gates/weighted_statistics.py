@@ -24,12 +24,13 @@ def _axes(dim: Any, ndim: int) -> tuple[int, ...]:
 def _count(w: Tensor, shape: Sequence[int], axes: Sequence[int]) -> Tensor:
     """How many positions the gates leave, keeping the axes."""
     wide = w.expand([shape[a] if a in axes else w.shape[a] for a in range(w.ndim)])
-    return wide.sum(axes, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
+    return wide.sum(tuple(axes), keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
 
 
 def _moments(x: Tensor, w: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted mean, biased variance and count, axes kept."""
     count = _count(w, x.shape, axes)
+    axes = tuple(axes)
     mean = (x * w).sum(axes, keepdim=True) / count
     variance = ((x - mean).square() * w).sum(axes, keepdim=True) / count
     return mean, variance, count
@@ -251,5 +252,5 @@ class WeightingMode(TorchFunctionMode):
         for mode in self.outer:
             mode.counts[name] += 1
         kwargs = {_OTHER_NAMES.get(key, key): value for key, value in kwargs.items()}
-        with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]  # noqa: SLF001
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
             return WEIGHTED[name](values, *args, **kwargs)

@@ -1,0 +1,156 @@
+"""The public entry `channel_map`: run both modes, settle what is recorded, assemble the map."""
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from swan_surgery.attention import write_out_
+from swan_surgery.channels.assembly import assemble
+from swan_surgery.channels.channel_map import ChannelMap
+from swan_surgery.channels.mapping import LabelledTensors, Trace, record, start_labels
+from swan_surgery.channels.recording import Reason
+from swan_surgery.channels.settling import settle
+from swan_surgery.channels.stand_ins import (
+    Inputs,
+    as_inputs,
+    copy_of,
+    doubled,
+    shell_of,
+    without_collection,
+)
+from swan_surgery.errors import InputError, ModelError, TraceError
+
+
+def channel_map(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ignore: Iterable[str] = (),
+) -> ChannelMap:
+    """Map which channels of a model live and die together.
+
+    The model itself is never run: a shell of it on the `meta` device is, in train and in eval mode.
+    If that is impossible (values that decide the path), a full copy runs on the inputs' device.
+
+    Args:
+        model: any module; on any device, `meta` included.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        ignore: module names or glob patterns whose output channels stay without a gate.
+
+    Raises:
+        ModelError: not an `nn.Module`.
+        InputError: `ignore` names nothing, or the inputs are of the wrong kind.
+        TraceError: the model cannot be run on the inputs.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    inputs = as_inputs(example_inputs)
+    ignored = match_modules(model, ignore)
+    with without_collection(), torch.inference_mode(mode=False):
+        try:
+            return _map(model, inputs, ignored, on_meta=True)
+        except TraceError:
+            if any(tensor.is_meta for tensor in model.parameters()):
+                raise
+            return _map(model, inputs, ignored, on_meta=False)
+
+
+def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
+    """Module names that match the patterns (a module's children included).
+
+    Raises:
+        InputError: a pattern matches nothing; lists the nearest names.
+    """
+    if isinstance(patterns, str):
+        patterns = (patterns,)
+    names = [name for name, _ in model.named_modules() if name]
+    found = []
+    for pattern in patterns:
+        hits = fnmatch.filter(names, pattern)
+        if not hits:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
+            raise InputError(
+                f"ignore={pattern!r} matches no module; nearest names: {', '.join(near) or 'none'}"
+            )
+        found += hits
+    return tuple(dict.fromkeys(found))
+
+
+def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: bool) -> ChannelMap:
+    def duplicate(original: nn.Module) -> nn.Module:
+        return write_out_((shell_of if on_meta else copy_of)(original))
+
+    if on_meta:
+        inputs = inputs.on_meta()
+    stand_in = duplicate(model)
+    labelled = start_labels(stand_in)
+    notes: list[str] = []
+    try:
+        evaluated = record(stand_in, inputs, labelled, training=False)
+    except Exception as err:
+        raise TraceError(_run_message(model, inputs, err)) from err
+    traces = [Trace(training=False, recording=evaluated)]
+    train_inputs, message = inputs, ""
+    for candidate in (inputs, inputs.map(doubled)):
+        try:
+            # A shell has no data that a run could change.
+            private = stand_in if on_meta else duplicate(model)
+            trained = record(private, candidate, labelled, training=True)
+        except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
+            message = f"{type(err).__name__}: {err}".splitlines()[0]
+            continue
+        traces.append(Trace(training=True, recording=trained))
+        train_inputs = candidate
+        break
+    else:
+        if evaluated.unused:
+            notes.append(
+                f"train mode could not be run on these inputs ({message}); parts that run only in "
+                f"training were not mapped ({', '.join(evaluated.unused[:3])}, ...)"
+            )
+    pins = _ignore_pins(traces, labelled, ignored)
+    solution = settle(
+        traces,
+        labelled,
+        pins,
+        lambda: duplicate(model),
+        lambda training: train_inputs if training else inputs,
+    )
+    plain_layers = frozenset(
+        name for name, m in stand_in.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
+    )
+    return assemble(solution, plain_layers, tuple(notes))
+
+
+def _run_message(model: nn.Module, inputs: Inputs, err: Exception) -> str:
+    shapes = [
+        tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        for value in (*inputs.args, *inputs.kwargs.values())
+    ]
+    first = str(err).splitlines()[0] if str(err) else ""
+    return (
+        f"{type(model).__name__} could not be run on example inputs of shape "
+        f"{', '.join(map(str, shapes))}: {type(err).__name__}: {first}"
+    )
+
+
+def _ignore_pins(
+    traces: list[Trace], labelled: LabelledTensors, ignored: Sequence[str]
+) -> list[tuple[Tensor, Reason]]:
+    pins = []
+    for trace in traces:
+        for contraction in trace.recording.contractions:
+            made = contraction.produced
+            if made is None or not bool((made > 0).any()):
+                continue
+            name = labelled.owner(int(made[made > 0][0]))[0]
+            hit = [m for m in ignored if name == m or name.startswith(m + ".")]
+            if hit:
+                why = Reason("listed in ignore=", contraction.op, hit[0])
+                pins.append((made[made > 0], why))
+    return pins
