@@ -1,0 +1,138 @@
+"""Plans for traced graphs: where gates go, what is pinned when none can, and how sites are named."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+import swan_surgery as swan
+from swan_surgery.channels import PINNED, as_inputs, channel_map, copy_of
+from swan_surgery.gates import FoldedGate, GateSite
+from swan_surgery.graph_gating import GraphPlan, gate_graphs, plan_graphs
+from tests.closing import assert_closed_equals_cut, close_, image, outputs, prepared
+from tests.fingerprints import assert_same_fingerprint, fingerprint
+from tests.small_nets import Net, conv
+
+
+X = (2, 3, 4, 4)
+
+
+def planned(model: nn.Module) -> tuple[nn.Module, GraphPlan]:
+    copy = copy_of(model)
+    return copy, plan_graphs(copy, channel_map(model, image(*X)), as_inputs(image(*X)))
+
+
+def two_modes() -> nn.Module:
+    def run(m, x):
+        x = F.relu(m.a(x))
+        return m.last(torch.sigmoid(m.b(x)) if m.training else F.relu(m.b(x)))
+
+    return prepared(Net(run, a=conv(3, 4), b=conv(4, 5), last=conv(5, 2)))
+
+
+def test_a_plan_holds_both_modes_and_all_units() -> None:
+    model = two_modes()
+    _, plan = planned(model)
+    assert set(plan.graphs) == set(plan.placed) == {True, False}
+    assert all(isinstance(graph, fx.Graph) for graph in plan.graphs.values())
+    assert plan.channels == channel_map(model, image(*X))
+    for placement in plan.placed.values():
+        assert placement.uncovered == frozenset()
+        units = {u for site in placement.sites for u in site.units.reshape(-1).tolist()}
+        assert units - {PINNED} == set(range(9))
+
+
+def test_planning_changes_no_weight_and_no_hook() -> None:
+    model = two_modes()
+    copy = copy_of(model)
+    before = fingerprint(copy)
+    plan_graphs(copy, channel_map(model, image(*X)), as_inputs(image(*X)))
+    after = fingerprint(copy)
+    before.pop("training")
+    after.pop("training")  # the mode is set anew by the caller
+    assert_same_fingerprint(before, after)
+
+
+def test_modes_share_a_folded_site_and_name_the_others_apart() -> None:
+    copy, plan = planned(two_modes())
+    gated = gate_graphs(copy.eval(), plan, as_inputs(image(*X)))
+    assert set(gated.sites) == {"a", "b", "sigmoid"}
+    assert [type(gated.sites[name]) for name in ("a", "b", "sigmoid")] == [
+        FoldedGate, FoldedGate, GateSite,
+    ]  # fmt: skip
+    assert not gated.runs_in_place
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_each_mode_runs_its_own_graph(training: bool) -> None:
+    copy, plan = planned(two_modes())
+    gated = gate_graphs(copy.train(training), plan, as_inputs(image(*X)))
+    close_(gated, 1, 6)
+    (got,) = outputs(gated, image(*X))
+    with torch.no_grad():
+        x = F.relu(gated.model.a(image(*X)))
+        x[:, 1] = 0
+        x = gated.model.b(x)
+        x = torch.sigmoid(x) if training else F.relu(x)
+        x[:, 2] = 0  # unit 6 is channel 2 of `b`
+        wanted = gated.model.last(x)
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)
+
+
+def test_units_that_no_graph_can_close_are_pinned_and_the_others_stay() -> None:
+    """A leaf module returns a gated width and reads it itself: no node in between takes a gate."""
+
+    class Block(nn.Conv2d):
+        """A leaf for fx, as every subclass of a layer is."""
+
+        def __init__(self) -> None:
+            super().__init__(4, 5, 1)
+            self.inner = nn.Conv2d(5, 4, 1)
+
+        def forward(self, x):
+            return self.inner(torch.sigmoid(super().forward(x)))
+
+    model = prepared(
+        Net(lambda m, x: m.last(F.relu(m.block(F.relu(m.a(x))))), a=conv(3, 4), block=Block(), last=conv(4, 2))
+    )  # fmt: skip
+    channels = channel_map(model, image(*X))
+    assert channels.num_units == 13
+    _, plan = planned(model)
+    assert plan.channels.layer("block.inner").out_units == (0, 1, 2, 3)
+    pins = {pin.layer: pin for pin in plan.channels.pins if pin.op == "fx"}
+    assert pins["block"].channels == (0, 1, 2, 3, 4)
+    assert "no gate can close these channels" in str(pins["block"])
+    in_graph = swan.swanify(model, image(*X), in_place=False)
+    assert in_graph.channels == plan.channels
+    # In place they are gated, so that is what happens by default.
+    gated = assert_closed_equals_cut(model, image(*X))
+    assert gated.runs_in_place
+    assert gated.channels.num_units == 13
+
+
+def test_a_trace_that_does_not_run_is_an_error_that_says_why() -> None:
+    class Cropping(nn.Module):
+        """Branches on the value of an argument: fx bakes in the path of the default."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.last = conv(3, 4), conv(4, 2)
+
+        def forward(self, x, scale=None):
+            x = F.relu(self.a(x))
+            if scale is not None:
+                x = F.interpolate(x, scale_factor=scale)
+            return self.last(x)
+
+    model = prepared(Cropping())
+    inputs = {"x": image(*X), "scale": 2.0}
+    gated = swan.swanify(model, inputs)
+    assert gated.channels.num_units == 4
+    (got,), (wanted,) = outputs(gated, inputs), outputs(model, inputs)
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)
+
+
+def test_tracing_that_fails_is_a_trace_error() -> None:
+    model = Net(lambda m, x: m.b(m.a(x) if x.sum() < 0 else -m.a(x)), a=conv(3, 4), b=conv(4, 2))
+    with pytest.raises(swan.TraceError, match=r"torch\.fx cannot trace Net"):
+        planned(prepared(model))
