@@ -10,13 +10,18 @@ from torch import nn
 import swan_surgery as swan
 from swan_surgery.gates import GatedModel
 from swan_surgery.plan import (
+    AttributeValue,
     KeptPositions,
+    NumberValue,
     PruningPlan,
     make_plan,
     mask_for_budget,
     ranking,
     round_widths,
 )
+from swan_surgery.pruning import apply_plan
+from tests.closing import close_, image, outputs, prepared
+from tests.small_nets import Net, conv
 from tests.zoo import ZOO
 
 
@@ -94,17 +99,88 @@ class TestJson:
         assert again.to_json() == plan.to_json()
 
     def test_versioned_and_readable(self) -> None:
-        text = PruningPlan(3, (0, 2), (KeptPositions("a.weight", 1, (0, 5)),)).to_json()
-        assert json.loads(text) == {
-            "version": 1,
+        plan = PruningPlan(
+            3,
+            (0, 2),
+            (KeptPositions("a.weight", 1, (0, 5)),),
+            (AttributeValue("a", "heads", None, 2), AttributeValue("a", "sizes", 1, 4)),
+            (NumberValue("", "view", 1, 2, True, 8), NumberValue("b", "mul", 2, 1, False, 0.5)),
+        )
+        number = {"module": "", "function": "view", "number": 1, "leaf": 2, "training": True}
+        assert json.loads(plan.to_json()) == {
+            "version": 2,
             "num_units": 3,
             "open_units": [0, 2],
             "positions": [{"tensor": "a.weight", "axis": 1, "kept": [0, 5]}],
+            "attributes": [
+                {"module": "a", "name": "heads", "index": None, "value": 2},
+                {"module": "a", "name": "sizes", "index": 1, "value": 4},
+            ],
+            "numbers": [
+                number | {"value": 8},
+                {"module": "b", "function": "mul", "number": 2, "leaf": 1, "training": False}
+                | {"value": 0.5},
+            ],
         }
+        assert PruningPlan.from_json(plan.to_json()) == plan
 
-    @pytest.mark.parametrize("text", ["{", "3", "null", '{"version": 1, "positions": 4}'])
+    def test_the_plan_cuts_another_copy_of_the_model_the_same_way(self) -> None:
+        """Attributes and numbers in code included, by way of JSON."""
+
+        def run(m, x):
+            x = torch.relu(m.a(x)).view(-1, 6, 16).view(-1, m.width, 4, 4)
+            return m.last(x)
+
+        def model() -> Net:
+            net = prepared(Net(run, a=conv(3, 6), last=conv(6, 2)))
+            net.width = 6
+            return net
+
+        gated = swan.swanify(model(), image(2, 3, 4, 4))
+        close_(gated, 1, 2)
+        plan = make_plan(gated.channels, gated.gates.open_mask())
+        assert plan.attributes == (AttributeValue("", "width", None, 4),)
+        assert {(n.function, n.number, n.training, n.value) for n in plan.numbers} == {
+            ("view", 1, True, 4),
+            ("view", 1, False, 4),
+        }
+        small = apply_plan(model(), PruningPlan.from_json(plan.to_json()))
+        assert small.width == 4
+        assert small.a.out_channels == 4
+        (got,), (wanted,) = outputs(small, image(2, 3, 4, 4)), outputs(gated, image(2, 3, 4, 4))
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)
+
+    def test_nothing_follows_where_nothing_is_closed(self) -> None:
+        def run(m, x):
+            return m.last(torch.relu(m.a(x)).view(-1, 6, 4, 4))
+
+        gated = swan.swanify(
+            prepared(Net(run, a=conv(3, 6), last=conv(6, 2))), image(2, 3, 4, 4)
+        )  # fmt: skip
+        assert gated.channels.numbers
+        plan = make_plan(gated.channels, torch.ones(6, dtype=torch.bool))
+        assert (plan.positions, plan.attributes, plan.numbers) == ((), (), ())
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{",
+            "3",
+            "null",
+            '{"version": 2, "positions": 4}',
+            '{"version": 2, "positions": [], "numbers": []}',
+            '{"version": 2, "positions": [], "attributes": [{"module": "a"}], "numbers": []}',
+            '{"version": 2, "positions": [], "attributes": [], "numbers": [{"leaf": 1}]}',
+        ],
+    )
     def test_what_is_no_plan_is_an_input_error(self, text) -> None:
         with pytest.raises(swan.InputError, match="not a pruning plan"):
+            PruningPlan.from_json(text)
+
+    @pytest.mark.parametrize("version", [1, 3, "2"])
+    def test_another_version_is_an_input_error(self, version) -> None:
+        text = json.dumps({"version": version, "num_units": 1, "open_units": [0], "positions": []})
+        with pytest.raises(swan.InputError, match=f"plan version {version} is not 2"):
             PruningPlan.from_json(text)
 
 
