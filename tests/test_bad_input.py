@@ -229,9 +229,10 @@ class TestModel:
         refuse(
             swan.TraceError,
             r"torch\.fx cannot trace Branching in eval mode: TraceError: .*control flow",
-            lambda: swan.swanify(model, IMAGE),
+            lambda: swan.swanify(model, IMAGE, in_place=False),
             model,
         )
+        assert swan.swanify(model, IMAGE).runs_in_place  # nobody insists on a graph
 
     def test_forward_that_raises(self) -> None:
         model = Raising()
@@ -502,8 +503,9 @@ class TestPlan:
             ("", "not a pruning plan"),
             ("[]", "not a pruning plan"),
             ("{}", "not a pruning plan: 'version'"),
-            ('{"version": 99}', "plan version 99 is not 1"),
-            ('{"version": 1, "num_units": 2}', "not a pruning plan: 'positions'"),
+            ('{"version": 99}', "plan version 99 is not 2"),
+            ('{"version": 1, "num_units": 2}', "plan version 1 is not 2"),
+            ('{"version": 2, "num_units": 2}', "not a pruning plan: 'positions'"),
         ],
     )
     def test_not_a_plan(self, text, match) -> None:

@@ -150,19 +150,37 @@ def data_dependent(m, x):
     return m.b(x.cummax(1).values if is_dark else x)
 
 
-def test_a_path_that_depends_on_data_is_mapped_on_a_real_copy() -> None:
+@pytest.mark.parametrize(
+    ("value", "units", "unknown"),
+    [(1.0, 4, ()), (-1.0, 0, (("aten.cummax", ""),))],
+    ids=["bright", "dark"],
+)
+def test_a_path_that_depends_on_data_is_the_one_that_the_inputs_take(value, units, unknown) -> None:
     model = Net(data_dependent, a=conv(3, 4), b=conv(4, 2))
     before = fingerprint(model)
-    channels = swan.channel_map(model, torch.ones(1, 3, 4, 4))
-    assert channels.num_units == 4
-    assert channels.unknown_ops == ()
+    channels = swan.channel_map(model, torch.full((1, 3, 4, 4), value))
+    assert channels.num_units == units
+    assert channels.unknown_ops == unknown
     assert_same_fingerprint(before, fingerprint(model))
 
 
-def test_a_path_that_depends_on_data_cannot_be_mapped_on_meta() -> None:
+def test_a_path_that_depends_on_data_that_nobody_has_is_mapped_all_the_same() -> None:
     model = Net(data_dependent, a=conv(3, 4), b=conv(4, 2)).to("meta")
-    with pytest.raises(swan.TraceError, match="could not be run"):
-        swan.channel_map(model, torch.ones(1, 3, 4, 4, device="meta"))
+    channels = swan.channel_map(model, torch.ones(1, 3, 4, 4, device="meta"))
+    assert channels.num_units == 4  # sums are taken to be positive
+
+
+def test_a_path_that_depends_on_integers_is_known_on_meta() -> None:
+    """Lengths and masks among the inputs are real while planning, whatever the model lies on."""
+
+    def run(m, x, y):
+        x = F.relu(m.a(x))
+        return m.b(x.cummax(1).values if int(y.max()) > 2 else x)
+
+    model = PairNet(run, a=conv(3, 4), b=conv(4, 2)).to("meta")
+    x = torch.ones(1, 3, 4, 4, device="meta")
+    assert swan.channel_map(model, (x, torch.tensor([1, 2]))).num_units == 4
+    assert swan.channel_map(model, (x, torch.tensor([1, 3]))).num_units == 0
 
 
 def pair_map() -> ChannelMap:
@@ -287,17 +305,33 @@ def test_a_layer_that_only_train_mode_reads_into_a_residual_couples() -> None:
     assert channels.layer("more").out_units == channels.layer("a").out_units == (0, 1, 2, 3)
 
 
-def test_train_mode_that_cannot_run_is_noted() -> None:
-    def run(m, x):
-        if m.training:
-            raise NotImplementedError("inference only")
-        return m.b(F.relu(m.a(x)))
+def inference_only(m, x):
+    if m.training:
+        raise NotImplementedError("inference only")
+    x = F.relu(m.a(x))
+    return m.b(x - x.mean(1, keepdim=True))
 
-    channels = swan.channel_map(Net(run, a=conv(3, 4), b=conv(4, 2)), torch.zeros(1, 3, 4, 4))
+
+def test_train_mode_that_cannot_run_is_noted_where_it_has_parts_of_its_own() -> None:
+    model = Net(inference_only, a=conv(3, 4), b=conv(4, 2), aux=conv(4, 2))
+    channels = swan.channel_map(model, torch.zeros(1, 3, 4, 4))
     assert channels.num_units == 4
     (note,) = channels.notes
     assert "train mode could not be run" in note
     assert "inference only" in note
+    assert "aux.weight" in note
+    with pytest.raises(swan.InputError, match=r"inference only.*pass example_inputs on which both"):
+        swan.swanify(model, torch.zeros(1, 3, 4, 4))
+
+
+def test_train_mode_that_cannot_run_is_no_matter_where_eval_mode_uses_everything() -> None:
+    """Training may need targets. What eval mode does to the channels is taken to hold there, too."""
+    model = Net(inference_only, a=conv(3, 4), b=conv(4, 2))
+    channels = swan.channel_map(model, torch.zeros(1, 3, 4, 4))
+    assert channels.num_units == 4
+    assert channels.notes == ()
+    assert {entry.training for entry in channels.statistics} == {True, False}
+    assert assert_closed_equals_cut(prepared(model), image(2, 3, 4, 4)) is not None
 
 
 def test_batch_norm_on_one_value_per_channel_trains_on_a_doubled_batch() -> None:

@@ -74,7 +74,7 @@ def test_what_fx_cannot_follow_is_an_error_that_says_so() -> None:
     with pytest.raises(swan.TraceError, match=r"torch.fx cannot trace Net in eval mode"):
         trace(model, training=False)
     with pytest.raises(swan.TraceError, match=r"torch.fx cannot trace Net"):
-        swan.swanify(model, torch.ones(X))
+        swan.swanify(model, torch.ones(X), in_place=False)
 
 
 @pytest.mark.parametrize("kind", [Standardised, BatchNormRelu, BatchNormSigmoid])
@@ -141,11 +141,19 @@ def test_a_module_called_with_different_neighbours_is_exact() -> None:
 
 
 def test_a_module_whose_second_output_nobody_gates_is_exact() -> None:
+    """A softmax over channels pins; a mean over channels counts them with their gates."""
+
     def run(m, x):
-        return m.last(F.relu(m.both(x))) + m.both(x).mean(1, keepdim=True)
+        return m.last(F.relu(m.both(x))) + m.both(x).softmax(1)[:, :1]
 
     model = prepared(Net(run, both=conv(3, 4), last=conv(4, 2)))
     assert assert_closed_equals_cut(model, image(*X)) is None
+
+    def averaged(m, x):
+        return m.last(F.relu(m.both(x))) + m.both(x).mean(1, keepdim=True)
+
+    model = prepared(Net(averaged, both=conv(3, 4), last=conv(4, 2)))
+    assert assert_closed_equals_cut(model, image(*X)).channels.num_units == 4
 
 
 def test_a_functional_convolution_is_gated_exactly() -> None:
