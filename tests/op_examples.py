@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from tests.closing import image, prepared
@@ -128,8 +129,8 @@ add("_native_batch_norm_legit", lambda m, x: aten._native_batch_norm_legit(x, *n
 add("_native_batch_norm_legit_no_training", lambda m, x: aten._native_batch_norm_legit_no_training(x, *norm_arguments(m), 0.1, 1e-5)[0])  # fmt: skip
 add("_batch_norm_no_update", lambda m, x: aten._batch_norm_no_update(x, *norm_arguments(m), 0.1, 1e-5)[0])  # fmt: skip
 add("_batch_norm_with_update", lambda m, x: aten._batch_norm_with_update(x, m.gain, m.offset, m.mean.clone(), m.variance.clone(), 0.1, 1e-5)[0])  # fmt: skip
-add("native_layer_norm", lambda m, x: F.layer_norm(x, x.shape[1:]), gated=False)
-add("native_group_norm", lambda m, x: F.group_norm(x, 2), gated=False)
+add("native_layer_norm", lambda m, x: F.layer_norm(x, x.shape[1:]))
+add("native_group_norm", lambda m, x: F.group_norm(x, 2))
 add("_weight_norm", lambda m, x: aten.convolution(x, aten._weight_norm(kernel(m), kernel(m)[:, :1], 0), None, *CONV), out=5, gated=False, inference=True)  # fmt: skip
 add("_weight_norm_interface", lambda m, x: aten.convolution(x, aten._weight_norm_interface(kernel(m), kernel(m)[:, :1].contiguous(), 0)[0], None, *CONV), out=5, gated=False)  # fmt: skip
 
@@ -157,6 +158,7 @@ add("_softmax", lambda m, x: F.softmax(x, 2))
 add("_log_softmax", lambda m, x: F.log_softmax(x, 2))
 add("softmax", lambda m, x: aten.softmax(x, 2), inference=True)
 add("log_softmax", lambda m, x: aten.log_softmax(x, 2), inference=True)
+add("_safe_softmax", lambda m, x: aten._safe_softmax(x, 2))
 for name in ("cumsum", "cumprod", "logcumsumexp"):
     add(name, lambda m, x, name=name: getattr(torch, name)(x, 3))
 add("sort", lambda m, x: x.sort(2).values)
@@ -204,6 +206,26 @@ add("grid_sampler_2d", lambda m, x: F.grid_sample(x, x.new_zeros(x.shape[0], 2, 
 add("grid_sampler_3d", lambda m, x: F.grid_sample(x, x.new_zeros(x.shape[0], 2, 2, 2, 3), align_corners=False), rank=3)  # fmt: skip
 add("glu", lambda m, x: F.glu(x, 1), out=4)
 
+# --- boxes, and values that decide what is selected -------------------------------------------
+
+
+def boxes(x: Tensor) -> Tensor:
+    """One box in each image."""
+    return torch.tensor([[0, 0, 0, 2, 3], [1, 1, 0, 3, 3]], dtype=x.dtype, device=x.device)
+
+
+def first(index: Tensor) -> Tensor:
+    """1.0, by way of what was selected."""
+    return (index.reshape(-1)[:1] >= 0).double()
+
+
+add("torchvision.roi_align", lambda m, x: torchvision.ops.roi_align(x, boxes(x), 4))
+add("torchvision.roi_pool", lambda m, x: torchvision.ops.roi_pool(x, boxes(x), 4))
+add("torchvision.ps_roi_align", lambda m, x: torchvision.ops.ps_roi_align(x, boxes(x), 2), out=2, gated=False)  # fmt: skip
+add("torchvision.nms", lambda m, x: x * first(torchvision.ops.nms(pixels(x)[0], x[0, 0].flatten(), 0.5)), width=4, out=4, gated=False)  # fmt: skip
+add("nonzero", lambda m, x: x * first((x > -9).nonzero()), gated=False)
+add("masked_select", lambda m, x: x * first(torch.masked_select(x, x > -9).abs()), gated=False)
+
 # --- movement ---------------------------------------------------------------------------------
 
 add("view", lambda m, x: F.relu(x.view(x.shape[0], x.shape[1], 16)).view(x.shape))
@@ -219,7 +241,7 @@ add("expand", lambda m, x: x.mean((2, 3), keepdim=True).expand(x.shape))
 add("select", lambda m, x: gate_by(x.select(3, 1)[:, :, 0], x))
 add("unbind", lambda m, x: gate_by(x.unbind(3)[1][:, :, 0], x))
 add("alias", lambda m, x: aten.alias(x))
-add("detach", lambda m, x: x.detach())
+add("as_strided", lambda m, x: torch.as_strided(x, x.shape, x.stride()))
 add("flip", lambda m, x: x.flip(3))
 add("roll", lambda m, x: x.roll(1, 2))
 add("rot90", lambda m, x: aten.rot90(x, 1, [2, 3]))
@@ -246,6 +268,9 @@ add("slice", lambda m, x: x[:, :, 1:3])
 add("narrow", lambda m, x: aten.narrow(x, 2, 1, 2), inference=True)
 add("cat", lambda m, x: torch.cat((x, F.relu(x)), 1), out=16)
 add("concat", lambda m, x: aten.concat([x, F.relu(x)], 1), out=16, inference=True)
+add("embedding", lambda m, x: x + F.embedding(torch.tensor([[0, 4, 2, 1]]), m.matrix).transpose(1, 2)[..., None])  # fmt: skip
+add("index_put", lambda m, x: x.index_put((torch.tensor([1]),), F.silu(x[:1])))
+add("_index_put_impl", lambda m, x: aten._index_put_impl(x, [torch.tensor([1])], F.silu(x[:1])))
 add("stack", lambda m, x: torch.stack((x, F.relu(x)), 2).mean(2))
 
 # --- elementwise ------------------------------------------------------------------------------
@@ -259,7 +284,6 @@ add("feature_dropout", lambda m, x: aten.feature_dropout(x, 0.5, False), inferen
 add("alpha_dropout", lambda m, x: aten.alpha_dropout(x, 0.5, False), inference=True)
 add("rsub", lambda m, x: aten.rsub(x, 1.0))
 add("where", lambda m, x: torch.where(x > 0, x, 0.1))
-add("clone", lambda m, x: x.clone())
 add("_to_copy", lambda m, x: x.float().double())
 add("log_sigmoid_forward", lambda m, x: F.logsigmoid(x))
 add("masked_fill", lambda m, x: x.masked_fill(x > 0.5, 0.2))

@@ -48,29 +48,81 @@ def the_pin(channels: ChannelMap, layer: str = "a") -> Pin:
 
 
 OVER_CHANNELS = {
-    "mean": (lambda x: x - x.mean(1, keepdim=True), "aten.mean"),
-    "amax": (lambda x: x - x.amax(1, keepdim=True), "aten.amax"),
     "softmax": (lambda x: x.softmax(1), "aten._softmax"),
-    "norm": (lambda x: F.normalize(x, dim=1), "aten.linalg_vector_norm"),
+    "log_softmax": (lambda x: x.log_softmax(1), "aten._log_softmax"),
+    "logsumexp": (lambda x: x - x.logsumexp(1, keepdim=True), "aten.logsumexp"),
     "cumsum": (lambda x: x.cumsum(1), "aten.cumsum"),
-    "everything": (lambda x: x / x.square().sum(), "aten.sum"),
-    "layer_norm": (lambda x: F.layer_norm(x, x.shape[1:]), "aten.native_layer_norm"),
+    "cumprod": (lambda x: x.cumprod(1), "aten.cumprod"),
     "sort": (lambda x: x.sort(1).values, "aten.sort"),
+    "topk": (lambda x: x.topk(4, 1).values, "aten.topk"),
+    "median": (lambda x: x - x.median(1, keepdim=True).values, "aten.median"),
+    "prod": (lambda x: x * x.prod(1, keepdim=True), "aten.prod"),
+    "argmax": (lambda x: x * x.argmax(1, keepdim=True), "aten.argmax"),
 }
 
 
 @pytest.mark.parametrize("name", OVER_CHANNELS)
 def test_mixing_the_channels_pins_them_all(name: str) -> None:
+    """Each of them turns a channel that is zero into something: no gate value could leave it out."""
     function, op = OVER_CHANNELS[name]
     channels = between(function)
     assert channels.num_units == 0
     assert channels.unknown_ops == ()
+    assert channels.statistics == ()
     pin = the_pin(channels)
     assert pin.channels == (0, 1, 2, 3)
     assert pin.op == op
     assert pin.module == "inner"
     assert pin.reason
     assert f"a: 4 channels pinned: {pin.reason} ({op} in module 'inner')" == str(pin)
+
+
+COUNTED = {
+    "mean": lambda x: x - x.mean(1, keepdim=True),
+    "sum": lambda x: x / (1 + x.square().sum(1, keepdim=True)),
+    "amax": lambda x: x - x.amax(1, keepdim=True),
+    "amin": lambda x: x - x.amin(1, keepdim=True),
+    "var": lambda x: x / (1 + x.var(1, unbiased=False, keepdim=True)),
+    "std": lambda x: x / (1 + x.std(1, correction=0, keepdim=True)),
+    "var_mean": lambda x: x - torch.var_mean(x, 1, keepdim=True, correction=0)[1],
+    "norm": lambda x: x / (1 + x.norm(dim=1, keepdim=True)),
+    "layer_norm": lambda x: F.layer_norm(x, x.shape[1:]),
+    "rms_norm": lambda x: F.rms_norm(x, x.shape[1:]),
+    "group_norm": lambda x: F.group_norm(x, 1),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_statistic_over_channels_counts_them_with_their_gates(name: str) -> None:
+    channels = between(COUNTED[name])
+    assert channels.layer("a").out_units == (0, 1, 2, 3)
+    assert pins_of(channels, "a") == []
+    found = {(s.module, s.function, s.number, s.training) for s in channels.statistics}
+    assert found == {("inner", name, 1, training) for training in (True, False)}
+    assert all((s.shape, s.units) == ((1, 4, 1, 1), (0, 1, 2, 3)) for s in channels.statistics)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 0, float("inf"), float("-inf")])
+def test_every_norm_over_channels_is_exact(p: float) -> None:
+    assert between(lambda x: x / (1 + x.norm(p, dim=1, keepdim=True))).num_units == 4
+
+
+def test_a_statistic_over_everything_counts_the_channels_too() -> None:
+    assert between(lambda x: x / x.square().sum()).num_units == 4
+    assert between(lambda x: x - x.mean()).num_units == 4
+    assert between(lambda x: x - x.mean((0, 1), keepdim=True)).num_units == 4
+
+
+@pytest.mark.parametrize("into", [3, 4, 6])
+def test_a_module_that_averages_different_channels_in_each_call(into: int) -> None:
+    """One gate cannot weigh both calls: exact or pinned, and never the gates of the other call."""
+
+    def run(m, x):
+        return m.last(torch.cat((m.inner(m.a(x)), m.inner(m.b(m.inner(x)))), 1))
+
+    inner = Inner(lambda x: x - x.mean(1, keepdim=True))
+    model = Net(run, a=conv(3, 4), b=conv(3, into), inner=inner, last=conv(4 + into, 2))
+    assert_closed_equals_cut(prepared(model), image(2, 3, 4, 4))
 
 
 UNKNOWN = {
@@ -114,8 +166,6 @@ def test_an_unknown_operation_that_meets_no_channel_is_no_matter() -> None:
 
 
 LITERAL = {
-    "view": lambda x: F.relu(x.view(2, 6, 16)).view(2, 6, 4, 4),
-    "reshape": lambda x: F.relu(x.reshape(2, 2, 3, 16)).reshape(2, 6, 4, 4),
     "split": lambda x: torch.cat(x.split([2, 4], 1)[::-1], 1),
     "slice": lambda x: torch.cat((x[:, 2:6], x[:, :2]), 1),
     "narrow": lambda x: torch.cat((x.narrow(1, 4, 2), x.narrow(1, 0, 4)), 1),
@@ -125,12 +175,45 @@ LITERAL = {
 
 
 @pytest.mark.parametrize("name", LITERAL)
-def test_a_literal_width_pins_and_names_the_module(name: str) -> None:
+def test_a_literal_that_cannot_be_replaced_pins_and_names_the_module(name: str) -> None:
     channels = between(LITERAL[name], 6)
     assert channels.layer("a").out_units == (PINNED,) * 6
     (pin,) = {(pin.reason, pin.module) for pin in pins_of(channels, "a")}
     assert pin == ("the forward code repeats this width, or depends on it", "inner")
     assert all(pin.op.startswith("aten.") for pin in pins_of(channels, "a"))
+
+
+def test_a_literal_that_splits_the_width_pins() -> None:
+    channels = between(lambda x: F.relu(x.reshape(2, 2, 3, 16)).reshape(2, 6, 4, 4), 6)
+    assert channels.layer("a").out_units == (PINNED,) * 6
+
+
+REPLACED = {
+    "view": (lambda x: F.relu(x.view(2, 6, 16)).view(2, 6, 4, 4), 6, {("view", 1), ("view", 2)}),
+    "view keyword": (lambda x: F.relu(x.view(size=(2, 6, 16))).unflatten(2, (4, 4)), 6, {("view", 1)}),
+    "reshape": (lambda x: F.relu(torch.reshape(x, (-1, 6, 4, 4))), 6, {("reshape", 1)}),
+    "second call": (
+        lambda x: F.relu(x.view(2, -1, 16)).view(2, 6, 4, 4),
+        6,
+        {("view", 2)},
+    ),
+    "equal parts": (lambda x: torch.cat(x.split(3, 1)[::-1], 1), 3, {("split", 1)}),
+    "list of equal parts": (lambda x: torch.cat(x.split([3, 3], 1)[::-1], 1), 3, {("split", 1)}),
+    "arithmetic": (lambda x: x * x.shape[1] ** -0.5, 6, {("mul", 1)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_literal_is_replaced_where_it_follows_a_width(name: str) -> None:
+    function, units, calls = REPLACED[name]
+    channels = between(function, 6)
+    assert channels.num_units == units
+    assert pins_of(channels, "a") == []
+    found = {(n.module, n.function, n.number, n.training) for n in channels.numbers}
+    assert found == {("inner", *call, training) for call in calls for training in (True, False)}
+    widths = [n.units for n in channels.numbers if n.function != "mul"]
+    assert all(set(own) == set(range(units)) for own in widths)
+    assert all(n.value == 6**-0.5 for n in channels.numbers if n.function == "mul")
 
 
 def test_a_constant_ramp_over_the_channels_pins_them() -> None:
@@ -207,20 +290,48 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, weight, self.bias)
 
 
-def test_weight_standardisation_pins_the_input_axis_and_frees_the_output_axis() -> None:
+def test_weight_standardisation_frees_the_output_axis_and_no_gate_can_close_its_inputs() -> None:
+    """The statistics could count them, but scaling the parameter does not scale the weight."""
     model = prepared(
         Net(
             lambda m, x: m.last(F.relu(m.middle(F.relu(m.a(x))))),
             a=conv(3, 4), middle=Standardised(4, 5, 1), last=conv(5, 2),
         )
     )  # fmt: skip
+    channels = swan.channel_map(model, image(2, 3, 4, 4))
+    assert channels.ungated_reads == set(channels.layer("a").out_units) == {0, 1, 2, 3}
+    assert {(s.module, s.function) for s in channels.statistics} == {
+        ("middle", "mean"),
+        ("middle", "std"),
+    }
+    gated = assert_closed_equals_cut(model, image(2, 3, 4, 4))
+    assert gated.channels.layer("middle").in_units == (PINNED,) * 4
+    assert gated.channels.layer("middle").out_units == (0, 1, 2, 3, 4)
+    assert the_pin(gated.channels, "a").reason == "no gate can close these channels"
+    with pytest.raises(swan.NoGateableChannelsError, match="a graph cannot weigh"):
+        swan.swanify(model, image(2, 3, 4, 4), ignore="middle", in_place=False)
+
+
+class SoftmaxWeight(nn.Conv2d):
+    """Weights that are a distribution over the inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.softmax(1), self.bias)
+
+
+def test_a_softmax_over_a_weight_pins_the_input_axis_and_frees_the_output_axis() -> None:
+    model = prepared(
+        Net(
+            lambda m, x: m.last(F.relu(m.middle(F.relu(m.a(x))))),
+            a=conv(3, 4), middle=SoftmaxWeight(4, 5, 1), last=conv(5, 2),
+        )
+    )  # fmt: skip
     gated = assert_closed_equals_cut(model, image(2, 3, 4, 4))
     assert gated.channels.layer("middle").in_units == (PINNED,) * 4
     assert gated.channels.layer("middle").out_units == (0, 1, 2, 3, 4)
     pin = the_pin(gated.channels, "a")
-    assert pin.module == "middle"
-    assert pin.op in ("aten.mean", "aten.std")
-    assert pin.reason == "a reduction over the channels"
+    assert (pin.op, pin.module) == ("aten.convolution", "middle")
+    assert pin.reason == "is summed against data that belongs to no channel"
 
 
 @pytest.mark.parametrize("pattern", ["block.a", "block*", "bloc[k].a", "block"])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED, ChannelMap
-from tests.closing import close_random_, image, prepared
+from tests.closing import assert_closed_equals_cut, close_random_, image, outputs, prepared
 from tests.small_nets import Net, conv
 
 
@@ -211,9 +211,17 @@ TRAPS = {
 }
 # What the code repeats cannot follow: no channel of `a` may be gated.
 HOPELESS = (
-    view_attribute, branch_on_width, assertion, split_literal, view_literal, view_groups_literal,
-    group_norm_literal, index_list, interpolated_along_channels, attention_over_channels,
+    branch_on_width, assertion, view_groups_literal, index_list, interpolated_along_channels,
+    attention_over_channels,
 )  # fmt: skip
+# What the code repeats is replaced: the units of `a`, and what follows them.
+REPEATED = {
+    view_attribute: (8, {("", "width")}, set()),
+    view_literal: (8, set(), {("view", 1)}),
+    split_literal: (4, set(), {("split", 1)}),
+    group_norm_literal: (4, set(), set()),
+    width_of_the_tensor_in_arithmetic: (8, set(), {("div", 1)}),
+}
 
 
 def map_of(trap) -> tuple[nn.Module, Tensor, ChannelMap]:
@@ -242,6 +250,18 @@ def test_a_trap_is_exact_or_pinned(trap) -> None:
 def test_a_repeated_width_pins_all_channels(trap) -> None:
     _, _, channels = map_of(trap)
     assert channels.layer("a").out_units == (PINNED,) * 8
+
+
+@pytest.mark.parametrize("trap", REPEATED, ids=lambda trap: trap.__name__)
+def test_a_repeated_width_follows_the_channels(trap) -> None:
+    units, attributes, numbers = REPEATED[trap]
+    model, x, channels = map_of(trap)
+    assert channels.num_units == units
+    assert PINNED not in channels.layer("a").out_units
+    assert {(a.module, a.name) for a in channels.attributes} == attributes
+    assert {(n.function, n.number) for n in channels.numbers} == numbers
+    gated = assert_closed_equals_cut(model, x, shares=(0.2, 0.5, 0.8), seeds=(0, 1, 2))
+    assert gated.channels.num_units == units
 
 
 @pytest.mark.parametrize(
@@ -298,6 +318,22 @@ def test_a_trap_in_train_mode_alone_is_found() -> None:
             x = x.view(-1, 8, 4, 4)
         return m.last(x)
 
+    model = prepared(Net(run, a=conv(3, 8), last=conv(8, 2)))
+    channels = swan.channel_map(model, image(2, 3, 4, 4))
+    assert channels.num_units == 8
+    assert {n.training for n in channels.numbers} == {True}
+    gated = swan.swanify(model, image(2, 3, 4, 4))
+    close_random_(gated, 0.5, 0)
+    small = swan.prune(gated).train()
+    (got,), (wanted,) = (outputs(m, image(2, 3, 4, 4)) for m in (gated.train(), small))
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_a_hopeless_trap_in_train_mode_alone_pins() -> None:
+    def run(m, x):
+        x = F.relu(m.a(x))
+        return m.last(x[:, [1, 0, 3, 2, 5, 4, 7, 6]] if m.training else x)
+
     model = Net(run, a=conv(3, 8), last=conv(8, 2)).eval()
     channels = swan.channel_map(model, torch.zeros(2, 3, 4, 4))
     assert channels.layer("a").out_units == (PINNED,) * 8
@@ -306,7 +342,7 @@ def test_a_trap_in_train_mode_alone_is_found() -> None:
 def test_one_trap_does_not_pin_the_rest_of_the_network() -> None:
     def run(m, x):
         x = F.relu(m.b(F.relu(m.a(x))))
-        return m.last(F.relu(m.c(x.view(-1, 8, 4, 4))))
+        return m.last(F.relu(m.c(x[:, [1, 0, 3, 2, 5, 4, 7, 6]])))
 
     model = prepared(Net(run, a=conv(3, 4), b=conv(4, 8), c=conv(8, 5), last=conv(5, 2)))
     channels = swan.channel_map(model, image(2, 3, 4, 4))

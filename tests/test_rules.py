@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED
 from swan_surgery.channels.rules import find_rule, registered_ops, rule
-from tests.closing import assert_closed_equals_cut, image
+from tests.closing import assert_closed_equals_cut, close_random_, image
 from tests.op_examples import ELSEWHERE, EXAMPLES, POINTWISE, Example, build
 
 
@@ -40,12 +41,45 @@ def test_every_rule_has_an_example_on_which_closed_equals_cut(name: str) -> None
     model, x = build(example)
     with Seen() as seen, torch.no_grad():
         model(x)
-    assert f"aten.{name}" in seen.names, "the example does not run the operation"
+    full = name if "." in name else f"aten.{name}"
+    assert full in seen.names, "the example does not run the operation"
     channels = swan.channel_map(model, x)
     assert channels.unknown_ops == ()
     gated = any(unit != PINNED for unit in channels.layer("first").out_units)
     assert gated == example.gated, [str(pin) for pin in channels.pins]
     assert_closed_equals_cut(model, x)
+
+
+TRANSPARENT = {
+    "clone": lambda x: x.clone(),
+    "detach": lambda x: x.detach(),
+    "contiguous": lambda x: x.transpose(2, 3).contiguous(),
+    "clone of a part": lambda x: x[:, :, :2].clone().repeat(1, 1, 2, 1) + x,
+    "written after": lambda x: F.relu_(x.clone()) + x,
+}
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_copies_are_no_steps_and_keep_the_channels(name: str) -> None:
+    assert not {"clone", "detach"} & set(NAMES)
+    model, x = build(Example(lambda m, x: TRANSPARENT[name](x)))
+    channels = swan.channel_map(model, x)
+    units = channels.layer("first").out_units
+    assert PINNED not in units
+    assert channels.layer("last").in_units == units
+    assert_closed_equals_cut(model, x)
+
+
+def test_a_detached_parameter_is_still_one_that_gates_can_scale() -> None:
+    """Its columns are scaled in place: what reads a unit is known although autograd is cut."""
+    example = Example(lambda m, x: F.conv2d(x, m.matrix.detach()[:, :, None, None]), out=5)
+    model, x = build(example)
+    gated = swan.swanify(model, x, in_place=True)
+    assert PINNED not in gated.channels.layer("first").out_units
+    assert {name for site in gated.sites.values() for name in site.names} >= {"matrix"}
+    for seed in range(3):
+        close_random_(gated, 0.5, seed)
+        swan.prune(gated)  # verified
 
 
 def test_examples_and_exceptions_are_about_registered_operations() -> None:
