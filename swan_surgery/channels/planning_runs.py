@@ -32,7 +32,7 @@ def run_op(op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
         return shortcut(*args, **kwargs)
     takes_positions = str(op.overloadpacket) in _INDEXING and inputs[0].is_meta
     if not all(tensor.is_meta for tensor in inputs) and not takes_positions:
-        args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+        return _on_meta(op, *args, **kwargs)
     return op(*args, **kwargs)
 
 
@@ -71,6 +71,69 @@ def _batch_norm_shape(
     return torch.empty_like(x), x.new_empty(width), x.new_empty(width)
 
 
+def _layer_norm_shape(
+    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What native_layer_norm returns, without its slow decomposition in Python."""
+    lead = x.ndim - len(shape)
+    fits = all(list(t.shape) == list(shape) for t in (weight, bias) if t is not None)
+    plain = x.is_contiguous() and x.dtype in (torch.float32, torch.float64)
+    if not (plain and shape and fits and list(x.shape[lead:]) == list(shape)):
+        out: tuple[Tensor, Tensor, Tensor] = _on_meta(
+            torch.ops.aten.native_layer_norm.default, x, shape, weight, bias, eps
+        )
+        return out
+    x = torch.empty_like(x, device=_META)
+    kept = (*x.shape[:lead], *(1,) * len(shape))
+    return x, x.new_empty(kept), x.new_empty(kept)
+
+
+def _addmm_shape(bias: Tensor, x: Tensor, weight: Tensor, **scales: float) -> Tensor:
+    """What addmm returns, without its slow decomposition in Python."""
+    sizes = (x.shape[0], weight.shape[-1])
+    dtypes = {bias.dtype, x.dtype, weight.dtype}
+    fits = x.ndim == weight.ndim == 2 and x.shape[1] == weight.shape[0]
+    if not (fits and bias.shape == sizes[1:] and len(dtypes) == 1 and not scales):
+        out: Tensor = _on_meta(torch.ops.aten.addmm.default, bias, x, weight, **scales)
+        return out
+    return x.new_empty(sizes, device=_META)
+
+
+def _sum_shape(one: Tensor, two: Any, **options: Any) -> Tensor:
+    return _same_shape(torch.ops.aten.add.Tensor, one, two, **options)
+
+
+def _product_shape(one: Tensor, two: Any) -> Tensor:
+    return _same_shape(torch.ops.aten.mul.Tensor, one, two)
+
+
+def _gelu_shape(x: Tensor, **options: Any) -> Tensor:
+    return _same_shape(torch.ops.aten.gelu.default, x, **options)
+
+
+def _same_shape(op: Any, one: Tensor, *others: Any, **options: Any) -> Tensor:
+    """What an elementwise operation returns; torch's own way where anything needs thought."""
+    plain = one.is_floating_point() and one.is_contiguous()
+    if plain and all(
+        type(two) in (int, float)
+        or (
+            isinstance(two, Tensor)
+            and two.shape == one.shape
+            and two.dtype is one.dtype
+            and two.is_contiguous()
+        )
+        for two in others
+    ):
+        return torch.empty_like(one, device=_META)
+    result: Tensor = _on_meta(op, one, *others, **options)
+    return result
+
+
+def _on_meta(op: Any, *args: Any, **kwargs: Any) -> Any:
+    args, kwargs = tree_map_only(Tensor, lambda t: t.to(_META), (args, kwargs))
+    return op(*args, **kwargs)
+
+
 def _all_nonzero(tensor: Tensor) -> Tensor:
     return torch.ones(tensor.shape, dtype=torch.bool).nonzero()
 
@@ -100,6 +163,11 @@ def _all_boxes(boxes: Tensor, _scores: Tensor, _threshold: float) -> Tensor:
 # Operations that torch computes slowly, or not at all, on the meta device.
 _SHORTCUTS: dict[str, Callable[..., Any]] = {
     "aten.native_batch_norm.default": _batch_norm_shape,
+    "aten.native_layer_norm.default": _layer_norm_shape,
+    "aten.addmm.default": _addmm_shape,
+    "aten.add.Tensor": _sum_shape,
+    "aten.mul.Tensor": _product_shape,
+    "aten.gelu.default": _gelu_shape,
     "aten._local_scalar_dense.default": _any_scalar,
     "aten.nonzero.default": _all_nonzero,
     "aten.masked_select.default": _all_selected,

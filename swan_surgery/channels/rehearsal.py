@@ -6,7 +6,7 @@ units are closed, the shell of the model is cut, run again, and every operation 
 the recording predicts. An operation that differs is named, and its channels get pinned.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field as dataclass_field
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Prediction:
     unit_of: Tensor
     stays: Tensor
     prunable: Tensor
+    known: dict[int, tuple[Tensor, "Remaining | None"]] = dataclass_field(default_factory=dict)
 
     def units(self, field: Tensor) -> Tensor:
         """The field in terms of units, before any of them is removed."""
@@ -48,18 +49,35 @@ class Prediction:
         """Fields and shape when the closed units are gone; None if what stays has holes."""
         sizes = list(shape)
         result = []
-        for field in map(self.units, fields):
-            stays = self.stays[field + 1]
-            axes = axes_of(field)
-            if bool(stays.all()):
-                result.append(field)
-                continue
-            if len(axes) != 1:
+        for field in fields:
+            # Many operations hand on the same field; kept here, it keeps its identity.
+            if id(field) not in self.known:
+                self.known[id(field)] = (field, self._remaining(self.units(field)))
+            remaining = self.known[id(field)][1]
+            if remaining is None:
                 return None
-            kept = stays.reshape(-1).nonzero().reshape(-1)
-            sizes[axes[0]] = kept.numel()
-            result.append(field.index_select(axes[0], kept))
+            if remaining.axis is not None:
+                sizes[remaining.axis] = remaining.field.shape[remaining.axis]
+            result.append(remaining.field)
         return tuple(result), tuple(sizes)
+
+    def _remaining(self, units: Tensor) -> "Remaining | None":
+        stays = self.stays[units + 1]
+        if bool(stays.all()):
+            return Remaining(units, None)
+        axes = axes_of(units)
+        if len(axes) != 1:
+            return None
+        kept = stays.reshape(-1).nonzero().reshape(-1)
+        return Remaining(units.index_select(axes[0], kept), axes[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """A field in terms of units without those that are gone, and the axis that shrank for it."""
+
+    field: Tensor
+    axis: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +177,10 @@ class RehearsalMode(LabelMode):
         return all(shape[a] == tensor.shape[a] for a in varying)
 
     def _equal(self, tensor: Tensor, fields: Fields) -> bool:
-        own = {axes_of(field): field for field in map(compact, self.labels.fields(tensor))}
+        found = self.labels.fields(tensor)
+        if len(found) == len(fields) and all(map(_is_equal, found, fields)):
+            return True
+        own = {axes_of(field): field for field in map(compact, found)}
         wanted = {axes_of(field): field for field in map(compact, fields)}
         # A width of one leaves no axis to compare; a label on one side only says nothing then.
         return all(
@@ -203,6 +224,10 @@ class RehearsalMode(LabelMode):
         for tensor, (fields, _) in zip(tensors, predicted, strict=True):
             self.labels.assign(tensor, fields)
         return tree_unflatten(tensors, expected.spec)
+
+
+def _is_equal(one: Tensor, two: Tensor) -> bool:
+    return one is two or (one.shape == two.shape and torch.equal(one, two))
 
 
 def _is_same(expected: OpRecord, record: OpRecord) -> bool:

@@ -145,32 +145,35 @@ def settle(
     solution = solve(traces, labelled, pins)
     hypotheses, resizes = Hypotheses(), Resizes()
     model = make_shell()
+    failing: tuple[bool, int, int] | None = None
     for _ in range(_MAX_ROUNDS):
         failed = False
         hypotheses.busy.clear()
-        for turn, least in _turns(solution):
-            for trace in traces:
-                if failed:
-                    break  # what helps in one mode often helps in the other
-                place = turn + trace.training
-                for failure in rehearse(
-                    solution,
-                    trace,
-                    make_shell,
-                    inputs(trace.training),
-                    place,
-                    least,
-                    hypotheses.accepted,
-                    resizes.accepted,
-                ):
-                    if _follows_by_code(
-                        traces, trace, failure, solution, hypotheses, resizes, model
-                    ):
-                        failed = True
-                        continue
-                    failed |= _answer(trace, failure, solution, pins, least)
+        rehearsals = [
+            (trace, turn + trace.training, least)
+            for turn, least in _turns(solution)
+            for trace in traces
+        ]
+        # What failed comes first: that is where it shows whether the answer was right.
+        rehearsals.sort(key=lambda item: (item[0].training, *item[1:]) != failing)
+        for trace, turn, least in rehearsals:
+            for failure in rehearse(
+                solution,
+                trace,
+                make_shell,
+                inputs(trace.training),
+                turn,
+                least,
+                hypotheses.accepted,
+                resizes.accepted,
+            ):
+                if _follows_by_code(traces, trace, failure, solution, hypotheses, resizes, model):
+                    failed = True
+                    continue
+                failed |= _answer(trace, failure, solution, pins, least)
             if failed:
-                break
+                failing = (trace.training, turn, least)
+                break  # what helps in one mode often helps in the other
         if not failed or not solution.prunable.any():
             solution.followers = hypotheses.accepted
             solution.resizes = resizes.accepted
