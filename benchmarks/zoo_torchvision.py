@@ -29,7 +29,8 @@ PROPOSALS = {
 DENSE = {"score_thresh": 0.0, "topk_candidates": 50}
 DETECTION: dict[str, dict[str, Any]] = {
     "*rcnn*": PROPOSALS,
-    "fcos*": DENSE | {"min_size": 64, "max_size": 64},
+    # At 64 pixels its smallest map is 1x1, where torch refuses a GroupNorm of one channel per group.
+    "fcos*": DENSE | {"min_size": 256, "max_size": 256},
     "retinanet*": DENSE | {"min_size": 64, "max_size": 64},
     "ssd*": DENSE,
 }

@@ -210,7 +210,7 @@ def _(call: Call, labels: Labels) -> None:
         fields = join_aligned([(out, fields), (bias, labels.fields(bias))], rank, call, labels)
     labels.assign(out, fields)
     inner = summed_right if summed_right is not None else summed_left
-    outer = tuple(f.reshape(-1) for f in fields)
+    outer = tuple(f.reshape(-1) for f in _one_per_axis(fields, call, labels))
     produced = vector_along(columns, rank - 1)[0] if is_layer else None
     _price(
         Contraction(
@@ -268,6 +268,17 @@ def _combine(rows: Fields, columns: Fields, call: Call, labels: Labels) -> Field
 def _outer(fields: Fields, summed: int) -> Fields:
     """The fields that survive the sum: those on axes of the batch, of rows or of columns."""
     return tuple(f for f in fields if len(axes_of(f)) == 1 and axes_of(f) != (summed,))
+
+
+def _one_per_axis(fields: Fields, call: Call, labels: Labels) -> Fields:
+    """An axis that holds the labels of two others, flattened, has one length to price."""
+    by_axis: dict[tuple[int, ...], list[Tensor]] = {}
+    for field in fields:
+        by_axis.setdefault(axes_of(field), []).append(field)
+    for own in by_axis.values():
+        for field in own if len(own) > 1 else ():
+            labels.pin(field, "channels of two kinds lie on one axis", call)
+    return tuple(own[0] for own in by_axis.values())
 
 
 @rule("mv", "dot", "addmv", "einsum", "_trilinear")
