@@ -154,22 +154,42 @@ def merged(results: Sequence[Result], *keys: str) -> list[Mapping[str, Any]]:
 
 
 def speed_markdown(results: Sequence[Result]) -> str:
-    """Seconds of map and swanify per model."""
+    """CPU seconds of map, swanify and prune per model, and the peak of its process's memory."""
     header = ["model", "layers", "map s", "map ms / layer", "swanify s", "swanify ms / layer"]
-    cells = [
-        [
-            row["model"],
-            str(row["layers"]),
-            spread(row["map"]["cpu"], 2),
-            f"{1e3 * row['map']['cpu']['median'] / row['layers']:.1f}",
-            spread(row["swanify"]["cpu"], 2),
-            f"{1e3 * row['swanify']['cpu']['median'] / row['layers']:.1f}",
-        ]
-        for row in merged(results, "model")
-    ]
+    header += ["prune s", "prune ms / layer", "GiB with model", "GiB after map", "GiB at most"]
+    cells = []
+    for row in merged(results, "model"):
+        own = [row["model"], str(row["layers"])]
+        for what in ("map", "swanify", "prune"):
+            # Files of before prune was measured have two of the three.
+            seconds = row.get(what, {}).get("cpu")
+            share = f"{1e3 * seconds['median'] / row['layers']:.1f}" if seconds else ""
+            own += [spread(seconds, 2) if seconds else "", share]
+        gib = row.get("gib", {})
+        own += [f"{gib[key]:.2f}" if gib else "" for key in ("built", "map", "all")]
+        cells.append(own)
     slopes = ", ".join(f"{what} {slope:.2f}" for what, slope in results[-1]["slopes"].items())
     said = f"Slope of log time over log layers (1 is linear): {slopes}."
     return f"{markdown(header, cells)}\n\n{said}\n\n{source_line(results)}"
+
+
+def planning_markdown(results: Sequence[Result]) -> str:
+    """Seconds and memory of mapping models that exist on `meta` alone."""
+    header = ["model", "parameters", "layers", "units", "gated %", "wall s", "CPU s"]
+    header += ["GiB before the map", "GiB at most"]
+    cells = [
+        [
+            row["model"],
+            f"{row['params'] / 1e9:.1f} billion",
+            str(row["layers"]),
+            f"{row['units']:,}",
+            f"{row['gated_percent']:.2f}",
+            *(spread(row[key], 1) for key in ("wall_seconds", "cpu_seconds")),
+            *(f"{row[key]['median']:.2f}" for key in ("before_gib", "peak_gib")),
+        ]
+        for row in merged(results, "model")
+    ]
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
 def overhead_markdown(results: Sequence[Result]) -> str:
@@ -244,6 +264,7 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "demo": demo_markdown,
     "latency": latency_markdown,
     "overhead": overhead_markdown,
+    "planning": planning_markdown,
     "speed": speed_markdown,
     "zoo_timm": zoo_markdown,
     "zoo_torchvision": zoo_markdown,

@@ -9,7 +9,7 @@ import pytest
 
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("latency", "overhead", "speed", "zoo")
+SCRIPTS = ("latency", "overhead", "planning", "speed", "zoo")
 ENVIRONMENT = {
     "processor": "abacus",
     "cpus": 2,
@@ -75,7 +75,8 @@ def marked(name, body=""):
 def speed_result(seconds):
     stats = {"median": seconds, "q1": seconds, "q3": seconds}
     times = {"wall": stats, "cpu": stats}
-    row = {"model": "tiny", "layers": 4, "map": times, "swanify": times}
+    row = {"model": "tiny", "layers": 4, "map": times, "swanify": times, "prune": times}
+    row["gib"] = {"built": 1, "map": 2, "all": 3}
     return {"environment": ENVIRONMENT, "rows": [row], "slopes": {"map all": 1.0}}
 
 
@@ -102,6 +103,7 @@ def test_check_fails_until_tables_are_written_and_again_when_results_change(fold
     assert run("tables", *options).returncode == 0
     text = readme.read_text()
     assert "| tiny | 4 | 0.25 [0.25, 0.25] | 62.5 |" in text
+    assert "| 1.00 | 2.00 | 3.00 |" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert run("tables", "--check", *options).returncode == 0
