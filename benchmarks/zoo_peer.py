@@ -114,10 +114,19 @@ def _count_remaining_(norm: nn.Module, channels: list[int]) -> None:
     stays[channels] = 0
     original = norm.forward
 
+    # LayerNorm2d and its like call layer_norm on permuted data, or average over the second axis.
+    is_second = isinstance(norm, nn.GroupNorm) or "2d" in type(norm).__name__.lower()
+
     def forward(x: Tensor) -> Tensor:
-        shape = (-1, *[1] * (x.ndim - 2)) if isinstance(norm, nn.GroupNorm) else (-1,)
-        own = stays.view(shape)
-        with WeightingMode({(function, 1): own for function in WEIGHTED}, []):
+        last = stays.view(*[1] * (x.ndim - 1), -1)
+        second = stays.view(1, -1, *[1] * (x.ndim - 2)) if x.ndim > 1 else last
+        own = {
+            (function, 1): last if function in ("layer_norm", "rms_norm") else second
+            for function in WEIGHTED
+        }
+        if not is_second:
+            own = dict.fromkeys(own, last)
+        with WeightingMode(own, []):
             return original(x)
 
     norm.forward = forward  # type: ignore[assignment]
