@@ -131,15 +131,21 @@ def is_due(name: str, rows: Mapping[str, Any], options: argparse.Namespace) -> b
     if options.again or name not in rows:
         return True
     row = rows[name]
+    if options.peer == "only":
+        return bool(row["torch_pruning"]["verdict"] == "not run")
     failed = options.failed and row["swan"]["verdict"] != "exact"
     return failed or (options.stale and row["source"] != source_hash())
 
 
 def measure(suite_name: str, name: str, options: argparse.Namespace, old: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"commit": commit(), "source": source_hash()}
-    row["swan"] = spawn("swan", suite_name, name, options)
-    if old is not None and not options.again:
-        row["torch_pruning"] = old["torch_pruning"]  # it has not changed
+    if options.peer == "only" and old is not None:
+        row = dict(old)
+    else:
+        row["swan"] = spawn("swan", suite_name, name, options)
+    known = {"verdict": "not run"} if old is None else old["torch_pruning"]
+    if options.peer == "no" or (known["verdict"] != "not run" and not options.again):
+        row["torch_pruning"] = known  # it does not change with our sources
     else:
         row["torch_pruning"] = spawn("peer", suite_name, name, options)
     return row
@@ -180,6 +186,12 @@ def parse() -> argparse.Namespace:
         "--stale", action="store_true", help="measure again what an older package measured"
     )
     parser.add_argument("--failed", action="store_true", help="measure again what is not exact")
+    parser.add_argument(
+        "--peer",
+        choices=("yes", "no", "only"),
+        default="yes",
+        help="run Torch-Pruning too: yes, later (no), or where it has not run yet (only)",
+    )
     parser.add_argument("--limit", type=int, help="seconds per process")
     parser.add_argument("--memory", type=float, help="GiB per process")
     parser.add_argument("--jobs", type=int, default=1, help="models at once")

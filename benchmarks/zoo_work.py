@@ -17,7 +17,7 @@ from swan_surgery.verification import relative_error
 
 
 CLOSED = (0.3, 0.7)
-PATIENCE = 5  # seconds; what takes longer is timed in one call, without a warm-up
+PATIENCE = 1  # seconds; what takes longer is timed in one call, without a warm-up
 WEIGHTED = (
     nn.Conv1d,
     nn.Conv2d,
