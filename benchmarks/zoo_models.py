@@ -155,9 +155,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 class _Downcasts(TorchDispatchMode):
     found = False
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.aten._to_copy.default and out.is_floating_point():
             self.found |= args[0].dtype == torch.float64 and out.dtype != torch.float64

@@ -25,7 +25,7 @@ from swan_surgery.gates.weighted_statistics import WEIGHTED, WeightingMode
 PRUNING_RATIO = 0.3
 SECONDS = 120  # of CPU time: what takes longer hangs
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear)  # noqa: SLF001 - torch's own base of all convolutions
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def work_peer(suite: str, name: str, emit: Callable[[Facts], None]) -> None:

@@ -47,7 +47,9 @@ def names() -> list[str]:
 
 def kind_of(name: str) -> str:
     """`classification` or the submodule that has the builder."""
-    return next((k for k in KINDS if hasattr(getattr(torchvision.models, k), name)), "classification")
+    return next(
+        (k for k in KINDS if hasattr(getattr(torchvision.models, k), name)), "classification"
+    )
 
 
 def raw_case(name: str) -> Case:

@@ -108,7 +108,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], Draws, str | None]] = {
         "input_ids",
     ),
     "llama": ("LlamaForCausalLM", _decoder(), CONTINUE, "input_ids"),
-    "mistral": ("MistralForCausalLM", _decoder(sliding_window=4, head_dim=16), CONTINUE, "input_ids"),
+    "mistral": (
+        "MistralForCausalLM",
+        _decoder(sliding_window=4, head_dim=16),
+        CONTINUE,
+        "input_ids",
+    ),
     "qwen2": ("Qwen2ForCausalLM", _decoder(), CONTINUE, "input_ids"),
     "gemma": ("GemmaForCausalLM", _decoder(head_dim=16), CONTINUE, "input_ids"),
     "t5": (
