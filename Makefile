@@ -44,7 +44,7 @@ imports: $(READY) ## data flows one way
 thorough: $(READY) ## the laws over 2,000 random networks
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n 2 tests/test_invariants.py
 
-zoo: $(READY) ## every torchvision CNN: gated share, times, worst error, Torch-Pruning beside it
+zoo: $(READY) ## all of torchvision, timm's families, transformers: gated share, error, times, Torch-Pruning
 	$(BIN)/python benchmarks/zoo.py
 
 benchmarks: $(READY) ## speed of conversion, of gated training, and of the cut networks
