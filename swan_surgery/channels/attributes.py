@@ -108,10 +108,17 @@ class Hypotheses:
 def _guesses(
     model: nn.Module, module: str, widths: list[Tensor]
 ) -> Iterator[dict[Attribute, Tensor]]:
-    """Every attribute of the module that repeats one of the widths, one at a time."""
+    """Every attribute of the module that repeats one of the widths: one at a time, then together."""
+    together: dict[Attribute, Tensor] = {}
     for labels in widths:
-        for attribute in repeating(model, module, labels.numel()):
+        found = repeating(model, module, labels.numel())
+        for attribute in found:
             yield {attribute: labels}
+        fresh = next((a for a in found if a not in together), None)
+        if fresh is not None:
+            together[fresh] = labels
+    if len(together) > 1:
+        yield together  # a split with two lengths, each an attribute
 
 
 def follow_(model: nn.Module, followers: Followers, stays: Tensor) -> None:
