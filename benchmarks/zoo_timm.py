@@ -20,6 +20,7 @@ from zoo_models import Case, image_draw
 
 SMOKE = "resnet10t"
 CHOSEN = Path(__file__).with_name("timm_smallest.json")
+LARGE = 300_000_000  # parameters: in float64 the copies do not fit into the memory limit
 IMAGE_SIZES = (64, 96, 128, 160, 192, 224, 256)
 
 
@@ -37,7 +38,8 @@ def raw_case(name: str) -> Case:
     """A model as timm initialises it."""
     entry = _chosen()[name]
     model = timm.create_model(name, pretrained=False, **entry["options"])
-    return Case(model, image_draw(entry["image_size"]), kind=entry["kind"])
+    dtype = torch.float32 if entry["params"] > LARGE else torch.float64
+    return Case(model, image_draw(entry["image_size"], dtype=dtype), dtype, kind=entry["kind"])
 
 
 # --- the choice ------------------------------------------------------------------------------
