@@ -1,6 +1,7 @@
 """The laws of DESIGN section 2, over random networks in float64 and eval mode."""
 
-import pytest
+import re
+
 import torch
 from hypothesis import given, strategies as st
 from torch import Tensor, nn
@@ -29,12 +30,14 @@ def assert_close(first: list[Tensor], second: list[Tensor]) -> None:
 
 
 def gate(case: Case) -> GatedModel | None:
-    channels = swan.channel_map(case.model, case.inputs)
-    if channels.num_units:
+    """Planning takes nearly all the time, so it is done once: again only where nothing is gated."""
+    try:
         return swan.swanify(case.model, case.inputs)
-    with pytest.raises(swan.NoGateableChannelsError, match=r"pinned|no conv"):
-        swan.swanify(case.model, case.inputs)
-    return None
+    except swan.NoGateableChannelsError as err:
+        assert re.search(r"pinned|no conv", str(err))  # noqa: PT017 - both outcomes are lawful
+        channels = swan.channel_map(case.model, case.inputs)
+        assert channels.ungated_reads >= set(range(channels.num_units))
+        return None
 
 
 def close_units(gated: GatedModel, share: float, seed: int) -> None:
@@ -128,10 +131,14 @@ def test_every_gate_learns_in_both_modes(case: Case) -> None:
 
 @given(networks())
 def test_strict_raises_exactly_where_an_operation_is_unknown(case: Case) -> None:
-    channels = swan.channel_map(case.model, case.inputs)
-    if channels.unknown_ops:
-        with pytest.raises(swan.UnsupportedOpError, match="no channel rule") as caught:
-            swan.swanify(case.model, case.inputs, strict=True)
-        assert all(op in str(caught.value) for op, _ in channels.unknown_ops)
-    elif channels.num_units:
-        swan.swanify(case.model, case.inputs, strict=True)
+    try:
+        unknown = swan.swanify(case.model, case.inputs, strict=True).channels.unknown_ops
+    except swan.NoGateableChannelsError:
+        unknown = swan.channel_map(case.model, case.inputs).unknown_ops
+    except swan.UnsupportedOpError as err:
+        named = swan.channel_map(case.model, case.inputs).unknown_ops
+        assert named
+        assert "no channel rule" in str(err)  # noqa: PT017 - which outcome is lawful is the claim
+        assert all(op in str(err) for op, _ in named)  # noqa: PT017
+        return
+    assert unknown == ()
