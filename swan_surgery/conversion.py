@@ -63,12 +63,8 @@ def swanify(
     check_model(model)
     match_modules(model, ignore)
     channels, inputs = _map(model, example_inputs, ignore)
-    if strict and channels.unknown_ops:
-        lines = [f"  {op} in module {module!r}" for op, module in channels.unknown_ops]
-        raise UnsupportedOpError(
-            f"{len(lines)} operations have no channel rule:\n" + "\n".join(lines),
-            pins=channels.pins,
-        )
+    if strict and channels.unknown:
+        raise _unsupported(channels)
     if channels.notes:
         raise InputError(f"{channels.notes[0]}; pass example_inputs on which both modes run")
     _require_units(channels)
@@ -83,6 +79,18 @@ def swanify(
             gated = gate_graphs(copy, plan, inputs)
         _require_units(gated.channels)
         return gated
+
+
+def _unsupported(channels: ChannelMap) -> UnsupportedOpError:
+    count = len(channels.unknown)
+    head = (
+        "1 operation has no channel rule:"
+        if count == 1
+        else f"{count} operations have no channel rule:"
+    )
+    lines = [f"  {entry}" for entry in channels.unknown]
+    hint = "Without strict=True the channels that meet them stay as they are; all others get gates."
+    return UnsupportedOpError("\n".join([head, *lines, hint]), pins=channels.pins)
 
 
 def _plan_graphs(

@@ -216,13 +216,33 @@ class TestModel:
         assert swan.swanify(model, IMAGE).channels.num_units == 5  # the stem's; the rest is pinned
         error = refuse(
             swan.UnsupportedOpError,
-            r"2 operations have no channel rule:\n  aten\._fft_r2c\S* in module 'spectrum'\n"
-            r"  aten\._linalg_svd\S* in module 'values'",
+            r"^2 operations have no channel rule:\n"
+            r"  aten\._fft_r2c  in module 'spectrum'  at tests/test_bad_input\.py:\d+   "
+            r"return torch\.fft\.rfft\(x, dim=1\)\.abs\(\)\n"
+            r"  aten\._linalg_svd  in module 'values'  at tests/test_bad_input\.py:\d+   "
+            r"return torch\.linalg\.svdvals\(x\[:, :, None\]\) \* x\n"
+            r"Without strict=True the channels that meet them stay as they are; all others get gates\.$",
             lambda: swan.swanify(model, IMAGE, strict=True),
             model,
         )
         assert isinstance(error, swan.UnsupportedOpError)
         assert {pin.layer for pin in error.pins if "fft" in pin.op} == {"conv"}
+
+    def test_strict_names_every_line_that_calls_an_operation(self) -> None:
+        class Twice(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                most = x.cummax(1).values
+                return most - x.neg().cummax(1).values
+
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), Twice(), nn.Conv2d(4, 2, 1))
+        error = refuse(
+            swan.UnsupportedOpError,
+            "^2 operations have no channel rule:",
+            lambda: swan.swanify(model, IMAGE, strict=True),
+            model,
+        )
+        assert str(error).count("aten.cummax  in module '1'  at tests/test_bad_input.py:") == 2
+        assert swan.channel_map(model, IMAGE).unknown_ops == (("aten.cummax", "1"),)
 
     def test_untraceable(self) -> None:
         model = Branching()

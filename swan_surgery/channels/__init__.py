@@ -11,8 +11,10 @@ from swan_surgery.channels.channel_map import (
     RepeatedNumber,
     Statistic,
     TensorAxis,
+    UnknownOp,
 )
 from swan_surgery.channels.entry import channel_map, match_modules
+from swan_surgery.channels.explanation import Explanation, LayerExplanation
 from swan_surgery.channels.stand_ins import (
     Inputs,
     as_inputs,
@@ -29,12 +31,15 @@ __all__ = [
     "ChannelMap",
     "CostAxis",
     "CostTerm",
+    "Explanation",
     "Inputs",
     "Layer",
+    "LayerExplanation",
     "Pin",
     "RepeatedNumber",
     "Statistic",
     "TensorAxis",
+    "UnknownOp",
     "as_inputs",
     "channel_map",
     "copy_of",

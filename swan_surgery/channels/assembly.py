@@ -14,6 +14,7 @@ from swan_surgery.channels.channel_map import (
     RepeatedNumber,
     Statistic,
     TensorAxis,
+    UnknownOp,
 )
 from swan_surgery.channels.mapping import (
     Ints,
@@ -55,7 +56,7 @@ def assemble(
         for contraction in solution.traces[0].recording.contractions
     ]
     unknown = dict.fromkeys(
-        (reason.op, reason.module)
+        UnknownOp(reason.op, reason.module, reason.line)
         for trace in solution.traces
         for reason in trace.recording.unknown
     )
@@ -65,7 +66,7 @@ def assemble(
         layers=tuple(layers.values()),
         pins=tuple(pin for own in pins.values() for pin in own),
         costs=tuple(costs),
-        unknown_ops=tuple(unknown),
+        unknown=tuple(unknown),
         notes=notes,
         gated_axes=gated_axes,
         ungated_reads=ungated,

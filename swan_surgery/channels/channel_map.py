@@ -9,124 +9,39 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-
-PINNED = -1
-
-
-@dataclass(frozen=True, slots=True)
-class TensorAxis:
-    """One axis of a parameter or buffer: the unit at each position, `PINNED` where there is none."""
-
-    tensor: str
-    axis: int
-    units: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A convolution or linear layer: the unit of each output and each input channel."""
-
-    name: str
-    weight: str
-    op: str
-    out_units: tuple[int, ...]
-    in_units: tuple[int, ...]
+from swan_surgery.channels.explanation import Explanation, explain
+from swan_surgery.channels.map_entries import (
+    PINNED,
+    AttributeWidth,
+    CostAxis,
+    CostTerm,
+    Layer,
+    Pin,
+    RepeatedNumber,
+    Statistic,
+    TensorAxis,
+    UnknownOp,
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """Output channels of a layer that must stay: why, and because of which operation where."""
-
-    layer: str
-    channels: tuple[int, ...]
-    reason: str
-    op: str
-    module: str
-
-    def __str__(self) -> str:
-        where = f" in module {self.module!r}" if self.module else ""
-        return (
-            f"{self.layer}: {len(self.channels)} channels pinned: {self.reason} ({self.op}{where})"
-        )
+__all__ = [
+    "PINNED",
+    "AttributeWidth",
+    "ChannelMap",
+    "CostAxis",
+    "CostTerm",
+    "Layer",
+    "Pin",
+    "RepeatedNumber",
+    "Statistic",
+    "TensorAxis",
+    "UnknownOp",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class CostAxis:
-    """An axis that multiplies a layer's MACs: positions of each unit, and those that always stay."""
-
-    units: tuple[int, ...]
-    counts: tuple[int, ...]
-    num_fixed: int
-
-    def renumbered(self, new: Mapping[int, int]) -> "CostAxis":
-        """The same axis under new unit numbers; a unit without one always stays."""
-        pairs = list(zip(self.units, self.counts, strict=True))
-        kept = [(new[unit], count) for unit, count in pairs if unit in new]
-        fixed = sum(count for unit, count in pairs if unit not in new)
-        units, counts = zip(*kept, strict=True) if kept else ((), ())
-        return CostAxis(tuple(units), tuple(counts), self.num_fixed + fixed)
-
-
-@dataclass(frozen=True, slots=True)
-class CostTerm:
-    """MACs of one conv, linear or matmul: `factor` times the open length of each axis."""
-
-    module: str
-    op: str
-    factor: int
-    axes: tuple[CostAxis, ...]
-    macs: int
-
-
-@dataclass(frozen=True, slots=True)
-class Statistic:
-    """A mean, norm or the like over channels, that must count each channel with its gate.
-
-    The `number`-th call of the torch function `function` in one run of `module`, in one mode.
-    `units` lie in an array of `shape`, broadcastable to what is averaged.
-    """
-
-    module: str
-    function: str
-    number: int
-    training: bool
-    shape: tuple[int, ...]
-    units: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AttributeWidth:
-    """A Python integer of a module that repeats a width: the number of open channels in `units`.
-
-    `index` is the element of a tuple or list, None for a plain integer.
-    """
-
-    module: str
-    name: str
-    index: int | None
-    units: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RepeatedNumber:
-    """A number in a module's code that repeats a width, or must not follow one.
-
-    Among the leaves of the `number`-th call of the torch function `function` in one run of `module`,
-    the one at position `leaf`. It becomes the number of open channels in `units`, or stays `value`.
-    """
-
-    module: str
-    function: str
-    number: int
-    leaf: int
-    training: bool
-    units: tuple[int, ...] | None
-    value: float
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChannelMap:
-    """Units of a model and where they lie.
+    """Units of a model and where they lie; `explain()` says it layer by layer.
 
     Attributes:
         num_units: number of units that may be closed.
@@ -134,7 +49,7 @@ class ChannelMap:
         layers: convolutions and linear layers in order of execution.
         pins: output channels without a unit, with the reason.
         costs: what each conv, linear and matmul costs at the example inputs, in eval mode.
-        unknown_ops: operations without a channel rule that met channels, with their module.
+        unknown: operations without a channel rule that met channels, with module and line of code.
         notes: what the user should know about the tracing itself.
         gated_axes: (parameter, axis) pairs that are summed over: scaling them gates what they read.
         ungated_reads: units that something else sums over, which no parameter gates.
@@ -148,13 +63,40 @@ class ChannelMap:
     layers: tuple[Layer, ...]
     pins: tuple[Pin, ...]
     costs: tuple[CostTerm, ...]
-    unknown_ops: tuple[tuple[str, str], ...] = ()
+    unknown: tuple[UnknownOp, ...] = ()
     notes: tuple[str, ...] = field(default=())
     gated_axes: tuple[tuple[str, int], ...] = ()
     ungated_reads: frozenset[int] = frozenset()
     statistics: tuple[Statistic, ...] = ()
     attributes: tuple[AttributeWidth, ...] = ()
     numbers: tuple[RepeatedNumber, ...] = ()
+
+    def __repr__(self) -> str:
+        pinned = self.num_channels - self.num_gated_channels
+        return (
+            f"ChannelMap({len(self.layers)} layers, {self.num_gated_channels:,} of "
+            f"{self.num_channels:,} channels gated by {self.num_units:,} units, {pinned:,} pinned, "
+            f"{len(self.unknown_ops)} operations without a rule; explain() tells more)"
+        )
+
+    def explain(self) -> Explanation:
+        """Layer by layer: who shares gates, what stays and why, what is rewritten and weighted.
+
+        Frozen data; `print(channels.explain())` shows it as text.
+        """
+        return explain(
+            self.layers,
+            pins=self.pins,
+            attributes=self.attributes,
+            numbers=self.numbers,
+            statistics=self.statistics,
+            unknown=self.unknown,
+        )
+
+    @property
+    def unknown_ops(self) -> tuple[tuple[str, str], ...]:
+        """Operations without a channel rule that met channels, each with its module."""
+        return tuple(dict.fromkeys((entry.op, entry.module) for entry in self.unknown))
 
     @cached_property
     def _slots(self) -> Mapping[int, tuple[tuple[str, int, int], ...]]:

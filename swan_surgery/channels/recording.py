@@ -12,11 +12,15 @@ from swan_surgery.channels.fields import Fields
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why channels are pinned: what happened, in which ATen operation, in which module."""
+    """Why channels are pinned: what happened, in which ATen operation, in which module.
+
+    `line` is the line of the model's code that called an operation without a rule.
+    """
 
     text: str
     op: str
     module: str
+    line: str = ""
 
 
 @dataclass(frozen=True, slots=True)

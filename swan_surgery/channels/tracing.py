@@ -25,6 +25,7 @@ from swan_surgery.channels.recording import (
     iter_tensors,
 )
 from swan_surgery.channels.rules import find_rule, is_pointwise, pin_inputs
+from swan_surgery.channels.source_lines import calling_line
 from swan_surgery.resizing import RESIZABLE, is_counted, numbers_of
 
 
@@ -137,8 +138,9 @@ class LabelMode(TorchDispatchMode):
             return
         if any(self.labels.fields(tensor) for tensor in call.inputs):
             pin_inputs(call, self.labels, "an operation without a channel rule")
+            line = calling_line(run_labelled.__code__)
             self.labels.recording.unknown.append(
-                Reason("an operation without a channel rule", call.name, call.module)
+                Reason("an operation without a channel rule", call.name, call.module, line)
             )
 
 

@@ -20,7 +20,8 @@ class GatedModel(nn.Module):
         model: the copy of the base model: same class, same `state_dict` keys, trained in place.
         gates: the `GateBank`.
         sites: the places where gates act, by name.
-        channels: the `ChannelMap`.
+        channels: the `ChannelMap`; `print(gated.channels.explain())` says layer by layer who shares
+            gates, what stays and why, and what is rewritten or weighted.
         example_inputs: what the model was mapped with; costs are for these shapes.
     """
 

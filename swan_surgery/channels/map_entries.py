@@ -1,0 +1,134 @@
+"""What a channel map is made of: frozen entries of names, integers and shapes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+PINNED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorAxis:
+    """One axis of a parameter or buffer: the unit at each position, `PINNED` where there is none."""
+
+    tensor: str
+    axis: int
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear layer: the unit of each output and each input channel."""
+
+    name: str
+    weight: str
+    op: str
+    out_units: tuple[int, ...]
+    in_units: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Output channels of a layer that must stay: why, and because of which operation where."""
+
+    layer: str
+    channels: tuple[int, ...]
+    reason: str
+    op: str
+    module: str
+
+    def __str__(self) -> str:
+        where = f" in module {self.module!r}" if self.module else ""
+        return (
+            f"{self.layer}: {len(self.channels)} channels pinned: {self.reason} ({self.op}{where})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CostAxis:
+    """An axis that multiplies a layer's MACs: positions of each unit, and those that always stay."""
+
+    units: tuple[int, ...]
+    counts: tuple[int, ...]
+    num_fixed: int
+
+    def renumbered(self, new: Mapping[int, int]) -> "CostAxis":
+        """The same axis under new unit numbers; a unit without one always stays."""
+        pairs = list(zip(self.units, self.counts, strict=True))
+        kept = [(new[unit], count) for unit, count in pairs if unit in new]
+        fixed = sum(count for unit, count in pairs if unit not in new)
+        units, counts = zip(*kept, strict=True) if kept else ((), ())
+        return CostAxis(tuple(units), tuple(counts), self.num_fixed + fixed)
+
+
+@dataclass(frozen=True, slots=True)
+class CostTerm:
+    """MACs of one conv, linear or matmul: `factor` times the open length of each axis."""
+
+    module: str
+    op: str
+    factor: int
+    axes: tuple[CostAxis, ...]
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A mean, norm or the like over channels, that must count each channel with its gate.
+
+    The `number`-th call of the torch function `function` in one run of `module`, in one mode.
+    `units` lie in an array of `shape`, broadcastable to what is averaged.
+    """
+
+    module: str
+    function: str
+    number: int
+    training: bool
+    shape: tuple[int, ...]
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeWidth:
+    """A Python integer of a module that repeats a width: the number of open channels in `units`.
+
+    `index` is the element of a tuple or list, None for a plain integer.
+    """
+
+    module: str
+    name: str
+    index: int | None
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedNumber:
+    """A number in a module's code that repeats a width, or must not follow one.
+
+    Among the leaves of the `number`-th call of the torch function `function` in one run of `module`,
+    the one at position `leaf`. It becomes the number of open channels in `units`, or stays `value`.
+    """
+
+    module: str
+    function: str
+    number: int
+    leaf: int
+    training: bool
+    units: tuple[int, ...] | None
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownOp:
+    """An operation without a channel rule that met channels; `line` is where the code calls it.
+
+    `line` reads like `my_model.py:31   return torch.cumsum(x, 1)`.
+    """
+
+    op: str
+    module: str
+    line: str = ""
+
+    def __str__(self) -> str:
+        where = f"in module {self.module!r}" if self.module else "in the model's own forward"
+        return f"{self.op}  {where}" + (f"  at {self.line}" if self.line else "")
