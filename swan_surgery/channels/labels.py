@@ -223,7 +223,7 @@ class Labels:
         frame = self.frame
         if frame is None or call.name not in WEIGHABLE.get(frame.function, ()):
             return False
-        self.recording.weightings.append(Weighting(frame, field, call.name))
+        self.recording.weightings.append(Weighting(frame, field, call.name, call.index))
         return True
 
     def tie_by(self, alternatives: list[list[tuple[Tensor, Tensor]]], call: Call) -> None:

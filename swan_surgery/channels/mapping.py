@@ -1,5 +1,6 @@
 """Records labelled runs of a model and solves them: labels into components, pins over components."""
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from swan_surgery.channels.attributes import Followers
 from swan_surgery.channels.fields import Fields, axes_of, axis_field
-from swan_surgery.channels.labels import Labels
-from swan_surgery.channels.recording import Reason, Recording
+from swan_surgery.channels.labels import WEIGHABLE, Labels
+from swan_surgery.channels.recording import Reason, Recording, Weighting
 from swan_surgery.channels.stand_ins import Inputs
 from swan_surgery.channels.tracing import (
     LabelMode,
@@ -180,11 +181,39 @@ def solve(
                     reason[own[0]] = len(reasons)
                     text = "all channels of this width are tied to one another"
                     reasons.append(Reason(text, contraction.op, contraction.module))
+    for trace in traces:
+        for weighting in _ambiguous(trace.recording, component):
+            hit = np.unique(component[weighting.field.numpy()])
+            reason[hit[reason[hit] < 0]] = len(reasons)
+            text = "a statistic over other channels in each run of its module"
+            reasons.append(Reason(text, weighting.op, weighting.frame.module))
     reason[produced & ~read & (reason < 0)] = len(reasons)
     reasons.append(Reason("no layer reads these channels", "none", ""))
     reason[component[0]] = len(reasons)
     reasons.append(Reason("no channel", "none", ""))
     return Solution(component, produced & (reason < 0), reason, reasons, labelled, traces)
+
+
+def _ambiguous(recording: Recording, component: Ints) -> list[Weighting]:
+    """Statistics that one call in a module's code takes over different channels in different runs.
+
+    Gates are given to a call by its module, function and number: it must always mean the same.
+    """
+    if not recording.weightings:
+        return []
+    by_call: dict[tuple[str, str, int], list[Weighting]] = defaultdict(list)
+    for weighting in recording.weightings:
+        by_call[weighting.frame.call].append(weighting)
+    takes: Counter[tuple[str, str, int]] = Counter()
+    for op in recording.ops:
+        if op.frame is not None and op.frame.call in by_call:
+            takes[op.frame.call] += op.name.rpartition(".")[0] in WEIGHABLE[op.frame.function]
+    found = []
+    for call, own in by_call.items():
+        meanings = {(tuple(w.field.shape), component[w.field.numpy()].tobytes()) for w in own}
+        if len(meanings) > 1 or takes[call] != len({w.index for w in own}):
+            found += own
+    return found
 
 
 def _pinned_components(

@@ -195,7 +195,9 @@ def _(call: Call, labels: Labels) -> None:
             kept.append(field)
         else:
             labels.pin(field, "sampled along the channels", call)
-    labels.assign(call.outputs[0], tuple(kept))
+    for out in call.outputs:
+        if out.ndim == source.ndim:  # the ratio of boxes, and where each maximum was
+            labels.assign(out, tuple(kept))
 
 
 @rule("torchvision.nms", "nonzero", "masked_select")

@@ -52,11 +52,6 @@ _META = torch.device("meta")
 _INDEXING = {"aten.index", "aten.index_put", "aten.index_put_"}
 
 
-def _any_scalar(tensor: Tensor) -> bool | float:
-    """A value that nobody knows while planning."""
-    return False if tensor.dtype is torch.bool else 1.0 if tensor.is_floating_point() else 1
-
-
 def _batch_norm_shape(
     x: Tensor,
     _weight: Tensor | None,
@@ -168,7 +163,6 @@ _SHORTCUTS: dict[str, Callable[..., Any]] = {
     "aten.add.Tensor": _sum_shape,
     "aten.mul.Tensor": _product_shape,
     "aten.gelu.default": _gelu_shape,
-    "aten._local_scalar_dense.default": _any_scalar,
     "aten.nonzero.default": _all_nonzero,
     "aten.masked_select.default": _all_selected,
     "aten.index.Tensor": _indexed,

@@ -1,5 +1,7 @@
 """Rules for operations that work position by position, with broadcasting."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from swan_surgery.channels.fields import (
     merge,
 )
 from swan_surgery.channels.labels import Labels
-from swan_surgery.channels.recording import Call
+from swan_surgery.channels.recording import Call, Contraction
 from swan_surgery.channels.rules import rule
 
 
@@ -109,11 +111,34 @@ def _pointwise(call: Call, labels: Labels) -> None:
                 labels.spoil(out)
             return
     fields = join_aligned(operands, out.ndim, call, labels)
+    _price_product(out, fields, call, labels)
     if in_place:
         _write(out, fields, call, labels)
     for result in call.outputs[1:] if in_place else call.outputs:
         if tuple(result.shape) == tuple(out.shape):
             labels.assign(result, fields)
+
+
+def _price_product(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:
+    """An einsum that sums over axes of size one multiplies position by position: one MAC each."""
+    if labels.frame is None or labels.frame.function != "einsum" or call.name != "aten.mul":
+        return
+    axes = {axes_of(field): field.reshape(-1) for field in fields if len(axes_of(field)) == 1}
+    factor = out.numel() // prod(vector.numel() for vector in axes.values())
+    labels.contract(
+        Contraction(
+            call.name,
+            call.module,
+            factor,
+            tuple(axes.values()),
+            produced=None,
+            reads=None,
+            summed=None,
+            num_out=out.shape[-1],
+            num_in=1,
+            is_layer=False,
+        )
+    )
 
 
 def _write(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:

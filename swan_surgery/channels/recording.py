@@ -88,19 +88,27 @@ class Frame:
     number: int
     leaves: tuple[Any, ...] = ()
 
+    @property
+    def call(self) -> tuple[str, str, int]:
+        """Which call in the code it is, in whatever run of the module."""
+        return self.module, self.function, self.number
+
     def is_same_call(self, other: "Frame | None") -> bool:
         """Whether this is the same call in another run."""
-        mine = (self.module, self.function, self.number)
-        return other is not None and mine == (other.module, other.function, other.number)
+        return other is not None and self.call == other.call
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
-    """A statistic over channels that must count each channel with its gate; `field` labels them."""
+    """A statistic over channels that must count each channel with its gate; `field` labels them.
+
+    `index` is the operation that takes it.
+    """
 
     frame: Frame
     field: Tensor
     op: str
+    index: int
 
 
 @dataclass(slots=True)

@@ -126,9 +126,11 @@ def _sizes(
 
 def _lengths(op: OpRecord, own: list[int], full: tuple[float | None, ...]) -> Mapping[int, New]:
     """The numbers of a split: one length for all pieces, or one for each; the axis comes last."""
-    axis = next((a for a, size in enumerate(op.shapes[0]) if size == full[own[0]]), None)
-    if axis is None:
+    fits = [a for a, size in enumerate(op.shapes[0]) if size == full[own[0]]]
+    if not fits:
         return {}
+    labelled = {axes_of(f)[0] for f in op.outputs[0] if len(axes_of(f)) == 1}
+    axis = next((a for a in fits if a in labelled), fits[0])
     vectors = []
     for fields in op.outputs:
         vector = next((f.reshape(-1) for f in fields if axes_of(f) == (axis,)), None)

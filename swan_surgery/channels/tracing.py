@@ -65,7 +65,7 @@ class FrameMode(TorchFunctionMode):
             self.labels.frame = None
 
 
-_TRACKED = RESIZABLE | WEIGHABLE.keys()
+_TRACKED = RESIZABLE | WEIGHABLE.keys() | {"einsum"}
 
 
 class LabelMode(TorchDispatchMode):
