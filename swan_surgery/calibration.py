@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swan_surgery.errors import InputError, ModelError
+from swan_surgery.preconditions import check_data
 
 
 class _Moments:
@@ -53,12 +54,13 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
         The number of batches used.
 
     Raises:
-        ModelError: `model` is not an `nn.Module`.
+        ModelError: `model` is not an `nn.Module`, or lies on the meta device.
         InputError: the loader yields no batch, its batches give NaN statistics, or `num_batches`
             is below 1.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_data(model, to="calibrate")
     if num_batches is not None and num_batches < 1:
         raise InputError(f"num_batches must be at least 1; got {num_batches}")
     norms = [

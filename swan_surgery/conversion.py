@@ -26,7 +26,18 @@ from swan_surgery.errors import (
 from swan_surgery.gates import GatedModel
 from swan_surgery.graph_gating import GraphPlan, gate_graphs, plan_graphs
 from swan_surgery.in_place_gating import gate_in_place
-from swan_surgery.preconditions import check_gated, check_model, infer_inputs
+from swan_surgery.preconditions import (
+    check_arguments,
+    check_data,
+    check_gated,
+    check_model,
+    described,
+    infer_inputs,
+)
+
+
+# Gates start in the order of the weights' magnitudes, and costs are counted on real runs.
+_INSERT = "put gates in"
 
 
 def swanify(
@@ -54,7 +65,7 @@ def swanify(
         The gated model, in the mode of the given model. All gates are open.
 
     Raises:
-        ModelError: not an `nn.Module`, already gated, scripted or quantized.
+        ModelError: not an `nn.Module`, already gated, scripted, quantized, or on the meta device.
         InputError: example inputs cannot be inferred, or do not fit; or `ignore` matches nothing.
         TraceError: the model cannot be run or traced.
         UnsupportedOpError: `strict=True` and some channels are pinned by unknown operations.
@@ -132,10 +143,17 @@ def _map(
 ) -> tuple[ChannelMap, Inputs]:
     if example_inputs is not None:
         inputs = as_inputs(example_inputs)
+        check_data(model, inputs, to=_INSERT)
+        check_arguments(model, inputs)
         try:
             return channel_map(model, inputs, ignore=ignore), inputs
         except TraceError as err:
-            raise InputError(f"{err}; pass example_inputs that the model accepts") from err
+            own = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+            raise InputError(
+                f"{err}; given {described(inputs)} and parameters of {' and '.join(own) or 'no type'}: "
+                f"pass example_inputs that the model accepts"
+            ) from err
+    check_data(model, to=_INSERT)
     candidates = infer_inputs(model)
     last: TraceError | None = None
     for inputs in candidates:

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from swan_surgery.channels import Inputs, as_inputs, copy_of
+from swan_surgery.channels.recording import iter_tensors
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
+from swan_surgery.preconditions import check_arguments, check_data, described
 
 
 with warnings.catch_warnings():  # importing fvcore meets torch's deprecation of torch.jit.script
@@ -40,8 +42,8 @@ _COUNTED = (
 )
 
 
-class _Positional(nn.Module):
-    """fvcore passes positional arguments only."""
+class _Traceable(nn.Module):
+    """What torch.jit can trace: positional arguments in, a tuple of tensors out."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         super().__init__()
@@ -51,7 +53,8 @@ class _Positional(nn.Module):
 
     def forward(self, *values: Any) -> Any:
         named = dict(zip(self._names, values[self._num_args :], strict=True))
-        return self.model(*values[: self._num_args], **named)
+        found = tuple(iter_tensors(self.model(*values[: self._num_args], **named)))
+        return found or torch.zeros(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +74,16 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
     """Count one forward pass in eval mode, on a copy; of a gated model the base model.
 
     Raises:
-        ModelError: not an `nn.Module`.
+        ModelError: not an `nn.Module`, or on the meta device.
         InputError: the model cannot be run on the inputs.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     base = model.model if isinstance(model, GatedModel) else model
     inputs = as_inputs(example_inputs)
-    wrapper = _Positional(copy_of(base).eval(), inputs)
+    check_data(base, inputs, to="count MACs")
+    check_arguments(base, inputs)
+    wrapper = _Traceable(copy_of(base).eval(), inputs)
     values = (*inputs.args, *inputs.kwargs.values())
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -97,7 +102,7 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
     except Exception as err:  # the model's own code may raise anything
         first = str(err).splitlines()[0] if str(err) else ""
         raise InputError(
-            f"MACs of {type(base).__name__} cannot be counted on these inputs: {first}"
+            f"MACs of {type(base).__name__} cannot be counted on {described(inputs)}: {first}"
         ) from err
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

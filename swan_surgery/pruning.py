@@ -13,7 +13,7 @@ from swan_surgery.channels.resizes import Place
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.plan import PruningPlan, make_plan, mask_for_budget, round_widths
-from swan_surgery.preconditions import check_gated
+from swan_surgery.preconditions import check_data, check_gated
 from swan_surgery.slicing import cut_
 from swan_surgery.verification import verify_pruned
 
@@ -36,7 +36,7 @@ def prune(
         verify: run both models on the example inputs and compare.
 
     Raises:
-        ModelError: `gated` is not a gated model.
+        ModelError: `gated` is not a gated model, or on the meta device.
         GateError: NaN or infinite logits.
         InputError: `macs` or `round_to` out of range.
         BudgetError: the budget cannot be reached.
@@ -44,6 +44,7 @@ def prune(
         VerificationError: the pruned model computes something else.
     """
     check_gated(gated)
+    check_data(gated, to="prune")
     gated.gates.check()
     if macs is not None and not 0 < macs <= 1:
         raise InputError(f"macs is a share of the base model's MACs, in (0, 1]; got {macs}")

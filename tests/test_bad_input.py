@@ -1,6 +1,8 @@
 """Wrong arguments and wrong models: one clear error each, and nothing changed."""
 
+import copy
 import math
+import re
 import warnings
 
 import pytest
@@ -274,6 +276,59 @@ class TestModel:
         )
 
 
+class TestMeta:
+    """Shapes without data: mapped, but neither gated nor costed nor cut."""
+
+    MESSAGE = "hold no data. Materialise the model first"
+
+    def test_a_model_without_data_is_mapped(self) -> None:
+        model, inputs = ZOO["vgg"]()
+        wanted = swan.channel_map(model, inputs)
+        assert swan.channel_map(copy.deepcopy(model).to("meta"), inputs) == wanted
+
+    def test_swanify_and_counting_say_to_materialise(self) -> None:
+        model, inputs = ZOO["vgg"]()
+        hollow = copy.deepcopy(model).to("meta")
+        for what, call in (
+            ("put gates in", lambda: swan.swanify(hollow, inputs)),
+            ("put gates in", lambda: swan.swanify(hollow)),
+            ("put gates in", lambda: swan.swanify(hollow, inputs, in_place=True)),
+            ("count MACs", lambda: swan.count_macs(hollow, inputs)),
+            ("count MACs", lambda: swan.report(hollow, hollow, inputs)),
+            ("calibrate", lambda: swan.calibrate(hollow, [inputs[0]])),
+        ):
+            error = refuse(swan.ModelError, f"cannot {what}: 'features.0.weight' and", call)
+            assert self.MESSAGE in str(error)
+        assert all(parameter.is_meta for parameter in hollow.parameters())
+
+    def test_one_hollow_layer_is_enough(self) -> None:
+        model, inputs = ZOO["vgg"]()
+        model.classifier[0].to("meta")
+        refuse(
+            swan.ModelError,
+            "cannot put gates in: 'classifier.0.weight' and 1 other tensors of VGG",
+            lambda: swan.swanify(model, inputs),
+        )
+
+    def test_a_gated_model_moved_to_meta(self) -> None:
+        gated = gated_zoo().to("meta")
+        for call in (swan.prune, swan.hard_macs, lambda g: swan.Objective(g, macs=0.5)):
+            error = refuse(swan.ModelError, "lie on the meta device", lambda call=call: call(gated))
+            assert self.MESSAGE in str(error)
+
+    def test_inputs_without_data(self) -> None:
+        model, _ = ZOO["vgg"]()
+        inputs = torch.empty(2, 3, 8, 8, device="meta")
+        assert swan.channel_map(model, inputs) == swan.channel_map(model, IMAGE)
+        for call in (swan.swanify, swan.count_macs):
+            refuse(
+                swan.InputError,
+                r"the example inputs \(float32\[2, 3, 8, 8\]\) lie on the meta device",
+                lambda call=call: call(model, inputs),
+                model,
+            )
+
+
 class TestInputs:
     @pytest.mark.parametrize(
         "first",
@@ -305,22 +360,65 @@ class TestInputs:
         [
             (torch.zeros(2, 4, 8, 8), r"\(2, 4, 8, 8\)"),
             (torch.zeros(8), r"\(8,\)"),
-            ((IMAGE, IMAGE), r"\(2, 3, 8, 8\), \(2, 3, 8, 8\)"),
-            ({"y": IMAGE}, r"\(2, 3, 8, 8\)"),
-            ((), ""),
             (torch.zeros(2, 3, 8, 8, dtype=torch.int64), r"\(2, 3, 8, 8\)"),
+            (torch.zeros(2, 3, 8, 8, dtype=torch.float64), r"\(2, 3, 8, 8\)"),
         ],
-        ids=["channels", "rank", "too_many", "keyword", "none", "dtype"],
+        ids=["channels", "rank", "integers", "float64"],
     )
     def test_wrong_shape(self, inputs, shape) -> None:
         model, _ = ZOO["vgg"]()
+        given = re.escape(f"{str(inputs.dtype)[6:]}{list(inputs.shape)}")
         refuse(
             swan.InputError,
-            rf"VGG could not be run on example inputs of shape {shape}: .*that the model accepts",
+            rf"VGG could not be run on example inputs of shape {shape}: .*; given {given} and "
+            rf"parameters of float32: pass example_inputs that the model accepts$",
             lambda: swan.swanify(model, inputs),
             model,
         )
-        refuse(swan.InputError, "cannot be counted", lambda: swan.count_macs(model, inputs), model)
+        refuse(
+            swan.InputError,
+            f"MACs of VGG cannot be counted on {given}",
+            lambda: swan.count_macs(model, inputs),
+            model,
+        )
+
+    @pytest.mark.parametrize(
+        ("inputs", "what"),
+        [
+            ((IMAGE, IMAGE), r"too many positional arguments; given: {image}, {image}"),
+            ({"y": IMAGE}, r"missing a required argument: 'x'; given: y={image}"),
+            ({"x": IMAGE, "size": 3}, r"unexpected keyword argument 'size'; given: x=.*, size=int"),
+            ((), "missing a required argument: 'x'; given: nothing"),
+            ([[IMAGE], None], "too many positional arguments; given: list of {image}, NoneType"),
+        ],
+        ids=["too_many", "keyword", "unknown_keyword", "none", "nested"],
+    )
+    def test_wrong_arity(self, inputs, what) -> None:
+        model, _ = ZOO["vgg"]()
+        what = what.replace("{image}", r"float32\[2, 3, 8, 8\]")
+        for call in (swan.swanify, swan.count_macs):
+            refuse(
+                swan.InputError,
+                rf"the example inputs do not fit VGG\.forward\(x\): .*{what}$",
+                lambda call=call: call(model, inputs),
+                model,
+            )
+
+    def test_wrong_arity_names_what_may_be_left_out(self) -> None:
+        class Optional(nn.Sequential):
+            def forward(
+                self, x: Tensor, mask: Tensor | None = None, *, scale: float = 1.0
+            ) -> Tensor:
+                return super().forward(x) * scale
+
+        model = Optional(nn.Linear(3, 4), nn.Linear(4, 2))
+        refuse(
+            swan.InputError,
+            r"Optional\.forward\(x, mask=\.\.\., scale=\.\.\.\): too many",
+            lambda: swan.swanify(model, (torch.zeros(2, 3), None, 2.0)),
+            model,
+        )
+        swan.swanify(model, (torch.zeros(2, 3), None))
 
     @pytest.mark.parametrize("inputs", [3, "image", 1.5])
     def test_wrong_kind(self, inputs) -> None:

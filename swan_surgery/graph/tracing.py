@@ -1,5 +1,8 @@
 """torch.fx traces of a model, one per mode, with every layer left whole."""
 
+from collections import OrderedDict
+from typing import Any
+
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -27,6 +30,17 @@ class LayerTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module becomes one node."""
         return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_arg(self, a: Any) -> Any:
+        """As fx does, but a model that returns an OrderedDict or the like still returns one."""
+        if isinstance(a, dict) and type(a) is not dict:
+            kind: Any = type(a)
+            items = {key: self.create_arg(value) for key, value in a.items()}
+            if hasattr(kind, "__dataclass_fields__"):  # transformers' outputs are both
+                return self.create_node("call_function", kind, (), items)
+            if kind.__init__ in (dict.__init__, OrderedDict.__init__):
+                return self.create_node("call_function", kind, (items,), {})
+        return super().create_arg(a)
 
 
 def trace(model: nn.Module, *, training: bool) -> fx.Graph:
