@@ -8,7 +8,7 @@ a layer's MACs scale with the open units on each of its axes, which is exact at 
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -164,6 +164,8 @@ def _certified_terms(gated: GatedModel) -> tuple[CostTerm, ...]:
     """The cost terms that fvcore counts too; layers whose output nobody reads cost nothing there."""
     counted = count_operators(gated.model, gated.own_inputs()).macs
     terms = tuple(term for term in gated.channels.costs if counted.get(term.module, 1))
+    if gated.channels.selects_by_data:
+        terms = _rescaled(terms, counted)
     ours = module_macs(terms)
     wrong = [name for name, macs in counted.items() if name in ours and ours[name] != macs]
     if counted[""] != ours[""] and not wrong:
@@ -175,6 +177,28 @@ def _certified_terms(gated: GatedModel) -> tuple[CostTerm, ...]:
             f"{ours.get(deepest, 0):,} by the channel map; please report this model"
         )
     return terms
+
+
+def _rescaled(terms: tuple[CostTerm, ...], counted: Mapping[str, int]) -> tuple[CostTerm, ...]:
+    """How often layers run that work on what was selected by data, as on boxes, is fvcore's to say.
+
+    The map took everything to be selected. Only whole multiples are taken over; the rest stays, and
+    is refused.
+    """
+    ours, below = module_macs(terms), dict.fromkeys(counted, 0)
+    for name, macs in counted.items():
+        if name and (parent := name.rpartition(".")[0]) in below:
+            below[parent] += macs
+    own: dict[str, int] = {}
+    for term in terms:
+        own[term.module] = own.get(term.module, 0) + term.macs
+    result = []
+    for term in terms:
+        wanted = counted.get(term.module, ours[term.module]) - below.get(term.module, 0)
+        factor, rest = divmod(term.factor * wanted, own[term.module])
+        macs = term.macs // max(term.factor, 1) * factor
+        result.append(term if rest else replace(term, factor=factor, macs=macs))
+    return tuple(result)
 
 
 def module_macs(terms: Iterable[CostTerm]) -> Mapping[str, int]:

@@ -21,6 +21,7 @@ from swan_surgery.channels.mapping import (
     LabelledTensors,
     Solution,
 )
+from swan_surgery.channels.mixing_rules import SELECTING
 from swan_surgery.channels.recording import Contraction, Reason
 
 
@@ -68,6 +69,11 @@ def assemble(
         costs=tuple(costs),
         unknown=tuple(unknown),
         notes=notes,
+        selects_by_data=any(
+            op.name.rpartition(".")[0] in SELECTING
+            for trace in solution.traces
+            for op in trace.recording.ops
+        ),
         gated_axes=gated_axes,
         ungated_reads=ungated,
         statistics=_statistics(solution, units),

@@ -51,6 +51,7 @@ class ChannelMap:
         costs: what each conv, linear and matmul costs at the example inputs, in eval mode.
         unknown: operations without a channel rule that met channels, with module and line of code.
         notes: what the user should know about the tracing itself.
+        selects_by_data: how often some layers run depends on values (on boxes that score high).
         gated_axes: (parameter, axis) pairs that are summed over: scaling them gates what they read.
         ungated_reads: units that something else sums over, which no parameter gates.
         statistics: normalisations and reductions over units.
@@ -65,6 +66,7 @@ class ChannelMap:
     costs: tuple[CostTerm, ...]
     unknown: tuple[UnknownOp, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    selects_by_data: bool = False
     gated_axes: tuple[tuple[str, int], ...] = ()
     ungated_reads: frozenset[int] = frozenset()
     statistics: tuple[Statistic, ...] = ()

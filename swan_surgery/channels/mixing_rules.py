@@ -200,7 +200,11 @@ def _(call: Call, labels: Labels) -> None:
             labels.assign(out, tuple(kept))
 
 
-@rule("torchvision.nms", "nonzero", "masked_select")
+# How much these return depends on values.
+SELECTING = frozenset({"torchvision.nms", "aten.nonzero", "aten.masked_select"})
+
+
+@rule(*SELECTING)
 def _(call: Call, labels: Labels) -> None:
     pin_inputs(call, labels, "values that decide what is selected")
 

@@ -36,6 +36,25 @@ def run_op(op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
     return op(*args, **kwargs)
 
 
+def depends_on_values(op: Any, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether the shape of a result, or the path that follows, depends on values that are there."""
+    if not inputs or any(tensor.is_meta for tensor in inputs):
+        return False
+    name = str(op.overloadpacket)
+    by_mask = name in _INDEXING and any(t.dtype in _MASKS for t in inputs[1:])
+    return by_mask or name in _BY_VALUE
+
+
+_BY_VALUE = {
+    "aten.nonzero",
+    "aten.masked_select",
+    "aten._local_scalar_dense",
+    "aten._unique2",
+    "torchvision.nms",
+}
+_MASKS = {torch.bool, torch.uint8}
+
+
 def _made_real(op: Any, args: Any, kwargs: Any) -> Any:
     out = op(*args, **kwargs)
     if isinstance(out, Tensor) and out.is_meta and not out.is_floating_point():

@@ -117,6 +117,7 @@ class OpRecord:
 
     `numbers` holds the Python numbers of a pointwise operation, which must not follow a width.
     `frame` is the torch function that called it, if it is one of those that are tracked.
+    `by_value` holds the result of an operation whose shape, or whose use, depends on values.
     `beside_fill` holds labels that met constant padding here: they may go only if the padding
     shrinks with them.
     """
@@ -131,6 +132,7 @@ class OpRecord:
     is_depthwise: bool = False
     frame: Frame | None = None
     numbers: tuple[float, ...] = ()
+    by_value: tuple[Any, ...] = ()
     beside_fill: list[Tensor] = dataclass_field(default_factory=list)
     ties: list[list[tuple[Tensor, Tensor]]] = dataclass_field(default_factory=list)
 

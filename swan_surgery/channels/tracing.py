@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from swan_surgery.channels import contraction_rules, mixing_rules, movement_rules  # noqa: F401
 from swan_surgery.channels.fields import Fields
 from swan_surgery.channels.labels import WEIGHABLE, Labels
-from swan_surgery.channels.planning_runs import run_op
+from swan_surgery.channels.planning_runs import depends_on_values, run_op
 from swan_surgery.channels.recording import (
     Call,
     Frame,
@@ -107,6 +107,10 @@ class LabelMode(TorchDispatchMode):
         self.labels.recording.ops.append(record)
         return self.dispatch(record, inputs, op, args, kwargs or {})
 
+    def run(self, op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
+        """Run one operation."""
+        return run_op(op, inputs, args, kwargs)
+
     def dispatch(
         self,
         record: OpRecord,
@@ -116,7 +120,9 @@ class LabelMode(TorchDispatchMode):
         kwargs: Any,
     ) -> Any:
         """Run the operation, then its rule, and complete the record."""
-        out = run_op(op, inputs, args, kwargs)
+        out = self.run(op, inputs, args, kwargs)
+        if depends_on_values(op, inputs):
+            record.by_value = (out,)
         leaves, spec = tree_flatten(out)
         outputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         index = len(self.labels.recording.ops) - 1
