@@ -29,8 +29,9 @@ PROPOSALS = {
 DENSE = {"score_thresh": 0.0, "topk_candidates": 50}
 DETECTION: dict[str, dict[str, Any]] = {
     "*rcnn*": PROPOSALS,
-    # At 64 pixels its smallest map is 1x1, where torch refuses a GroupNorm of one channel per group.
+    # At 64 pixels the smallest map is 1x1, where torch refuses a GroupNorm of one channel per group.
     "fcos*": DENSE | {"min_size": 256, "max_size": 256},
+    "retinanet*_v2": DENSE | {"min_size": 256, "max_size": 256},
     "retinanet*": DENSE | {"min_size": 64, "max_size": 64},
     "ssd*": DENSE,
 }
