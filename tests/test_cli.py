@@ -1,8 +1,12 @@
 """The command line: what `inspect` shows, and that every error is one line with exit code 2."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
+import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,50 @@ def number():
     return 3
 
 
+def with_inputs():
+    """A model that takes token ids and a mask, with inputs of its own."""
+    return Tokens(), {"ids": torch.zeros(2, 5, dtype=torch.int64), "mask": torch.ones(2, 5)}
+
+
+def tokens():
+    return Tokens()
+
+
+def badly_paired():
+    return tiny(), 3
+
+
+def needs_two():
+    return Tokens(), (torch.zeros(2, 5, dtype=torch.int64),)
+
+
+def quantized():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 2)))
+
+
+def normed():
+    layers = OrderedDict(stem=nn.Linear(4, 6), norm=nn.LayerNorm(6), head=nn.Linear(6, 2))
+    return nn.Sequential(layers)
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.odd = nn.Embedding(7, 4), Odd()
+        self.before, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, ids, mask):
+        x = self.before(self.embed(ids)) * mask[..., None]
+        return self.head(self.odd(x))
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return x.cummax(-1).values
+
+
 def test_inspect_resnet18_agrees_with_the_library():
     shown = inspect_json("resnet18", "--input", "1,3,64,64")
     model = torchvision.models.resnet18(weights=None)
@@ -50,23 +98,55 @@ def test_inspect_resnet18_agrees_with_the_library():
     assert shown["input_shapes"] == [[1, 3, 64, 64]]
     assert [layer["name"] for layer in shown["layers"]] == [la.name for la in channels.layers]
     assert sum(layer["macs"] for layer in shown["layers"]) == shown["macs"]
+    assert (shown["version"], shown["unknown"], shown["kept_numbers"]) == (2, [], [])
 
 
 def test_inspect_says_who_shares_and_what_stays():
     layers = {la["name"]: la for la in inspect_json("resnet18", "--input", "1,3,64,64")["layers"]}
-    assert layers["conv1"]["shares_with"] == ["layer1.0.conv2", "layer1.1.conv2"]
-    assert layers["layer1.0.conv1"]["shares_with"] == []
-    assert (layers["conv1"]["units"], layers["conv1"]["gated_channels"]) == (64, 64)
-    assert layers["fc"]["units"] == 0
-    assert layers["fc"]["pinned"] == ["1000 stay: part of the model's output"]
+    assert layers["conv1"]["coupled"] == [
+        {"layer": "layer1.0.conv2", "num_channels": 64},
+        {"layer": "layer1.1.conv2", "num_channels": 64},
+    ]
+    assert layers["layer1.0.conv1"]["coupled"] == []
+    assert (layers["conv1"]["num_units"], layers["conv1"]["gated_channels"]) == (64, 64)
+    assert layers["fc"]["num_units"] == 0
+    (stays,) = layers["fc"]["pinned"]
+    assert (stays["num_channels"], stays["reason"]) == (1000, "part of the model's output")
+
+
+def test_json_holds_the_whole_explanation():
+    shown = inspect_json("tests.test_cli:with_inputs")
+    explanation = swan.channel_map(*with_inputs()).explain()
+    for row, layer in zip(shown["layers"], explanation.layers, strict=True):
+        rest = {key: value for key, value in row.items() if key not in ("macs", "params")}
+        assert rest == json.loads(json.dumps(dataclasses.asdict(layer)))
+    (entry,) = shown["unknown"]
+    assert (entry["op"], entry["module"]) == ("aten.cummax", "odd")
+    assert entry["line"].endswith("   return x.cummax(-1).values")
 
 
 def test_inspect_prints_tables_with_units_of_measure():
     text = invoke("inspect", "resnet18", "--input", "1,3,64,64").stdout
     assert "149 MMACs (297 MFLOPs)" in text
     assert "layer2.0.downsample.0" in text
-    assert "layer1.0.conv2 + 1 more" in text
+    assert "shares gates with layer1.0.conv2 (64) and 1 more" in text
+    assert text.count("gates of conv1") == 2
     assert "1000 stay: part of the model's output" in text
+
+
+def test_tables_of_150_layers_fit_the_page():
+    text = invoke("inspect", "resnet152", "--input", "1,3,64,64", "--all").stdout
+    assert max(map(len, text.splitlines())) <= 140
+    # One line a layer, but for the few that open a group of many.
+    assert len(text.splitlines()) < 156 + 20
+    assert "and 35 more" in text
+
+
+def test_inspect_prints_what_is_weighted_and_which_line_is_unknown():
+    text = invoke("inspect", "tests.test_cli:with_inputs").stdout
+    assert re.search(r"aten\.cummax  in module 'odd'  at tests/test_cli\.py:\d+", text)
+    assert "return x.cummax(-1).values" in text
+    assert "weighs layer_norm in 'norm'" in invoke("inspect", "tests.test_cli:normed").stdout
 
 
 def test_all_shows_every_layer_and_the_default_says_how_many_it_hides():
@@ -86,7 +166,50 @@ def test_inspect_takes_a_factory():
     shown = inspect_json("tests.test_cli:tiny", "--input", "2,3,5,5")
     assert shown["class_name"] == "Sequential"
     assert shown["macs"] == 2 * 25 * (3 * 4 + 4 * 2)
-    assert [layer["units"] for layer in shown["layers"]] == [4, 0]
+    assert [layer["num_units"] for layer in shown["layers"]] == [4, 0]
+
+
+def test_a_factory_may_bring_its_inputs():
+    shown = inspect_json("tests.test_cli:with_inputs")
+    assert shown["input_shapes"] == [[2, 5], [2, 5]]
+    assert shown["macs"] == 2 * 5 * (4 * 4 + 4 * 2)
+
+
+def test_token_ids_are_written_with_their_type():
+    words = ("inspect", "tests.test_cli:tokens", "--input", "3,5:int64", "--input", "3,5")
+    assert inspect_json(*words[1:])["input_shapes"] == [[3, 5], [3, 5]]
+    assert inspect_json("tests.test_cli:with_inputs", *words[2:])["macs"] == 3 * 5 * 24
+
+
+def test_timm_models_come_with_their_input_size():
+    pytest.importorskip("timm")
+    shown = inspect_json("timm:resnet18")
+    assert shown["input_shapes"] == [[1, 3, 224, 224]]
+    assert (shown["class_name"], shown["units"]) == ("ResNet", 2880)
+    assert inspect_json("timm:resnet18", "--input", "1,3,64,64")["input_shapes"] == [[1, 3, 64, 64]]
+    result = invoke("inspect", "timm:resnat18")
+    assert "no model 'timm:resnat18'; nearest timm names: resnet18" in result.stderr
+
+
+def test_timm_that_is_not_installed_is_one_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    result = invoke("inspect", "timm:resnet18")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: timm is not installed")
+    assert "pip install timm" in result.stderr
+
+
+@pytest.mark.slow
+def test_detection_models_get_a_list_of_images():
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    before = torch.get_rng_state()
+    shown = inspect_json(name)
+    assert torch.equal(before, torch.get_rng_state())
+    assert shown["input_shapes"] == [[3, 320, 320]]
+    assert shown["units"] > 5000
+    two = inspect_json(name, "--input", "3,64,64", "--input", "3,64,96")
+    assert two["input_shapes"] == [[3, 64, 64], [3, 64, 96]]
+    assert two["units"] == shown["units"]
 
 
 @pytest.mark.parametrize("name", ["fcn_resnet50", "torchvision:resnet18", "googlenet"])
@@ -96,7 +219,7 @@ def test_no_weights_are_ever_asked_for(name, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    model = build_model(name)
+    model = build_model(name).model
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
@@ -106,6 +229,11 @@ ERRORS = {
     "unknown factory": (("inspect", "tests.test_cli:nothing"), "has no function 'nothing'"),
     "failing factory": (("inspect", "tests.test_cli:broken"), "first line second line"),
     "not a module": (("inspect", "tests.test_cli:number"), "returned int"),
+    "not inputs": (("inspect", "tests.test_cli:badly_paired"), "example_inputs must be a tensor"),
+    "wrong arity": (("inspect", "tests.test_cli:needs_two"), "Tokens.forward(ids, mask): missing"),
+    "no type": (("inspect", "tests.test_cli:tokens", "--input", "3,5:int65"), "1,16:int64"),
+    "quantized": (("inspect", "tests.test_cli:quantized"), "prune first, then quantize"),
+    "token ids": (("inspect", "tests.test_cli:tokens", "--input", "3,5"), "missing a required"),
     "no shape": (("inspect", "resnet18", "--input", "1,3,x"), "'1,3,x' is not a shape"),
     "wrong shape": (("inspect", "resnet18", "--input", "1,4,64,64"), "1, 4, 64, 64"),
     "shape not guessable": (("inspect", "r3d_18"), "--input 1,3,224,224"),

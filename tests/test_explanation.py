@@ -181,3 +181,29 @@ def test_explanations_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         explanation.layers = ()
     assert hash(explanation.layers) is not None
+
+
+def test_what_was_said_of_the_same_gates_is_not_repeated() -> None:
+    """Only where the gates are the very same: `three` shares with both, and is neither."""
+
+    def run(net, x):
+        both = torch.cat([net.one(x), net.two(x)], dim=1)
+        return net.head(both + net.three(x)) + net.side(net.one(x) + net.again(x))
+
+    layers = {"one": 4, "two": 5, "three": 9, "again": 4}
+    net = Net(
+        run,
+        **{name: conv(3, width) for name, width in layers.items()},
+        head=conv(9, 2),
+        side=conv(4, 2),
+    )
+    explanation = explained(net, IMAGE)
+    said = dict(
+        zip([layer.name for layer in explanation.layers], explanation.remarks(), strict=True)
+    )
+    assert said["one"] == ("shares gates with three (4), again (4)",)
+    assert said["two"] == ("shares gates with three (5)",)
+    assert said["three"] == ("shares gates with one (4), two (5), again (4)",)
+    assert said["again"] == ("gates of one",)
+    assert said["head"] == ("2 stay: part of the model's output",)
+    assert "    gates of one" in str(explanation)

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from swan_surgery.channels.explanation import Explanation, explain
+from swan_surgery.channels.explaining import explain
+from swan_surgery.channels.explanation import Explanation
 from swan_surgery.channels.map_entries import (
     PINNED,
     AttributeWidth,

@@ -4,7 +4,6 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,6 @@ from swan_surgery.demo import DemoSettings, run_study
 from swan_surgery.reporting.measurement import own_version
 
 
-_JSON_VERSION = 1
 # Columns of a table that goes to a file or a pipe, where no terminal says how wide it is.
 _FILE_WIDTH = 140
 
@@ -64,13 +62,16 @@ def inspect_command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A torchvision name (resnet50, torchvision:fcn_resnet50) or package.module:factory."
+            help="A torchvision name (resnet50, torchvision:fcn_resnet50), timm:NAME, or "
+            "package.module:factory; a factory returns a model, or (model, example_inputs)."
         ),
     ],
     shapes: Annotated[
         list[str] | None,
         typer.Option(
-            "--input", help="Input shape, like 1,3,224,224; once per input. Guessed by default."
+            "--input",
+            help="Input shape, like 1,3,224,224, or 1,16:int64 for token ids; once per input. "
+            "For detection models one image each, like 3,480,640. Guessed by default.",
         ),
     ] = None,
     everything: Annotated[  # noqa: FBT002 - a flag on the command line
@@ -85,10 +86,11 @@ def inspect_command(
     Weights are random; nothing is downloaded.
     """
     with _waiting(f"mapping {model}"):
-        network = build_model(model)
-        inspection = inspect_model(model, network, parse_inputs(shapes or [], network))
+        subject = build_model(model)
+        inputs = parse_inputs(shapes or [], subject)
+        inspection = inspect_model(model, subject.model, inputs)
     if as_json:
-        typer.echo(json.dumps({"version": _JSON_VERSION, **asdict(inspection)}, indent=2))
+        typer.echo(json.dumps(inspection.to_json(), indent=2))
         return
     console = Console()
     if not console.is_terminal:

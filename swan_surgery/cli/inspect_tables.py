@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from swan_surgery.channels.explanation import few
 from swan_surgery.cli.inspection import Inspection, LayerRow
 from swan_surgery.reporting import format_macs
 from swan_surgery.reporting.rendering import scaled
@@ -31,32 +33,25 @@ def _layers(inspection: Inspection, rows: tuple[LayerRow, ...]) -> Table:
     table.add_column("layer", no_wrap=True)
     for name in ("kind", "in -> out", "MACs", "params", "units"):
         table.add_column(name, justify="left" if name == "kind" else "right", no_wrap=True)
-    table.add_column("shares units with; what stays, and why", overflow="fold")
-    for row in rows:
+    table.add_column("what hangs together, stays, or follows", overflow="fold")
+    for row, remarks in zip(rows, inspection.explanation.remarks(most=1), strict=False):
+        layer = row.layer
         table.add_row(
-            row.name,
-            row.kind,
-            f"{row.in_channels} -> {row.out_channels}",
+            layer.name,
+            layer.kind,
+            f"{layer.in_channels} -> {layer.out_channels}",
             f"{scaled(row.macs)}MACs",
             scaled(row.params).strip(),
-            str(row.units) if row.units else "pinned",
-            _remarks(row),
+            str(layer.num_units) if layer.num_units else "pinned",
+            Text("; ".join(remarks)),
         )
     return table
-
-
-def _remarks(row: LayerRow) -> str:
-    parts = []
-    if row.shares_with:
-        more = len(row.shares_with) - 1
-        parts.append(row.shares_with[0] + (f" + {more} more" if more else ""))
-    return "; ".join([*parts, *row.pinned])
 
 
 def _totals(inspection: Inspection) -> Table:
     table = Table(show_header=False, title="totals", title_justify="left")
     share = 100 * inspection.gated_channels / max(1, inspection.channels)
-    layers = sum(row.units > 0 for row in inspection.layers)
+    layers = sum(row.layer.num_units > 0 for row in inspection.layers)
     table.add_row("cost of one pass", format_macs(inspection.macs))
     table.add_row("parameters", f"{scaled(inspection.params)}".strip())
     table.add_row("units (switches)", f"{inspection.units:,}")
@@ -65,8 +60,11 @@ def _totals(inspection: Inspection) -> Table:
         f"{inspection.gated_channels:,} of {inspection.channels:,} ({share:.1f} %), "
         f"in {layers} of {len(inspection.layers)} layers",
     )
-    unknown = "; ".join(inspection.unknown_ops) or "none"
-    table.add_row("operations without a channel rule", unknown)
+    unknown = "\n".join(str(entry) for entry in inspection.explanation.unknown) or "none"
+    table.add_row("operations without a channel rule", Text(unknown))
+    if inspection.explanation.kept_numbers:
+        kept = few(inspection.explanation.kept_numbers, 3)
+        table.add_row("numbers in code rewritten to stay", Text(kept))
     for note in inspection.notes:
         table.add_row("note", note)
     return table

@@ -1,18 +1,26 @@
-"""What `inspect` shows, as data: layers, their cost, who shares units with whom, and pins."""
+"""What `inspect` shows, as data: every layer explained, with its cost."""
 
-from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from swan_surgery.channels import PINNED, ChannelMap, Inputs, channel_map
+from swan_surgery.channels import (
+    ChannelMap,
+    Explanation,
+    Inputs,
+    LayerExplanation,
+    channel_map,
+)
 from swan_surgery.cost import count_params
 from swan_surgery.errors import InputError, TraceError
-from swan_surgery.preconditions import infer_inputs
+from swan_surgery.preconditions import check_arguments, check_model, infer_inputs
 from swan_surgery.reporting import to_flops
 
 
-_KINDS = {"convolution": "conv", "addmm": "linear", "mm": "linear", "bmm": "matmul"}
+_JSON_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,28 +28,14 @@ class LayerRow:
     """One layer.
 
     Attributes:
-        name: dotted name of the module, or of the weight where it has none.
-        kind: conv, linear, or the operation.
-        in_channels: channels it reads.
-        out_channels: channels it makes.
+        layer: what happens to its channels.
         macs: at the example inputs, batch included.
         params: of the module alone.
-        units: switches that its output channels hang on.
-        gated_channels: output channels that have a switch.
-        shares_with: layers whose output channels hang on the same switches.
-        pinned: why the other output channels must stay.
     """
 
-    name: str
-    kind: str
-    in_channels: int
-    out_channels: int
+    layer: LayerExplanation
     macs: int
     params: int
-    units: int
-    gated_channels: int
-    shares_with: tuple[str, ...]
-    pinned: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +45,15 @@ class Inspection:
     Attributes:
         model: as named on the command line.
         class_name: of the model.
-        input_shapes: of the example inputs.
+        input_shapes: of the tensors in the example inputs.
         layers: in order of execution.
         macs: of the whole model, including products that belong to no layer.
         flops: twice the MACs.
         params: a tied one once.
-        units: number of switches.
+        units: number of gates.
         channels: output channels of all layers.
-        gated_channels: those that have a switch.
-        unknown_ops: operations without a channel rule, and where.
+        gated_channels: those that have a gate.
+        explanation: of the channel map.
         notes: about the tracing itself.
     """
 
@@ -73,44 +67,57 @@ class Inspection:
     units: int
     channels: int
     gated_channels: int
-    unknown_ops: tuple[str, ...]
+    explanation: Explanation
     notes: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts; one entry per layer holds its explanation, MACs and parameters."""
+        plain = asdict(self)
+        explanation = plain.pop("explanation")
+        layers = [row.pop("layer") | row for row in plain["layers"]]
+        del explanation["layers"]
+        return {"version": _JSON_VERSION, **plain, "layers": layers, **explanation}
 
-def inspect_model(name: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> Inspection:
+
+def inspect_model(name: str, model: nn.Module, inputs: Inputs | None) -> Inspection:
     """Map a model; inputs are guessed from the first layer where none are given.
 
     Raises:
-        InputError: the inputs cannot be guessed.
+        ModelError: the model is quantized, scripted or gated already.
+        InputError: the inputs cannot be guessed, or do not fit the model's forward.
         TraceError: the model cannot be run on the inputs.
     """
+    check_model(model)
     try:
-        candidates = [Inputs(inputs, {})] if inputs else infer_inputs(model)
+        candidates = infer_inputs(model) if inputs is None else [inputs]
     except InputError as err:
         raise InputError(
             f"no input shape can be guessed for {name}: its first layer is neither a 2-d convolution "
-            f"nor linear; pass one, like --input 1,3,224,224"
+            f"nor linear; pass one, like --input 1,3,224,224, or --input 1,16:int64 for token ids"
         ) from err
+    check_arguments(model, candidates[0])
     channels, used = _map(model, candidates)
-    macs = Counter[str]()
-    for term in channels.costs:
-        macs[term.module] += term.macs
+    explanation = channels.explain()
+    total = sum(term.macs for term in channels.costs)
+    tensors = [leaf for leaf in tree_leaves((used.args, dict(used.kwargs))) if _is_tensor(leaf)]
     return Inspection(
         model=name,
         class_name=type(model).__name__,
-        input_shapes=tuple(tuple(tensor.shape) for tensor in used.args),
-        layers=_rows(model, channels, macs),
-        macs=macs.total(),
-        flops=to_flops(macs.total()),
+        input_shapes=tuple(tuple(tensor.shape) for tensor in tensors),
+        layers=_rows(model, channels, explanation),
+        macs=total,
+        flops=to_flops(total),
         params=count_params(model),
         units=channels.num_units,
         channels=channels.num_channels,
         gated_channels=channels.num_gated_channels,
-        unknown_ops=tuple(
-            f"{op} in {module or 'the model'}" for op, module in channels.unknown_ops
-        ),
+        explanation=explanation,
         notes=channels.notes,
     )
+
+
+def _is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, Tensor)
 
 
 def _map(model: nn.Module, candidates: list[Inputs]) -> tuple[ChannelMap, Inputs]:
@@ -125,38 +132,25 @@ def _map(model: nn.Module, candidates: list[Inputs]) -> tuple[ChannelMap, Inputs
     return channel_map(model, candidates[-1]), candidates[-1]
 
 
-def _rows(model: nn.Module, channels: ChannelMap, macs: Counter[str]) -> tuple[LayerRow, ...]:
-    makers: dict[int, list[str]] = defaultdict(list)
-    for layer in channels.layers:
-        for unit in dict.fromkeys(layer.out_units):
-            makers[unit].append(layer.name)
-    pinned: dict[str, list[str]] = defaultdict(list)
-    for pin in channels.pins:
-        where = f" in {pin.module}" if pin.module and pin.module != pin.layer else ""
-        pinned[pin.layer].append(f"{len(pin.channels)} stay: {pin.reason}{where}")
+def _rows(model: nn.Module, channels: ChannelMap, explanation: Explanation) -> tuple[LayerRow, ...]:
     modules = dict(model.named_modules())
     weights = dict(model.named_parameters())
+    macs: Counter[tuple[str, str]] = Counter()
+    for term in channels.costs:
+        macs[term.module, term.op.removeprefix("aten.")] += term.macs
+    bare = Counter(
+        layer.name.rpartition(".")[0] for layer in explanation.layers if layer.name not in modules
+    )
     rows = []
-    for layer in channels.layers:
-        units = [unit for unit in dict.fromkeys(layer.out_units) if unit != PINNED]
-        partners = dict.fromkeys(name for unit in units for name in makers[unit])
+    for entry, layer in zip(channels.layers, explanation.layers, strict=True):
         owner = modules.get(layer.name)
         if owner is not None:
             params = sum(p.numel() for p in owner.parameters(recurse=False))
+            own = sum(count for (module, _), count in macs.items() if module == layer.name)
         else:
+            # A bare weight's products are its module's, where no other bare weight makes any.
             params = weights[layer.name].numel() if layer.name in weights else 0
-        rows.append(
-            LayerRow(
-                name=layer.name,
-                kind=_KINDS.get(layer.op.split(".")[0], layer.op),
-                in_channels=len(layer.in_units),
-                out_channels=len(layer.out_units),
-                macs=macs[layer.name],
-                params=params,
-                units=len(units),
-                gated_channels=sum(unit != PINNED for unit in layer.out_units),
-                shares_with=tuple(name for name in partners if name != layer.name),
-                pinned=tuple(pinned[layer.name]),
-            )
-        )
+            parent = layer.name.rpartition(".")[0]
+            own = macs[parent, entry.op] if bare[parent] == 1 else 0
+        rows.append(LayerRow(layer, own, params))
     return tuple(rows)

@@ -5,6 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -12,35 +13,66 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from swan_surgery.channels import Inputs, as_inputs
 from swan_surgery.errors import InputError
 
 
-_TORCHVISION = "torchvision:"
+_TORCHVISION, _TIMM = "torchvision:", "timm:"
 # They draw every weight with scipy; the values do not matter here.
 _SLOW_TO_INITIALISE = ("googlenet", "inception_v3")
+# With random weights a detector finds nothing above its thresholds, and what follows never runs.
+_FIND_SOMETHING = {
+    "box_score_thresh": 0.0,
+    "rpn_pre_nms_top_n_test": 100,
+    "rpn_post_nms_top_n_test": 20,
+}
+_FIND_SOMETHING_DENSELY = {"score_thresh": 0.0, "topk_candidates": 50}
 
 
-def build_model(name: str) -> nn.Module:
-    """A torchvision model by name (`torchvision:` in front or not), or what a factory returns.
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is inspected.
 
-    Weights are never loaded. Torchvision models are built on the meta device where they can be, so
-    that size does not matter.
+    Attributes:
+        model: in eval mode, on the meta device where it could be built there.
+        inputs: example inputs that come with it, if any.
+        takes_images: its one argument is a list of images, as torchvision's detectors want it.
+    """
+
+    model: nn.Module
+    inputs: Inputs | None = None
+    takes_images: bool = False
+
+
+def build_model(name: str) -> Subject:
+    """A torchvision model (`torchvision:` in front or not), a timm model, or what a factory returns.
+
+    A factory may return a model, or a model and its example inputs. Weights are never loaded.
+    Models are built on the meta device where they can be, so that size does not matter.
 
     Raises:
-        InputError: no such model or factory, or the factory fails.
+        InputError: no such model or factory, the factory fails, or timm is not installed.
     """
+    if name.startswith(_TIMM):
+        return _timm_model(name.removeprefix(_TIMM))
     wanted = name.removeprefix(_TORCHVISION)
-    if wanted in torchvision.models.list_models():
+    known = torchvision.models.list_models()
+    if wanted in known:
         return _torchvision_model(wanted)
     if ":" in name and not name.startswith(_TORCHVISION):
         return _from_factory(name)
-    known = torchvision.models.list_models()
+    raise InputError(
+        f"no model {name!r}; {_nearest(wanted, known, 'torchvision')}; your own: "
+        f"package.module:factory"
+    )
+
+
+def _nearest(wanted: str, known: list[str], library: str) -> str:
     near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
-    hint = f"nearest torchvision names: {', '.join(near)}" if near else "see torchvision's models"
-    raise InputError(f"no model {name!r}; {hint}; your own: package.module:factory")
+    return f"nearest {library} names: {', '.join(near)}" if near else f"see {library}'s models"
 
 
-def _torchvision_model(name: str) -> nn.Module:
+def _torchvision_model(name: str) -> Subject:
     builder = torchvision.models.get_model_builder(name)
     known = inspect.signature(builder).parameters
     options: dict[str, Any] = {"weights": None}
@@ -49,15 +81,59 @@ def _torchvision_model(name: str) -> nn.Module:
         options["weights_backbone"] = None
     if name in _SLOW_TO_INITIALISE:
         options["init_weights"] = False
+    if not hasattr(torchvision.models.detection, name):
+        return Subject(_on_meta(lambda: builder(**options)))
+    options |= _FIND_SOMETHING if "rcnn" in name else _FIND_SOMETHING_DENSELY
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, 320, 320, generator=generator)
+    # Which boxes it finds decides what runs: it needs data, the same every time.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: nn.Module = builder(**options)
+    return Subject(model.eval(), Inputs(([image],), {}), takes_images=True)
+
+
+def _timm_model(name: str) -> Subject:
+    try:
+        timm = import_module("timm")
+    except ImportError as err:
+        raise InputError(f"timm is not installed ({err}); pip install timm") from err
+    known: list[str] = timm.list_models()
+    if name.partition(".")[0] not in known:
+        raise InputError(f"no model {_TIMM + name!r}; {_nearest(name, known, 'timm')}")
+    model = _on_meta(lambda: timm.create_model(name, pretrained=False))
+    shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if shape is None:
+        return Subject(model)
+    return Subject(model, Inputs((_tensor([1, *shape], torch.float32, model),), {}))
+
+
+def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.device("meta"):
-            model: nn.Module = builder(**options)
+            model = build()
     except (RuntimeError, NotImplementedError):  # it reads a value while it is built
-        model = builder(**options)
+        model = build()
     return model.eval()
 
 
-def _from_factory(name: str) -> nn.Module:
+def _from_factory(name: str) -> Subject:
+    factory = _factory(name)
+    try:
+        made = factory()
+    except Exception as err:
+        raise InputError(f"{name} failed: {type(err).__name__}: {err}") from err
+    model, inputs = made, None
+    if isinstance(made, tuple) and len(made) == 2:
+        model, inputs = made[0], as_inputs(made[1])
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{name} returned {type(made).__name__}, not a torch.nn.Module or (model, example_inputs)"
+        )
+    return Subject(model, inputs)
+
+
+def _factory(name: str) -> Callable[[], object]:
     module_name, _, attribute = name.partition(":")
     # A console script does not have the working folder on its path; `python -m` has.
     folder = str(os.getcwd())  # noqa: PTH109 - sys.path wants a string
@@ -74,30 +150,42 @@ def _from_factory(name: str) -> nn.Module:
     factory: Callable[[], object] | None = getattr(module, attribute, None)
     if not callable(factory):
         raise InputError(f"module {module_name!r} has no function {attribute!r}")
-    try:
-        model = factory()
-    except Exception as err:
-        raise InputError(f"{name} failed: {type(err).__name__}: {err}") from err
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
-    return model
+    return factory
 
 
-def parse_inputs(texts: list[str], model: nn.Module) -> tuple[Tensor, ...]:
-    """Meta tensors of the shapes given as `1,3,224,224`, in the model's dtype.
+def parse_inputs(texts: list[str], subject: Subject) -> Inputs | None:
+    """Tensors of the shapes given as `1,3,224,224` or, for token ids, `1,16:int64`.
+
+    Without a type they have the model's. Integers are zeros. A model that takes a list of images gets
+    one image per shape. None where no text is given: what comes with the model is used then.
 
     Raises:
-        InputError: not a shape.
+        InputError: not a shape, or not a type.
     """
-    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
-    dtype = torch.float32 if reference is None else reference.dtype
+    if not texts:
+        return subject.inputs
+    reference = next((p for p in subject.model.parameters() if p.is_floating_point()), None)
+    own = torch.float32 if reference is None else reference.dtype
     found = []
     for text in texts:
+        numbers, _, kind = text.partition(":")
+        dtype = getattr(torch, kind, None) if kind else own
         try:
-            shape = [int(part) for part in text.split(",")]
+            shape = [int(part) for part in numbers.split(",")]
         except ValueError:
             shape = [0]
-        if min(shape) < 1:
-            raise InputError(f"--input {text!r} is not a shape; write it like 1,3,224,224")
-        found.append(torch.empty(shape, dtype=dtype, device="meta"))
-    return tuple(found)
+        if min(shape) < 1 or not isinstance(dtype, torch.dtype):
+            raise InputError(
+                f"--input {text!r} is not a shape; write it like 1,3,224,224 or 1,16:int64"
+            )
+        found.append(_tensor(shape, dtype, subject.model))
+    return Inputs((found,), {}) if subject.takes_images else Inputs(tuple(found), {})
+
+
+def _tensor(shape: list[int], dtype: torch.dtype, model: nn.Module) -> Tensor:
+    """Without data where the model has none either; integers may be positions to look up."""
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return torch.empty(shape, dtype=dtype, device="meta")
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
