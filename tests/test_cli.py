@@ -283,6 +283,24 @@ def test_an_unexpected_error_names_its_class(monkeypatch):
     assert "--debug" in result.stderr
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_inspect_runs_on_one_thread_and_gives_the_others_back(monkeypatch, fails):
+    seen = []
+
+    def watch(name):
+        seen.append(torch.get_num_threads())
+        return build_model("resnat18" if fails else name)
+
+    monkeypatch.setattr("swan_surgery.cli.commands.build_model", watch)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        invoke("inspect", "resnet18", "--input", "1,3,64,64")
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_version():
     result = invoke("--version")
     assert result.exit_code == 0
