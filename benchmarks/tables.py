@@ -194,6 +194,41 @@ def planning_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+_VIT = {
+    "dense_start": "dense, where both start",
+    "dense": "dense, trained as long",
+    "pruned": "pruned, right after the cut",
+    "finetuned": "pruned, fine-tuned",
+}
+
+
+def vit_markdown(results: Sequence[Result]) -> str:
+    """Losses, accuracies and MACs of the vision transformer recipe, per data set."""
+    header = [
+        "data",
+        "seeds",
+        "network",
+        "train loss",
+        "test loss",
+        "test accuracy %",
+        "MACs left %",
+    ]
+    cells = []
+    for row in merged(results, "data", "num_train"):
+        left = [result["macs_left"] for result in row["results"]]
+        for stage, text in _VIT.items():
+            own = row["summary"][stage]
+            scores = [
+                f"{own[key]['mean']:.{digits}f}"
+                + ("" if own[key]["stdev"] is None else f" +- {own[key]['stdev']:.{digits}f}")
+                for key, digits in (("train_loss", 3), ("test_loss", 3), ("test_accuracy", 2))
+            ]
+            share = 100.0 if stage.startswith("dense") else 100 * sum(left) / len(left)
+            data = f"{row['data']}, {row['num_train']:,} images"
+            cells.append([data, str(len(left)), text, *scores, f"{share:.1f}"])
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
 def overhead_markdown(results: Sequence[Result]) -> str:
     """Training-step time of gated models over ungated ones."""
     header = ["model", "gates", "ungated step s", "folded", "explicit multiply"]
@@ -268,6 +303,7 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "overhead": overhead_markdown,
     "planning": planning_markdown,
     "speed": speed_markdown,
+    "vit": vit_markdown,
     "zoo_timm": zoo_markdown,
     "zoo_torchvision": zoo_markdown,
     "zoo_transformers": zoo_markdown,
