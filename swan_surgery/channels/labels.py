@@ -31,6 +31,7 @@ class Labels:
 
     Attributes:
         frame: the torch function that is running, if it is one that is tracked.
+        priced: the tracked torch function whose multiply-adds were recorded last.
         within_heads: operations that split an axis into heads, and the axes inside a head.
         is_probe: this run only looks for heads: fields stay as they are, however entangled.
         splits, heads: what a probe found: fields behind every split, and labels of one head each.
@@ -47,6 +48,7 @@ class Labels:
     ) -> None:
         self.recording = recording
         self.frame: Frame | None = None
+        self.priced: Frame | None = None
         self.within_heads = within_heads or {}
         self.is_probe = is_probe
         self.splits: list[tuple[int, Tensor]] = []
@@ -246,6 +248,7 @@ class Labels:
 
     def contract(self, contraction: Contraction) -> None:
         """Record the cost of a conv, linear or matmul."""
+        self.priced = self.frame
         self.recording.contractions.append(contraction)
 
 

@@ -123,6 +123,8 @@ def _price_product(out: Tensor, fields: Fields, call: Call, labels: Labels) -> N
     """An einsum that sums over axes of size one multiplies position by position: one MAC each."""
     if labels.frame is None or labels.frame.function != "einsum" or call.name != "aten.mul":
         return
+    if labels.priced is labels.frame:
+        return  # of several operands, the first product is the one that counts
     axes = {axes_of(field): field.reshape(-1) for field in fields if len(axes_of(field)) == 1}
     factor = out.numel() // prod(vector.numel() for vector in axes.values())
     labels.contract(
