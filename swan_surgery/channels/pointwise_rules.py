@@ -100,6 +100,7 @@ def _pointwise(call: Call, labels: Labels) -> None:
         if _is_identity(call) and labels.fields(out):
             operands = [(out, labels.fields(out)), *operands]
         else:
+            _price_product(out, (), call, labels)
             varying = frozenset[int]().union(
                 *(axes_along(tensor, out.ndim, labels) for tensor, _ in operands)
             )
