@@ -10,6 +10,7 @@ SwanError
 - BudgetError (ValueError): no set of open gates meets the budget
 - EmptyLayerError (ValueError): a layer would keep no channel
 - CostError (RuntimeError): two independent counters disagree
+- PathError (RuntimeError): an input takes another path through the code than the one mapped
 - VerificationError (RuntimeError): the pruned model computes something else
 """
 
@@ -61,6 +62,10 @@ class EmptyLayerError(SwanError, ValueError):
 
 class CostError(SwanError, RuntimeError):
     """fvcore and the channel map count different MACs for the same layer."""
+
+
+class PathError(SwanError, RuntimeError):
+    """An input takes another path through the model's code than the example inputs did."""
 
 
 class VerificationError(SwanError, RuntimeError):

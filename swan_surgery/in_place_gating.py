@@ -27,7 +27,12 @@ def gate_in_place(copy: nn.Module, channels: ChannelMap, inputs: Inputs) -> Gate
         units = torch.tensor(entry.units).view(entry.shape)
         if bool((units >= 0).any()):
             call = (entry.function, entry.number)
-            options = {"module": entry.module, "call": call, "training": entry.training}
+            options = {
+                "module": entry.module,
+                "call": call,
+                "training": entry.training,
+                "site": entry.site,
+            }
             _add(planned, f"{entry.module}.{entry.function}", StatisticGate, units, options)
     bank = make_bank(copy, channels, [units for _, units, _ in planned.values()])
     sites = {name: kind(units, bank, **options) for name, (kind, units, options) in planned.items()}

@@ -45,6 +45,7 @@ class NumberValue:
     leaf: int
     training: bool
     value: float
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
         if not all(stays[unit] for unit in a.units)
     )
     numbers = tuple(
-        NumberValue(n.module, n.function, n.number, n.leaf, n.training, _number(n, stays))
+        NumberValue(n.module, n.function, n.number, n.leaf, n.training, _number(n, stays), n.site)
         for n in channels.numbers
         if positions
     )

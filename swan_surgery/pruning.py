@@ -95,5 +95,5 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     for a in plan.attributes:
         Attribute(a.module, a.name, a.index).write_(copy, a.value)
     for n in plan.numbers:
-        Place(n.module, n.function, n.number, n.leaf, n.training).write_(copy, n.value)
+        Place(n.module, n.function, n.number, n.leaf, n.training, n.site).write_(copy, n.value)
     return put_back_(copy)

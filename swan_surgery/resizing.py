@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from swan_surgery.call_sites import PathGuard
+
 
 # Functions whose integer arguments are the sizes of what they return, axis by axis.
 SHAPED = frozenset(
@@ -76,8 +78,9 @@ def replaced(value: Any, numbers: Mapping[int, float]) -> Any:
 class _Resizing(TorchFunctionMode):
     """Replaces numbers in chosen calls during one run of one module."""
 
-    def __init__(self, replacements: Replacements) -> None:
+    def __init__(self, replacements: Replacements, guard: PathGuard) -> None:
         super().__init__()
+        self.guard = guard
         self.replacements = replacements
         self.counts: Counter[str] = Counter()
 
@@ -89,6 +92,7 @@ class _Resizing(TorchFunctionMode):
         if name not in RESIZABLE or not is_counted(name, args):
             return func(*args, **kwargs)
         self.counts[name] += 1
+        self.guard.check((name, self.counts[name]))
         numbers = self.replacements.get((name, self.counts[name]))
         if numbers:
             args, kwargs = replaced((args, kwargs), numbers)
@@ -99,11 +103,19 @@ class Resized(nn.Module):
     """Mixin in front of a module's own class: `replacements` by mode (training or not)."""
 
     replacements: dict[bool, dict[tuple[str, int], dict[int, float]]]
+    call_sites: dict[bool, dict[tuple[str, int], str]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward of the module's own class, with numbers replaced."""
-        with _Resizing(self.replacements.get(self.training, {})):
-            return super().forward(*args, **kwargs)
+        """The forward of the module's own class, with numbers replaced.
+
+        Raises:
+            PathError: the input takes another path through the code than the one that was mapped.
+        """
+        guard = PathGuard(self.call_sites[self.training])
+        with _Resizing(self.replacements[self.training], guard):
+            result = super().forward(*args, **kwargs)
+        guard.finish()
+        return result
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
@@ -116,15 +128,24 @@ class Resized(nn.Module):
 
 
 def resize_(
-    module: nn.Module, call: tuple[str, int], leaf: int, number: float, *, training: bool
+    module: nn.Module,
+    call: tuple[str, int],
+    leaf: int,
+    number: float,
+    *,
+    training: bool,
+    site: str = "",
 ) -> None:
-    """Replace one number in one call of a module on a private copy."""
+    """Replace one number in one call of a module on a private copy; `site` is where it is called."""
     kind = type(module)
     if not isinstance(module, Resized):
         module.replacements = {True: {}, False: {}}  # type: ignore[assignment]
+        module.call_sites = {True: {}, False: {}}  # type: ignore[assignment]
         module.__class__ = type(f"Resized{kind.__name__}", (Resized, kind), {})
     assert isinstance(module, Resized)  # noqa: S101 - made so above
     module.replacements[training].setdefault(call, {})[leaf] = number
+    if site:
+        module.call_sites[training][call] = site
 
 
 __all__ = ["RESIZABLE", "SCALING", "SHAPED", "SPLITTING", "Resized", "numbers_of", "resize_"]

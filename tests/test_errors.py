@@ -18,6 +18,7 @@ BUILTIN = {
     "BudgetError": ValueError,
     "EmptyLayerError": ValueError,
     "CostError": RuntimeError,
+    "PathError": RuntimeError,
     "VerificationError": RuntimeError,
 }
 

@@ -104,7 +104,10 @@ class TestJson:
             (0, 2),
             (KeptPositions("a.weight", 1, (0, 5)),),
             (AttributeValue("a", "heads", None, 2), AttributeValue("a", "sizes", 1, 4)),
-            (NumberValue("", "view", 1, 2, True, 8), NumberValue("b", "mul", 2, 1, False, 0.5)),
+            (
+                NumberValue("", "view", 1, 2, True, 8, "Net.forward+3"),
+                NumberValue("b", "mul", 2, 1, False, 0.5),
+            ),
         )
         number = {"module": "", "function": "view", "number": 1, "leaf": 2, "training": True}
         assert json.loads(plan.to_json()) == {
@@ -117,9 +120,9 @@ class TestJson:
                 {"module": "a", "name": "sizes", "index": 1, "value": 4},
             ],
             "numbers": [
-                number | {"value": 8},
+                number | {"value": 8, "site": "Net.forward+3"},
                 {"module": "b", "function": "mul", "number": 2, "leaf": 1, "training": False}
-                | {"value": 0.5},
+                | {"value": 0.5, "site": ""},
             ],
         }
         assert PruningPlan.from_json(plan.to_json()) == plan

@@ -97,6 +97,7 @@ def assemble(
                 if isinstance(new, Tensor)
                 else None,
                 0 if isinstance(new, Tensor) else new,
+                place.site,
             )
             for place, new in solution.resizes.items()
             for training in _modes(solution, training=place.training)
@@ -141,6 +142,7 @@ def _statistics(solution: Solution, units: Ints) -> tuple[Statistic, ...]:
                     training,
                     tuple(weighting.field.shape),
                     tuple(own.tolist()),
+                    frame.site,
                 )
                 found[entry] = None
     return tuple(found)

@@ -77,7 +77,7 @@ class Statistic:
     """A mean, norm or the like over channels, that must count each channel with its gate.
 
     The `number`-th call of the torch function `function` in one run of `module`, in one mode.
-    `units` lie in an array of `shape`, broadcastable to what is averaged.
+    `units` lie in an array of `shape`, broadcastable to what is averaged; `site` is where it is called.
     """
 
     module: str
@@ -86,6 +86,7 @@ class Statistic:
     training: bool
     shape: tuple[int, ...]
     units: tuple[int, ...]
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class RepeatedNumber:
     training: bool
     units: tuple[int, ...] | None
     value: float
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,13 +80,15 @@ class Contraction:
 class Frame:
     """Where a torch function was called: the `number`-th call of it in one run of a module.
 
-    `leaves` holds the numbers among its arguments (`resizing.numbers_of`).
+    `leaves` holds the numbers among its arguments (`resizing.numbers_of`), `site` the place in the
+    code (`call_sites.call_site`).
     """
 
     module: str
     function: str
     number: int
     leaves: tuple[Any, ...] = ()
+    site: str = ""
 
     @property
     def call(self) -> tuple[str, str, int]:

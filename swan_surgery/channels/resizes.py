@@ -21,12 +21,13 @@ class Place:
     number: int
     leaf: int
     training: bool
+    site: str = ""
 
     def write_(self, model: nn.Module, value: float) -> None:
         """Replace the number on a private copy."""
         owner = model.get_submodule(self.module)
         call = (self.function, self.number)
-        resize_(owner, call, self.leaf, value, training=self.training)
+        resize_(owner, call, self.leaf, value, training=self.training, site=self.site)
 
 
 # What a number becomes: the count of these labels that remain, or always the same.
@@ -54,7 +55,7 @@ class Resizes:
         self.tried.add(place)
         new = _numbers(op, frame, failure.leaves)
         for leaf, value in new.items():
-            key = Place(frame.module, frame.function, frame.number, leaf, training)
+            key = Place(frame.module, frame.function, frame.number, leaf, training, frame.site)
             self.accepted[key] = value
             if any(_is_twin(frame, twin, leaf) for twin in twins):
                 self.accepted.setdefault(replace(key, training=not training), value)
@@ -81,6 +82,7 @@ def _is_twin(frame: Frame, twin: OpRecord, leaf: int) -> bool:
     return (
         other is not None
         and frame.is_same_call(other)
+        and other.site == frame.site
         and len(other.leaves) == len(frame.leaves)
         and other.leaves[leaf] == frame.leaves[leaf]
     )

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from swan_surgery.call_sites import call_site
 from swan_surgery.channels import contraction_rules, mixing_rules, movement_rules  # noqa: F401
 from swan_surgery.channels.fields import Fields
 from swan_surgery.channels.labels import WEIGHABLE, Labels
@@ -53,7 +54,7 @@ class FrameMode(TorchFunctionMode):
         for _, counts in self.stack:
             counts[name] += 1
         module, counts = self.stack[-1]
-        frame = Frame(module, name, counts[name], numbers_of(args, kwargs))
+        frame = Frame(module, name, counts[name], numbers_of(args, kwargs), call_site())
         self.labels.frame = frame
         try:
             return func(*args, **kwargs)

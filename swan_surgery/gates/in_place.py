@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from swan_surgery.call_sites import PathGuard
 from swan_surgery.gates.bank import GateBank
 from swan_surgery.gates.sites import GateSite
 from swan_surgery.gates.weighted_statistics import WeightingMode
@@ -34,9 +35,18 @@ class StatisticGate(GateSite):
     """Weighs one statistic over gated channels: the `number`-th `function` in a run of `module`."""
 
     def __init__(
-        self, units: Tensor, bank: GateBank, *, module: str, call: tuple[str, int], training: bool
+        self,
+        units: Tensor,
+        bank: GateBank,
+        *,
+        module: str,
+        call: tuple[str, int],
+        training: bool,
+        site: str,
     ) -> None:
+        """`site`: where in the code the call stands."""
         super().__init__(units, bank)
+        self.site = site
         self.module = module
         self.call = call
         self.in_training = training
@@ -60,6 +70,7 @@ def acting(
     """
     scaled: dict[str, Tensor] = {}
     weights: dict[str, dict[tuple[str, int], Tensor]] = {}
+    places: dict[str, dict[tuple[str, int], str]] = {}
     for site, own in zip(sites.values(), values, strict=True):
         if isinstance(site, ParameterGate):
             for name in site.names:
@@ -67,12 +78,13 @@ def acting(
                 scaled[name] = site(own, before)
         elif isinstance(site, StatisticGate) and site.in_training == training:
             weights.setdefault(site.module, {})[site.call] = own
+            places.setdefault(site.module, {})[site.call] = site.site
     with ExitStack() as stack:
         for name, tensor in scaled.items():
             stack.enter_context(_parameter(model, name, tensor))
         running: list[WeightingMode] = []
         for name, by_call in weights.items():
-            stack.enter_context(_forward(model.get_submodule(name), by_call, running))
+            stack.enter_context(_forward(model.get_submodule(name), by_call, places[name], running))
         yield model
 
 
@@ -90,20 +102,26 @@ def _parameter(model: nn.Module, name: str, tensor: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _forward(
-    module: nn.Module, by_call: Mapping[tuple[str, int], Tensor], running: list[WeightingMode]
+    module: nn.Module,
+    by_call: Mapping[tuple[str, int], Tensor],
+    places: Mapping[tuple[str, int], str],
+    running: list[WeightingMode],
 ) -> Iterator[None]:
     """Run a module's forward under a weighting mode."""
     original: Callable[..., Any] = module.forward
     own = vars(module).get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        mode = WeightingMode(by_call, list(running))
+        guard = PathGuard(places)
+        mode = WeightingMode(by_call, list(running), guard)
         running.append(mode)
         try:
             with mode:
-                return original(*args, **kwargs)
+                result = original(*args, **kwargs)
         finally:
             running.pop()
+        guard.finish()
+        return result
 
     vars(module)["forward"] = forward
     try:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from swan_surgery.call_sites import PathGuard
+
 
 def _axes(dim: Any, ndim: int) -> tuple[int, ...]:
     if dim is None or dim == ():
@@ -230,9 +232,13 @@ class WeightingMode(TorchFunctionMode):
     """
 
     def __init__(
-        self, weights: Mapping[tuple[str, int], Tensor], outer: list["WeightingMode"]
+        self,
+        weights: Mapping[tuple[str, int], Tensor],
+        outer: list["WeightingMode"],
+        guard: PathGuard | None = None,
     ) -> None:
         super().__init__()
+        self.guard = guard or PathGuard({})
         self.weights = weights
         self.outer = outer
         self.counts: Counter[str] = Counter()
@@ -246,6 +252,7 @@ class WeightingMode(TorchFunctionMode):
         if name not in WEIGHTED:
             return func(*args, **kwargs)
         self.counts[name] += 1
+        self.guard.check((name, self.counts[name]))
         values = self.weights.get((name, self.counts[name]))
         if values is None:
             return func(*args, **kwargs)
