@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -241,6 +242,32 @@ def test_keyword_inputs_choose_what_is_mapped() -> None:
 def test_nested_inputs_are_followed() -> None:
     model = Net(lambda m, x: m.b(F.relu(m.a(x["image"][0]))), a=conv(3, 4), b=conv(4, 2)).eval()
     assert swan.channel_map(model, ({"image": [torch.zeros(1, 3, 4, 4)]},)).num_units == 4
+
+
+class Cached:
+    """An object with a list, itself, and a cache that the model would read back."""
+
+    def __init__(self, h, y) -> None:
+        self.found, self.me, self.past = [y], self, WidthCache(h)
+
+
+class WidthCache:
+    """What a model keeps for itself."""
+
+    def __init__(self, h) -> None:
+        self.h = h
+
+
+@pytest.mark.parametrize(("kind", "num_units"), [(SimpleNamespace, 0), (Cached, 4)])
+def test_plain_objects_are_outputs_but_for_caches(kind, num_units) -> None:
+    def run(m, x):
+        h = m.a(x)
+        return kind(h=h, y=m.b(F.relu(h)))
+
+    model = prepared(Net(run, a=conv(3, 4), b=conv(4, 2)))
+    channels = swan.channel_map(model, image(2, 3, 4, 4))
+    assert channels.num_units == num_units
+    assert {pin.layer for pin in channels.pins if pin.op == "output"} >= {"b"}
 
 
 @dataclasses.dataclass

@@ -1,6 +1,6 @@
 """What one labelled run of a model records: joins, ties, pins, contractions, and every operation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field as dataclass_field
 from typing import Any
 
@@ -152,16 +152,28 @@ class Recording:
     unused: tuple[str, ...] = ()
 
 
-def iter_tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor inside nested tuples, lists, dicts and plain objects, in order."""
+def iter_tensors(value: Any, _above: tuple[int, ...] = ()) -> Iterator[Tensor]:
+    """Every tensor inside nested tuples, lists, dicts and plain objects, in order.
+
+    Caches are passed over: a model reads them back itself, so their width may follow.
+    """
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from iter_tensors(item)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            yield from iter_tensors(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from iter_tensors(getattr(value, name))
+        return
+    if id(value) not in _above:
+        for item in _items(value):
+            yield from iter_tensors(item, (*_above, id(value)))
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return value
+    if hasattr(value, "__dataclass_fields__"):
+        return [getattr(value, name) for name in value.__dataclass_fields__]
+    is_model = isinstance(value, (torch.nn.Module, type)) or callable(value)
+    is_cache = any(kind.__name__.endswith("Cache") for kind in type(value).__mro__)
+    return (
+        () if is_model or is_cache else vars(value).values() if hasattr(value, "__dict__") else ()
+    )
