@@ -191,6 +191,13 @@ def test_timm_models_come_with_their_input_size():
     assert "no model 'timm:resnat18'; nearest timm names: resnet18" in result.stderr
 
 
+@pytest.mark.slow
+def test_models_that_look_positions_up_are_built_with_their_data():
+    """A relative position index without data would pin the heads that swanify gates."""
+    shown = inspect_json("swin_t", "--input", "1,3,64,64")
+    assert shown["gated_channels"] == shown["channels"] - 1000  # the classes alone stay
+
+
 def test_timm_that_is_not_installed_is_one_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     result = invoke("inspect", "timm:resnet18")

@@ -109,12 +109,22 @@ def _timm_model(name: str) -> Subject:
 
 
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """Without data where that is possible: positions to look up are data that the map needs."""
     try:
         with torch.device("meta"):
             model = build()
     except (RuntimeError, NotImplementedError):  # it reads a value while it is built
-        model = build()
-    return model.eval()
+        return _on_cpu(build)
+    return _on_cpu(build) if _looks_up(model) else model.eval()
+
+
+def _looks_up(model: nn.Module) -> bool:
+    return any(t.numel() > 1 and not t.is_floating_point() for t in model.buffers())
+
+
+def _on_cpu(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        return build().eval()
 
 
 def _from_factory(name: str) -> Subject:
