@@ -104,6 +104,23 @@ class Hypotheses:
                 return True
         return False
 
+    def reconsider(self, module: str) -> bool:
+        """Take back what was guessed last about a module, and guess again; False if nothing was."""
+        for place, attributes in reversed(self.active.items()):
+            if not any(attribute.module == module for attribute in attributes):
+                continue
+            for attribute in attributes:
+                self.accepted.pop(attribute, None)
+            del self.active[place]
+            for guess in self.pending[place]:
+                fresh = {a: labels for a, labels in guess.items() if a not in self.accepted}
+                if fresh:
+                    self.accepted |= fresh
+                    self.active[place] = list(fresh)
+                    break
+            return True
+        return False
+
 
 def _guesses(
     model: nn.Module, module: str, widths: list[Tensor]

@@ -1,6 +1,6 @@
 """Which numbers in a module's code repeat a width, and what they become when it shrinks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,6 +32,7 @@ class Place:
 
 # What a number becomes: the count of these labels that remain, or always the same.
 New = Tensor | float
+Shrinks = Callable[[Tensor], bool]
 
 
 @dataclass(slots=True)
@@ -42,18 +43,25 @@ class Resizes:
     tried: set[tuple[bool, int]] = field(default_factory=set)
 
     def try_on(
-        self, op: OpRecord, failure: Failure, twins: Sequence[OpRecord], *, training: bool
+        self,
+        op: OpRecord,
+        failure: Failure,
+        twins: Sequence[OpRecord],
+        shrinks: Shrinks,
+        *,
+        training: bool,
     ) -> bool:
         """Replace what did not follow at an operation; False if that cannot help, or did not.
 
         `twins` are the operations of the other mode, which gets the same where it made the same call.
+        `shrinks` says whether any of some labels may go: other sizes (of a batch, say) stay the code's.
         """
         place = (training, failure.index)
         frame = op.frame
         if frame is None or frame.function not in RESIZABLE or place in self.tried:
             return False
         self.tried.add(place)
-        new = _numbers(op, frame, failure.leaves)
+        new = _numbers(op, frame, failure.leaves, shrinks)
         for leaf, value in new.items():
             key = Place(frame.module, frame.function, frame.number, leaf, training, frame.site)
             self.accepted[key] = value
@@ -88,7 +96,9 @@ def _is_twin(frame: Frame, twin: OpRecord, leaf: int) -> bool:
     )
 
 
-def _numbers(op: OpRecord, frame: Frame, seen: tuple[float | None, ...]) -> Mapping[int, New]:
+def _numbers(
+    op: OpRecord, frame: Frame, seen: tuple[float | None, ...], shrinks: Shrinks
+) -> Mapping[int, New]:
     """Leaf -> new number, by what the function's numbers mean.
 
     `seen` are the numbers that the narrower model's own code computed.
@@ -103,8 +113,9 @@ def _numbers(op: OpRecord, frame: Frame, seen: tuple[float | None, ...]) -> Mapp
     if frame.function in SHAPED:
         if len(own) != len(op.shapes[0]):
             return {}
-        return _sizes(op, dict(enumerate(own)), full, changed)
-    return _lengths(op, own, full)
+        sizes = _sizes(op, dict(enumerate(own)), full, changed, shrinks)
+        return _inferred(sizes, full) if frame.function in _INFERRING else sizes
+    return _lengths(op, own, full, shrinks)
 
 
 def _sizes(
@@ -112,9 +123,14 @@ def _sizes(
     leaf_of: Mapping[int, int],
     full: tuple[float | None, ...],
     changed: Mapping[int, float],
-) -> Mapping[int, New]:
+    shrinks: Shrinks,
+) -> dict[int, New]:
     """Every number is the size of one axis of the result."""
-    vectors = {axes_of(f)[0]: f.reshape(-1) for f in op.outputs[0] if len(axes_of(f)) == 1}
+    vectors = {
+        axes_of(f)[0]: f.reshape(-1)
+        for f in op.outputs[0]
+        if len(axes_of(f)) == 1 and shrinks(f.reshape(-1))
+    }
     new: dict[int, New] = {}
     for axis, leaf in leaf_of.items():
         if full[leaf] == -1:
@@ -126,7 +142,21 @@ def _sizes(
     return new
 
 
-def _lengths(op: OpRecord, own: list[int], full: tuple[float | None, ...]) -> Mapping[int, New]:
+def _inferred(sizes: dict[int, New], full: tuple[float | None, ...]) -> Mapping[int, New]:
+    """One size that was fixed (of a batch, say) had better be inferred: it may be another tomorrow."""
+    fixed = [leaf for leaf, new in sizes.items() if not isinstance(new, Tensor)]
+    if len(fixed) == 1 and -1 not in full:
+        sizes[fixed[0]] = -1
+    return sizes
+
+
+# Functions that infer one size that is given as -1.
+_INFERRING = {"view", "reshape"}
+
+
+def _lengths(
+    op: OpRecord, own: list[int], full: tuple[float | None, ...], shrinks: Shrinks
+) -> Mapping[int, New]:
     """The numbers of a split: one length for all pieces, or one for each; the axis comes last."""
     fits = [a for a, size in enumerate(op.shapes[0]) if size == full[own[0]]]
     if not fits:
@@ -136,7 +166,7 @@ def _lengths(op: OpRecord, own: list[int], full: tuple[float | None, ...]) -> Ma
     vectors = []
     for fields in op.outputs:
         vector = next((f.reshape(-1) for f in fields if axes_of(f) == (axis,)), None)
-        vectors.append(vector)
+        vectors.append(None if vector is None or not shrinks(vector) else vector)
     sizes = [shape[axis] for shape in op.shapes]
     if [full[leaf] for leaf in own[: len(sizes)]] == sizes and len(own) >= len(sizes) > 1:
         return {leaf: v for leaf, v in zip(own, vectors, strict=False) if v is not None}

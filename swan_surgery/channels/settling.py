@@ -202,7 +202,15 @@ def _follows_by_code(
     ):
         return True
     twins = [o for other in traces if other is not trace for o in other.recording.ops]
-    return resizes.try_on(op, failure, twins, training=trace.training)
+
+    def shrinks(labels: Tensor) -> bool:
+        return bool(solution.prunable[solution.component[labels.clamp(min=0).numpy()]].any())
+
+    if resizes.try_on(op, failure, twins, shrinks, training=trace.training):
+        return True
+    fields = [f.reshape(-1) for own in (*op.inputs, *op.outputs) for f in own]
+    # Nothing shrinks here: what was guessed for another operation is to blame.
+    return not any(map(shrinks, fields)) and hypotheses.reconsider(op.module)
 
 
 def _guess(
