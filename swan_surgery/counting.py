@@ -96,6 +96,7 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
             analysis.set_op_handle("aten::_convolution_mode", _same_conv_macs)
             analysis.set_op_handle("aten::einsum", _einsum_macs)
             analysis.set_op_handle("aten::matmul", _matmul_macs)
+            analysis.set_op_handle("aten::baddbmm", _baddbmm_macs)
             analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
             counts = analysis.by_module_and_operator()
             uncounted = dict(analysis.unsupported_ops())
@@ -141,6 +142,12 @@ def _matmul_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     """
     summed = inputs[0].type().sizes()[-1]
     return Counter({"matmul": prod(outputs[0].type().sizes()) * summed})
+
+
+def _baddbmm_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Multiply-adds of a batched product that is added to something; fvcore has no handle."""
+    summed = inputs[1].type().sizes()[-1]
+    return Counter({"baddbmm": prod(outputs[0].type().sizes()) * summed})
 
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:

@@ -30,6 +30,12 @@ PRODUCTS = {
     "linear_of_tokens": (F.linear, (5, 4), (2, 3, 4), 6 * 4 * 5),
     "mm": (torch.mm, (4, 5), (3, 4), 3 * 4 * 5),
     "bmm": (torch.bmm, (2, 4, 5), (2, 3, 4), 2 * 3 * 4 * 5),
+    "baddbmm": (
+        lambda x, w: torch.baddbmm(torch.ones(2, 3, 5), x, w),
+        (2, 4, 5),
+        (2, 3, 4),
+        2 * 3 * 4 * 5,
+    ),
     "matmul": (torch.matmul, (4, 5), (2, 3, 4), 2 * 3 * 4 * 5),
     "matmul_batch_on_the_right": (torch.matmul, (7, 4, 5), (3, 4), 7 * 3 * 4 * 5),
     "matmul_broadcast": (torch.matmul, (7, 1, 4, 5), (2, 3, 4), 7 * 2 * 3 * 4 * 5),
