@@ -170,33 +170,29 @@ def _(call: Call, labels: Labels) -> None:
                 labels.mark_harmless(out)
 
 
-@rule("grid_sampler_2d", "grid_sampler_3d")
+# Sampling at positions or in boxes: the axes of the source that come out as they went in.
+_SAMPLED_BESIDE = {
+    "aten.grid_sampler_2d": ((), (0,), (1,)),
+    "aten.grid_sampler_3d": ((), (0,), (1,)),
+    "torchvision.roi_align": ((), (1,)),
+    "torchvision.roi_pool": ((), (1,)),
+    "torchvision.ps_roi_align": (),
+}
+
+
+@rule(*_SAMPLED_BESIDE)
 def _(call: Call, labels: Labels) -> None:
-    source, grid = call.inputs[:2]
-    for field in labels.fields(grid):
+    source, positions = call.inputs[:2]
+    for field in labels.fields(positions):
         labels.pin(field, "used as sampling positions", call)
     kept = []
     for field in labels.fields(source):
-        if axes_of(field) in ((), (0,), (1,)):
-            kept.append(field)
-        else:
-            labels.pin(field, "sampled along the channels", call)
-    labels.assign(call.outputs[0], tuple(kept))
-
-
-@rule("torchvision.roi_align", "torchvision.roi_pool", "torchvision.ps_roi_align")
-def _(call: Call, labels: Labels) -> None:
-    source, boxes = call.inputs[:2]
-    for field in labels.fields(boxes):
-        labels.pin(field, "used as sampling positions", call)
-    kept = []
-    for field in labels.fields(source):
-        if axes_of(field) in ((), (1,)) and call.name != "torchvision.ps_roi_align":
+        if axes_of(field) in _SAMPLED_BESIDE[call.name]:
             kept.append(field)
         else:
             labels.pin(field, "sampled along the channels", call)
     for out in call.outputs:
-        if out.ndim == source.ndim:  # the ratio of boxes, and where each maximum was
+        if out.ndim == source.ndim:  # what was sampled, and where each maximum was
             labels.assign(out, tuple(kept))
 
 
