@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from swan_surgery.channels import ChannelMap, Inputs, copy_of
+from swan_surgery.channels import ChannelMap, Inputs, copy_of, doubled
 from swan_surgery.channels.recording import iter_tensors
 from swan_surgery.errors import VerificationError
 from swan_surgery.gates import GatedModel
@@ -23,22 +23,33 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 def verify_pruned(gated: GatedModel, pruned: nn.Module, plan: PruningPlan) -> float:
     """Check that hard gates at the plan's units and the pruned model agree; returns the error.
 
-    The models run in their own precision first; if that is not close enough to tell (or is half
-    precision), float64 copies decide.
+    On the example inputs, and on a batch twice as large where the gated model takes one. The models
+    run in their own precision first; if that is not close enough to tell (or is half precision),
+    float64 copies decide.
 
     Raises:
         VerificationError: they differ; names the first module that does.
     """
     mask = torch.zeros(plan.num_units, dtype=torch.bool)
     mask[list(plan.open_units)] = True
+    worst = _verify_on(gated, pruned, mask, gated.own_inputs())
+    twice = gated.own_inputs().map(doubled)
+    try:
+        _run(gated, mask, gated, twice)
+    except Exception:  # noqa: BLE001 - models refuse a batch in all sorts of ways
+        return worst
+    return max(worst, _verify_on(gated, pruned, mask, twice))
+
+
+def _verify_on(gated: GatedModel, pruned: nn.Module, mask: Tensor, inputs: Inputs) -> float:
     dtype = gated.dtype
     if dtype in TOLERANCE:
-        error = relative_error(gated, pruned, mask, gated.own_inputs())
+        error = relative_error(gated, pruned, mask, inputs)
         if error <= TOLERANCE[dtype]:
             return error
     gated64, pruned64 = copy_of(gated).double(), copy_of(pruned).double()
     assert isinstance(gated64, GatedModel)  # noqa: S101 - a copy of one
-    inputs = gated64.own_inputs()
+    inputs = inputs.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     error = relative_error(gated64, pruned64, mask, inputs)
     if error > TOLERANCE[torch.float64]:
         # Llama's norms and the like round to float32 on the way, whatever they are given.

@@ -208,3 +208,24 @@ def test_large_values_are_judged_relative_to_the_output() -> None:
             model.classifier[3].weight *= 1e20
             model.classifier[3].bias *= 1e20
     assert verify_pruned(gated, small, plan) <= 1e-4
+
+
+class BatchBound(nn.Module):
+    """Right for one sample alone once it is cut: what a number fixed by mistake would do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)[:1]
+
+
+def test_a_model_that_is_right_for_the_mapped_batch_alone_is_refused() -> None:
+    model, (image,) = ZOO["vgg"]()
+    gated = swan.swanify(model.double().eval(), image[:1].double())
+    plan = make_plan(gated.channels, gated.gates.open_mask())
+    whole = swan.prune(gated, verify=False)
+    assert verify_pruned(gated, whole, plan) <= 1e-9
+    with pytest.raises(swan.VerificationError, match="does not compute"):
+        verify_pruned(gated, BatchBound(whole), plan)

@@ -37,10 +37,10 @@ Shrinks = Callable[[Tensor], bool]
 
 @dataclass(slots=True)
 class Resizes:
-    """Numbers that are replaced; `tried` are operations where that was attempted."""
+    """Numbers that are replaced; `tried` are operations where that was attempted, and their modules."""
 
     accepted: dict[Place, New] = field(default_factory=dict)
-    tried: set[tuple[bool, int]] = field(default_factory=set)
+    tried: dict[tuple[bool, int], str] = field(default_factory=dict)
 
     def try_on(
         self,
@@ -60,7 +60,7 @@ class Resizes:
         frame = op.frame
         if frame is None or frame.function not in RESIZABLE or place in self.tried:
             return False
-        self.tried.add(place)
+        self.tried[place] = frame.module
         new = _numbers(op, frame, failure.leaves, shrinks)
         for leaf, value in new.items():
             key = Place(frame.module, frame.function, frame.number, leaf, training, frame.site)
@@ -68,6 +68,11 @@ class Resizes:
             if any(_is_twin(frame, twin, leaf) for twin in twins):
                 self.accepted.setdefault(replace(key, training=not training), value)
         return bool(new)
+
+    def forget(self, module: str) -> None:
+        """Drop what was learned about a module while one of its attributes was guessed wrongly."""
+        self.accepted = {key: new for key, new in self.accepted.items() if key.module != module}
+        self.tried = {place: own for place, own in self.tried.items() if own != module}
 
 
 def is_explained_by_attributes(op: OpRecord, failure: Failure) -> bool:

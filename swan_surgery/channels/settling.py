@@ -197,10 +197,11 @@ def _follows_by_code(
     if failure.labels_only:
         return False
     op = trace.recording.ops[failure.index]
-    if is_explained_by_attributes(op, failure) and _guess(
-        trace, failure.index, solution, hypotheses, model
-    ):
-        return True
+    if is_explained_by_attributes(op, failure):
+        if (trace.training, failure.index) in hypotheses.active:
+            resizes.forget(op.module)
+        if _guess(trace, failure.index, solution, hypotheses, model):
+            return True
     twins = [o for other in traces if other is not trace for o in other.recording.ops]
 
     def shrinks(labels: Tensor) -> bool:
@@ -210,7 +211,10 @@ def _follows_by_code(
         return True
     fields = [f.reshape(-1) for own in (*op.inputs, *op.outputs) for f in own]
     # Nothing shrinks here: what was guessed for another operation is to blame.
-    return not any(map(shrinks, fields)) and hypotheses.reconsider(op.module)
+    if any(map(shrinks, fields)) or not hypotheses.reconsider(op.module):
+        return False
+    resizes.forget(op.module)
+    return True
 
 
 def _guess(
