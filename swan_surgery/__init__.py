@@ -6,7 +6,16 @@ Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` a
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map
 from swan_surgery.conversion import swanify, unswanify
-from swan_surgery.cost import count_macs, count_params, expected_macs, hard_macs, marginal_macs
+from swan_surgery.cost import (
+    count_macs,
+    count_params,
+    expected_macs,
+    expected_params,
+    hard_macs,
+    hard_params,
+    marginal_macs,
+)
+from swan_surgery.distillation import distillation_loss
 from swan_surgery.errors import (
     BudgetError,
     CostError,
@@ -23,9 +32,11 @@ from swan_surgery.errors import (
     VerificationError,
 )
 from swan_surgery.gates import GatedModel, acting_gates, soft_gates
-from swan_surgery.objective import CosineRamp, Objective, parameter_groups
+from swan_surgery.importance import importance
+from swan_surgery.objective import Objective, parameter_groups
 from swan_surgery.plan import PruningPlan
-from swan_surgery.pruning import prune
+from swan_surgery.pruning import prune, prune_by_score
+from swan_surgery.ramps import CosineRamp
 from swan_surgery.reporting import Report, report
 
 
@@ -54,11 +65,16 @@ __all__ = [
     "channel_map",
     "count_macs",
     "count_params",
+    "distillation_loss",
     "expected_macs",
+    "expected_params",
     "hard_macs",
+    "hard_params",
+    "importance",
     "marginal_macs",
     "parameter_groups",
     "prune",
+    "prune_by_score",
     "report",
     "soft_gates",
     "swanify",

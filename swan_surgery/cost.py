@@ -1,4 +1,4 @@
-"""MACs: what a model costs, what a gated model would cost, and what each unit adds.
+"""MACs and parameters: what a model costs, what a gated model would cost, what each unit adds.
 
 One MAC is one multiply-add of a convolution, linear layer or matrix product; bias, normalisation,
 activation and pooling are not counted. FLOPs = 2 x MACs. Costs are for the example inputs as given
@@ -7,6 +7,7 @@ a layer's MACs scale with the open units on each of its axes, which is exact at 
 """
 
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.channels import CostTerm
+from swan_surgery.channels import PINNED, CostAxis, CostTerm
 from swan_surgery.counting import count_operators
 from swan_surgery.errors import CostError
 from swan_surgery.gates import GatedModel
@@ -68,9 +69,14 @@ class CostTable:
 
     def marginal(self) -> Tensor:
         """MACs saved by closing each unit alone, all others open; float64, shape (num_units,)."""
-        lengths = self.lengths(torch.ones(self.num_units, dtype=torch.float64))
-        taken = torch.zeros(self.num_units, dtype=torch.float64)
+        values = torch.ones(self.num_units, dtype=torch.float64, device=self.factors.device)
         # A unit on both axes of a term (a layer whose input and output are coupled) counts once.
+        return self.prices(values) - self._overlap(self.lengths(values))
+
+    def prices(self, values: Tensor) -> Tensor:
+        """The derivative of `macs` by each unit's value; float64, shape (num_units,)."""
+        lengths = self.lengths(values)
+        taken = torch.zeros_like(values)
         for column in range(self.axes_of_term.shape[1] - 1):
             axis = self.axes_of_term[:, column]
             others = self.factors.clone()
@@ -79,7 +85,7 @@ class CostTable:
                     others = others * lengths[self.axes_of_term[:, other]]
             price = torch.zeros_like(self.fixed).index_add(0, axis, others)
             taken.index_add_(0, self.units, self.counts * price[self.rows])
-        return taken - self._overlap(lengths)
+        return taken
 
     def _overlap(self, lengths: Tensor) -> Tensor:
         """Counted twice above: factor * count on one axis * count on another, same unit."""
@@ -140,6 +146,7 @@ def build_table(terms: Sequence[CostTerm], num_units: int) -> CostTable:
 
 
 _TABLES: "weakref.WeakKeyDictionary[GatedModel, CostTable]" = weakref.WeakKeyDictionary()
+_PARAM_TABLES: "weakref.WeakKeyDictionary[GatedModel, CostTable]" = weakref.WeakKeyDictionary()
 
 
 def cost_table(gated: GatedModel) -> CostTable:
@@ -158,6 +165,39 @@ def cost_table(gated: GatedModel) -> CostTable:
         table = table.to(device)
     _TABLES[gated] = table
     return table
+
+
+def param_table(gated: GatedModel) -> CostTable:
+    """Parameters as a cost table: each is the product of its axes, a tied one counts once.
+
+    Raises:
+        ModelError: `gated` is not a gated model.
+    """
+    check_gated(gated)
+    device = gated.gates.logits.device
+    table = _PARAM_TABLES.get(gated)
+    if table is None:
+        table = build_table(_param_terms(gated), gated.channels.num_units)
+    if table.factors.device != device:
+        table = table.to(device)
+    _PARAM_TABLES[gated] = table
+    return table
+
+
+def _param_terms(gated: GatedModel) -> list[CostTerm]:
+    axes: dict[str, dict[int, CostAxis]] = {}
+    for entry in gated.channels.tensors:
+        counts = Counter(unit for unit in entry.units if unit != PINNED)
+        fixed = len(entry.units) - counts.total()
+        axes.setdefault(entry.tensor, {})[entry.axis] = CostAxis(
+            tuple(counts), tuple(counts.values()), fixed
+        )
+    terms = []
+    for name, parameter in gated.model.named_parameters():
+        own = axes.get(name, {})
+        rest = prod(size for axis, size in enumerate(parameter.shape) if axis not in own)
+        terms.append(CostTerm(name, "parameter", rest, tuple(own.values()), parameter.numel()))
+    return terms
 
 
 def _certified_terms(gated: GatedModel) -> tuple[CostTerm, ...]:
@@ -225,6 +265,16 @@ def hard_macs(gated: GatedModel) -> int:
     """MACs at `open_mask()`: what the pruned model will cost, exactly."""
     table = cost_table(gated)
     return int(table.macs(gated.gates.open_mask().double()))
+
+
+def expected_params(gated: GatedModel) -> Tensor:
+    """Parameters at the current probabilities: a float64 scalar, differentiable in the logits."""
+    return param_table(gated).macs(gated.gates.probabilities().double())
+
+
+def hard_params(gated: GatedModel) -> int:
+    """Parameters at `open_mask()`: what the pruned model will have, exactly."""
+    return int(param_table(gated).macs(gated.gates.open_mask().double()))
 
 
 def marginal_macs(gated: GatedModel) -> Tensor:

@@ -8,45 +8,23 @@ prints on its first term stands on every term:
     dL/dz_i = p_i(1-p_i) * (<dL/dh~_i, h_i> + l0/N + flops c_i/sum c + 2 target/N max(0, a - a*))
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import cos, pi
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from swan_surgery.cost import CostTable, cost_table, marginal_macs
-from swan_surgery.errors import BudgetError, InputError
+from swan_surgery.budget import Limit, limits_of, refuse_unreachable
+from swan_surgery.cost import cost_table, marginal_macs
+from swan_surgery.errors import InputError
+from swan_surgery.gate_learning import CurvatureRule
 from swan_surgery.gates import GatedModel
 from swan_surgery.preconditions import check_gated
+from swan_surgery.ramps import CosineRamp
 
 
-@dataclass(frozen=True, slots=True)
-class CosineRamp:
-    """The delayed cosine ramp of Eq. 14: 0 until `delay`, 1 from `delay + length` on (epochs).
-
-    Example:
-        >>> ramp = CosineRamp(delay=2, length=4)
-        >>> [round(ramp(t), 3) for t in (0, 2, 4, 6, 9)]
-        [0.0, 0.0, 0.5, 1.0, 1.0]
-    """
-
-    delay: float = 0.0
-    length: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse negative times."""
-        if self.delay < 0 or self.length < 0:
-            raise InputError(f"delay and length must not be negative; got {self}")
-
-    def __call__(self, epoch: float) -> float:
-        """The factor at a (fractional) epoch, in [0, 1]."""
-        if epoch <= self.delay:
-            return 0.0
-        if self.length == 0:
-            return 1.0
-        return 0.5 * (1 - cos(pi * min(1.0, (epoch - self.delay) / self.length)))
+Learning = Literal["curvature", "gradient"]
 
 
 # How fast the multiplier of the budget grows with the excess, per call.
@@ -56,7 +34,10 @@ _BUDGET_SLACK = 0.005
 
 
 class Objective:
-    """The penalty of Eq. 8 and, with `macs=`, the drive to a MAC budget.
+    """The penalty of Eq. 8 and, with `macs=` or `params=`, the drive to a budget.
+
+    Attributes:
+        reachable: per budget the share of the base model's that the minimum widths cost, and 1.
 
     Example:
         >>> objective = Objective(gated, macs=0.5, ramp=CosineRamp(1, 4))  # doctest: +SKIP
@@ -67,48 +48,77 @@ class Objective:
         self,
         gated: GatedModel,
         *,
+        macs: float | None = None,
+        params: float | None = None,
+        learning: Learning | None = None,
+        decay: float = 0.98,
+        freeze_after: float | None = None,
         l0: float = 0.0,
         flops: float = 0.0,
         target_active: float | None = None,
         target_weight: float = 1.0,
-        macs: float | None = None,
-        ramp: CosineRamp | Mapping[str, CosineRamp] = CosineRamp(),
+        ramp: CosineRamp | Mapping[str, CosineRamp] | None = None,
     ) -> None:
         """Make an objective.
 
         Args:
             gated: the gated model.
+            macs: share of the base model's MACs to arrive at, in (0, 1]. Each call lowers the budget
+                along its ramp and decides which units are open, so that the *hard* gates meet it.
+            params: the same for parameters; with both, both are met.
+            learning: how gates learn under a budget. "curvature": from E[(dL/dg)^2] per cost saved
+                (`gate_learning`); the logits are written by the objective, the optimizer sees no
+                gradient on them. "gradient": by the optimizer, as in the paper; the threshold moves
+                to meet the budget, and the expected cost is penalised with a multiplier that grows
+                while it exceeds it. By default "curvature" if a budget is all there is, else
+                "gradient".
+            decay: of the running mean of "curvature", per step.
+            freeze_after: epoch from which on the open units stay as they are.
             l0: lambda_0, on the mean probability (Eq. 9).
             flops: lambda_F, on the MAC-weighted mean probability (Eq. 10).
             target_active: alpha* in (0, 1], the mean probability above which Eq. 12 penalises.
             target_weight: lambda_T.
-            macs: share of the base model's MACs to arrive at, in (0, 1]. Each call lowers the
-                budget along its ramp, moves `gated.gates.threshold` so that the hard gates meet it,
-                and adds the expected MACs with a multiplier that grows while they exceed it.
-            ramp: one ramp for all terms, or a mapping from "l0", "flops", "target_active", "macs".
+            ramp: one ramp for all terms, or a mapping from "l0", "flops", "target_active", "macs",
+                "params". By default everything acts in full from the start.
 
         Raises:
             ModelError: `gated` is not a gated model.
-            InputError: a coefficient is negative, or a share outside (0, 1].
-            BudgetError: `macs` is below what the minimum widths cost.
+            InputError: a coefficient is negative, a share outside (0, 1], "curvature" without a
+                budget or with penalties on the probabilities, which it writes.
+            BudgetError: a budget is below what the minimum widths cost; carries what can be reached.
         """
         check_gated(gated)
-        coefficients = {"l0": l0, "flops": flops, "target_weight": target_weight}
-        for name, value in coefficients.items():
-            if not value >= 0:
-                raise InputError(f"{name} must not be negative; got {value}")
-        for name, share in (("target_active", target_active), ("macs", macs)):
-            if share is not None and not 0 < share <= 1:
-                raise InputError(f"{name} is a share in (0, 1]; got {share}")
+        _check_coefficients(l0=l0, flops=flops, target_weight=target_weight)
+        if target_active is not None and not 0 < target_active <= 1:
+            raise InputError(f"target_active is a share in (0, 1]; got {target_active}")
+        if learning is not None and learning not in get_args(Learning):
+            raise InputError(f"learning must be one of {get_args(Learning)}; got {learning!r}")
+        if not 0 <= decay < 1:
+            raise InputError(f"decay must be at least 0 and below 1; got {decay}")
         self._gated = gated
         self._l0, self._flops, self._target_weight = l0, flops, target_weight
-        self._target_active, self._macs = target_active, macs
+        self._target_active = target_active
+        self._freeze_after = float("inf") if freeze_after is None else freeze_after
         self._ramps = _ramps(ramp)
         self._multiplier = 0.0
         self._log: dict[str, float | Tensor] = {}
         self._marginal = marginal_macs(gated)
-        if macs is not None:
-            self._refuse_unreachable(macs)
+        self._limits = limits_of(gated, macs=macs, params=params)
+        least = gated.gates.least_mask(gated.gates.probabilities().detach())
+        for limit in self._limits:
+            refuse_unreachable(limit, least)
+        self.reachable = {
+            limit.name: (limit.used(least) / limit.table.total, 1.0) for limit in self._limits
+        }
+        penalised = bool(l0 or flops or target_active is not None)
+        if learning == "curvature" and (penalised or not self._limits):
+            raise InputError(
+                "learning='curvature' needs a budget (macs=0.5 or params=0.5) and writes the "
+                "probabilities that l0, flops and target_active act on; pass learning='gradient'"
+            )
+        self._rule: CurvatureRule | None = None
+        if learning == "curvature" or (learning is None and self._limits and not penalised):
+            self._rule = CurvatureRule(gated, decay=decay)
 
     def __call__(self, epoch: float) -> Tensor:
         """The penalty at a (fractional) epoch: a scalar, differentiable in the logits.
@@ -120,10 +130,15 @@ class Objective:
         gates.check()
         table = cost_table(self._gated)
         scale = {name: ramp(epoch) for name, ramp in self._ramps.items()}
+        limits = tuple(
+            replace(limit, share=(1 - scale[limit.name]) + scale[limit.name] * limit.share)
+            for limit in self._limits
+        )
+        if self._rule is not None and epoch < self._freeze_after:
+            self._rule.project(limits)
         p = gates.probabilities()
         active = p.mean()  # Eq. 11
         flops = (p.double() * self._marginal.to(p.device)).sum()  # Eq. 10
-        expected = table.macs(p.double())
         terms = {
             "l0": self._l0 * scale["l0"] * active,
             "flops": self._flops * scale["flops"] * flops / self._marginal.sum(),
@@ -132,24 +147,34 @@ class Objective:
         if self._target_active is not None:
             raw["target"] = (active - self._target_active).clamp(min=0).square()  # Eq. 12
             terms["target"] = self._target_weight * scale["target_active"] * raw["target"]
-        log: dict[str, float] = {}
-        if self._macs is not None:
-            budget = 1 - scale["macs"] * (1 - self._macs)
-            terms["macs"] = self._drive(expected / table.total, budget)
-            self._project(table, budget)
-            log |= {"budget": budget, "multiplier": self._multiplier}
+        log: dict[str, float | Tensor] = {}
+        for limit in limits:
+            expected = limit.table.macs(p.double()) / limit.table.total
+            if self._rule is None:
+                terms[limit.name] = self._drive(expected, limit.share)
+            log |= {
+                f"{limit.name}_budget": limit.share,
+                f"expected_{limit.name}_ratio": expected.detach(),
+            }
+        if limits and self._rule is None:
+            if epoch < self._freeze_after:
+                self._move_threshold(limits)
+            log["multiplier"] = self._multiplier
         penalty = torch.stack([term.to(p.dtype) for term in terms.values()]).sum()
-        hard = table.macs(gates.open_mask().double())
+        is_open = gates.open_mask().double()
+        hard = table.macs(is_open)
+        log |= {f"hard_{li.name}_ratio": li.table.macs(is_open) / li.table.total for li in limits}
+        expected_macs = table.macs(p.detach().double())
         # Tensors until `log()` is called: a float would wait for the device on every step.
         self._log = {
             "penalty": penalty.detach(),
             **{name: term.detach() for name, term in terms.items()},
             **{f"{name}_raw": value.detach() for name, value in raw.items()},
             "active_fraction": active.detach(),
-            "open_fraction": gates.open_mask().double().mean(),
-            "expected_macs": expected.detach(),
+            "open_fraction": is_open.mean(),
+            "expected_macs": expected_macs,
             "hard_macs": hard,
-            "expected_macs_ratio": expected.detach() / table.total,
+            "expected_macs_ratio": expected_macs / table.total,
             "hard_macs_ratio": hard / table.total,
             "threshold": gates.threshold,
             **log,
@@ -157,65 +182,70 @@ class Objective:
         return penalty
 
     def log(self) -> dict[str, float]:
-        """Every term of the last call: weighted, raw (`*_raw`), fractions and MACs."""
+        """Every term of the last call: weighted, raw (`*_raw`), fractions, MACs and budgets."""
         return {name: float(value) for name, value in self._log.items()}
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the gated model's own state."""
-        return {"multiplier": self._multiplier}
+        state: dict[str, Any] = {"multiplier": self._multiplier}
+        if self._rule is not None:
+            state["curvature"] = self._rule.state_dict()
+        return state
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restore what `state_dict` gave."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            InputError: the state is of an objective that learns in another way.
+        """
+        if ("curvature" in state) != (self._rule is not None):
+            raise InputError("the state is of an objective with another `learning` or no budget")
         self._multiplier = state["multiplier"]
+        if self._rule is not None:
+            self._rule.load_state_dict(state["curvature"])
 
     def _drive(self, expected_ratio: Tensor, budget: float) -> Tensor:
         excess = float(expected_ratio.detach()) - budget
         self._multiplier = max(0.0, self._multiplier + _MULTIPLIER_RATE * excess)
         return self._multiplier * expected_ratio
 
-    def _project(self, table: CostTable, budget: float) -> None:
-        """Move the threshold so that the hard MACs come to the budget from below."""
+    def _move_threshold(self, limits: Sequence[Limit]) -> None:
+        """Move the threshold so that the hard gates come to the budget from below."""
         gates = self._gated.gates
-        ceiling = budget * table.total
 
-        def macs_at(threshold: Tensor) -> float:
-            return float(table.macs(gates.mask_at(threshold).double()))
+        def fits(mask: Tensor, slack: float = 0.0) -> bool:
+            shrunk = (replace(limit, share=(1 - slack) * limit.share) for limit in limits)
+            return all(limit.allows(mask) for limit in shrunk)
 
-        now = float(table.macs(gates.open_mask().double()))
-        if (1 - _BUDGET_SLACK) * ceiling <= now <= ceiling:
+        now = gates.open_mask()
+        if fits(now) and not fits(now, _BUDGET_SLACK):
             return
         levels = gates.probabilities().detach().unique()
-        if macs_at(levels[0]) <= ceiling:
+        if fits(gates.mask_at(levels[0])):
             gates.threshold = min(0.5, float(levels[0]))
             return
         low, high = 0, len(levels)  # levels[high] fits (past the end: the minimum widths)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if macs_at(levels[middle]) <= ceiling else (middle, high)
+            low, high = (low, middle) if fits(gates.mask_at(levels[middle])) else (middle, high)
         if high < len(levels):
             gates.threshold = float(levels[high])
         else:
             gates.close_to_minimum()
 
-    def _refuse_unreachable(self, macs: float) -> None:
-        table = cost_table(self._gated)
-        floor = self._gated.gates.mask_at(torch.tensor(float("inf"))).double()
-        least = int(table.macs(floor.to(table.factors.device)))
-        if macs * table.total < least:
-            raise BudgetError(
-                f"macs={macs:g} cannot be reached: with every layer at its minimum width the model "
-                f"still costs {least / table.total:.4f} of its {table.total:,} MACs (reachable: "
-                f"{least / table.total:.4f} to 1)",
-                min_macs=least,
-                max_macs=table.total,
-            )
+
+def _check_coefficients(**coefficients: float) -> None:
+    for name, value in coefficients.items():
+        if not value >= 0:
+            raise InputError(f"{name} must not be negative; got {value}")
 
 
-_TERMS = ("l0", "flops", "target_active", "macs")
+_TERMS = ("l0", "flops", "target_active", "macs", "params")
 
 
-def _ramps(ramp: CosineRamp | Mapping[str, CosineRamp]) -> dict[str, CosineRamp]:
-    if isinstance(ramp, CosineRamp):
+def _ramps(ramp: CosineRamp | Mapping[str, CosineRamp] | None) -> dict[str, CosineRamp]:
+    if ramp is None or isinstance(ramp, CosineRamp):
+        ramp = ramp or CosineRamp()
         return dict.fromkeys(_TERMS, ramp)
     unknown = sorted(set(ramp) - set(_TERMS))
     if unknown:

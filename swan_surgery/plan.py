@@ -2,15 +2,11 @@
 
 import json
 from dataclasses import asdict, dataclass
-from math import gcd
 
-import torch
 from torch import Tensor
 
-from swan_surgery.channels import PINNED, ChannelMap, RepeatedNumber
-from swan_surgery.cost import cost_table
-from swan_surgery.errors import BudgetError, EmptyLayerError, InputError
-from swan_surgery.gates import GatedModel
+from swan_surgery.channels import ChannelMap, RepeatedNumber
+from swan_surgery.errors import EmptyLayerError, InputError
 
 
 _VERSION = 2
@@ -120,80 +116,3 @@ def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
 
 def _number(entry: RepeatedNumber, stays: list[bool]) -> float:
     return entry.value if entry.units is None else sum(stays[unit] for unit in entry.units)
-
-
-def ranking(gated: GatedModel) -> Tensor:
-    """Units by falling p; among equals those early in their group first, so that layers share."""
-    p = gated.gates.probabilities().detach().double().cpu()
-    place = torch.zeros_like(p)
-    for group in gated.channels.unit_groups:
-        place[list(group)] = torch.arange(len(group), dtype=p.dtype) / len(group)
-    by_place = torch.argsort(place, stable=True)
-    return by_place[torch.argsort(p[by_place], descending=True, stable=True)]
-
-
-def round_widths(gated: GatedModel, mask: Tensor, round_to: int) -> Tensor:
-    """Open the best closed units until every group's width is a multiple of `round_to` channels.
-
-    A group that is too narrow for the next multiple opens whole.
-    """
-    if round_to == 1:
-        return mask
-    order = torch.empty(gated.channels.num_units, dtype=torch.int64)
-    order[ranking(gated)] = torch.arange(gated.channels.num_units)
-    channels_of = _channels_per_unit(gated.channels)
-    rounded = mask.cpu().clone()
-    for group in gated.channels.unit_groups:
-        members = torch.tensor(group)
-        step = round_to // gcd(round_to, channels_of[group[0]])
-        num_open = int(rounded[members].sum())
-        wanted = min(-(-num_open // step) * step, len(group))
-        closed = members[~rounded[members]]
-        best = closed[torch.argsort(order[closed])]
-        rounded[best[: wanted - num_open]] = True
-    return rounded.to(mask.device)
-
-
-def _channels_per_unit(channels: ChannelMap) -> list[int]:
-    """How many channels of the first layer that makes it one unit stands for."""
-    found = [0] * channels.num_units
-    for layer in channels.layers:
-        fresh = {unit for unit in layer.out_units if unit != PINNED and not found[unit]}
-        for unit in layer.out_units:
-            if unit in fresh:
-                found[unit] += 1
-    return found
-
-
-def mask_for_budget(gated: GatedModel, macs: float, round_to: int) -> Tensor:
-    """The widest open mask, in order of `ranking`, whose MACs are at most `macs` of the base's.
-
-    Raises:
-        BudgetError: even the narrowest layers cost more; carries the reachable range.
-    """
-    table = cost_table(gated).to(torch.device("cpu"))
-    order = ranking(gated)
-    floor = gated.gates.mask_at(torch.tensor(float("inf"))).cpu()
-
-    def mask_of(count: int) -> Tensor:
-        mask = floor.clone()
-        mask[order[:count]] = True
-        return round_widths(gated, mask, round_to)
-
-    def cost_of(count: int) -> int:
-        return int(table.macs(mask_of(count).double()))
-
-    budget = macs * table.total
-    if cost_of(0) > budget:
-        raise BudgetError(
-            f"macs={macs:g} asks for at most {budget:,.0f} MACs, but with every layer at its "
-            f"minimum width the model still costs {cost_of(0):,} "
-            f"({cost_of(0) / table.total:.4f} of {table.total:,}); ask for at least that",
-            min_macs=cost_of(0),
-            max_macs=table.total,
-        )
-    low, high = 0, len(order)  # cost_of(low) fits; find the last count that does
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost_of(middle) <= budget else (low, middle - 1)
-    return mask_of(low)

@@ -7,19 +7,25 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from swan_surgery.attention import put_back_, write_out_
+from swan_surgery.budget import limits_of, order_by_price, ranking, round_widths, widest_mask
 from swan_surgery.channels import copy_of
 from swan_surgery.channels.attributes import Attribute
 from swan_surgery.channels.resizes import Place
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
-from swan_surgery.plan import PruningPlan, make_plan, mask_for_budget, round_widths
+from swan_surgery.plan import PruningPlan, make_plan
 from swan_surgery.preconditions import check_data, check_gated
 from swan_surgery.slicing import cut_
 from swan_surgery.verification import verify_pruned
 
 
 def prune(
-    gated: GatedModel, *, macs: float | None = None, round_to: int = 1, verify: bool = True
+    gated: GatedModel,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    round_to: int = 1,
+    verify: bool = True,
 ) -> nn.Module:
     """Remove the closed channels: a plain model of the given class, `forward` and state-dict keys.
 
@@ -29,8 +35,10 @@ def prune(
     Args:
         gated: the result of `swanify`, trained.
         macs: share of the base model's MACs to keep at most, in (0, 1]. Moves the threshold: units
-            stay in order of p, as many as the budget allows, so closed units may open again. By
-            default `gates.open_mask()` stays.
+            stay in order of p, as many as the budget allows, so closed units may open again; what
+            is left of the budget is filled with the next units that fit. By default
+            `gates.open_mask()` stays.
+        params: the same for parameters; with both, both are kept.
         round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
             the best of the closed units.
         verify: run both models on the example inputs and compare.
@@ -38,7 +46,7 @@ def prune(
     Raises:
         ModelError: `gated` is not a gated model, or on the meta device.
         GateError: NaN or infinite logits.
-        InputError: `macs` or `round_to` out of range.
+        InputError: `macs`, `params` or `round_to` out of range.
         BudgetError: the budget cannot be reached.
         EmptyLayerError: a layer would keep no channel (`gates.min_width = 0`).
         VerificationError: the pruned model computes something else.
@@ -46,14 +54,71 @@ def prune(
     check_gated(gated)
     check_data(gated, to="prune")
     gated.gates.check()
-    if macs is not None and not 0 < macs <= 1:
-        raise InputError(f"macs is a share of the base model's MACs, in (0, 1]; got {macs}")
+    _check_round_to(round_to)
+    limits = limits_of(gated, macs=macs, params=params)
+    if limits:
+        mask = widest_mask(gated, ranking(gated), limits, round_to=round_to)
+    else:
+        mask = round_widths(gated, gated.gates.open_mask(), round_to)
+    return cut_to(gated, mask, verify=verify)
+
+
+def prune_by_score(
+    gated: GatedModel,
+    scores: Tensor,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    per_cost: bool = True,
+    round_to: int = 1,
+    verify: bool = True,
+) -> nn.Module:
+    """One-shot pruning: keep the units with the highest scores within a budget; gates play no part.
+
+    Args:
+        gated: the result of `swanify`, trained or not.
+        scores: one per unit, not negative, as `swan.importance` gives them.
+        macs: share of the base model's MACs to keep at most, in (0, 1].
+        params: share of its parameters to keep at most; with both, both are kept.
+        per_cost: rank by score per cost saved, with costs taken anew as units go; False ranks by
+            the bare score.
+        round_to: widths become multiples of this many channels.
+        verify: run both models on the example inputs and compare.
+
+    Raises:
+        ModelError: `gated` is not a gated model, or on the meta device.
+        InputError: no budget, scores of another shape, negative or not finite, a share or
+            `round_to` out of range.
+        BudgetError: the budget cannot be reached.
+        VerificationError: the pruned model computes something else.
+    """
+    check_gated(gated)
+    check_data(gated, to="prune")
+    _check_round_to(round_to)
+    if scores.shape != (gated.gates.num_units,):
+        raise InputError(
+            f"scores must have shape ({gated.gates.num_units},), one per unit; got "
+            f"{tuple(scores.shape)}"
+        )
+    if not bool((scores >= 0).all() & scores.isfinite().all()):
+        raise InputError("scores must be finite and not negative")
+    limits = limits_of(gated, macs=macs, params=params)
+    if not limits:
+        raise InputError("say how small the model shall get: macs=0.5 or params=0.5")
+    scores = scores.to(gated.gates.logits.device)
+    least = gated.gates.least_mask(scores)
+    order = order_by_price(scores, limits if per_cost else (), least)
+    mask = widest_mask(gated, order, limits, least=least, round_to=round_to)
+    return cut_to(gated, mask, verify=verify)
+
+
+def _check_round_to(round_to: int) -> None:
     if round_to < 1 or int(round_to) != round_to:
         raise InputError(f"round_to must be a whole number of channels >= 1; got {round_to!r}")
-    if macs is None:
-        mask = round_widths(gated, gated.gates.open_mask(), round_to)
-    else:
-        mask = mask_for_budget(gated, macs, round_to)
+
+
+def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module:
+    """Cut to an open mask, bool of shape (num_units,); the gated model stays as it is."""
     plan = make_plan(gated.channels, mask)
     pruned = apply_plan(gated.model, plan)
     _follow_widths_(pruned, gated)

@@ -515,7 +515,7 @@ class TestBudget:
         )
         refuse(
             swan.InputError,
-            r"macs is a share in \(0, 1\]; got",
+            r"macs is a share of the base model's MACs, in \(0, 1\]; got",
             lambda: swan.Objective(gated, macs=macs),
             gated,
         )
@@ -530,7 +530,7 @@ class TestBudget:
         gated = gated_zoo()
         error = refuse(
             swan.BudgetError,
-            r"macs=1e-06 asks for at most 0 MACs, but .*minimum width the model still costs",
+            r"macs=1e-06 cannot be reached: it asks for at most 0 MACs, but .*the model still costs",
             lambda: swan.prune(gated, macs=1e-6),
             gated,
         )

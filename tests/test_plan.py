@@ -1,4 +1,4 @@
-"""Plans are data: what stays, rounded, within the budget, and back from JSON."""
+"""Plans are data: what stays, and back from JSON."""
 
 import json
 from dataclasses import FrozenInstanceError
@@ -15,9 +15,6 @@ from swan_surgery.plan import (
     NumberValue,
     PruningPlan,
     make_plan,
-    mask_for_budget,
-    ranking,
-    round_widths,
 )
 from swan_surgery.pruning import apply_plan
 from tests.closing import close_, image, outputs, prepared
@@ -185,129 +182,3 @@ class TestJson:
         text = json.dumps({"version": version, "num_units": 1, "open_units": [0], "positions": []})
         with pytest.raises(swan.InputError, match=f"plan version {version} is not 2"):
             PruningPlan.from_json(text)
-
-
-class TestRanking:
-    def test_by_falling_probability(self) -> None:
-        gated = zoo_gated("densenet")
-        p = gated.gates.probabilities().detach()
-        order = ranking(gated)
-        assert sorted(order.tolist()) == list(range(gated.gates.num_units))
-        assert torch.equal(p[order], p.sort(descending=True).values)
-
-    def test_equals_are_shared_among_the_layers(self) -> None:
-        gated = mlp(3, 4, 4, 2)
-        with torch.no_grad():
-            gated.gates.logits.fill_(1.0)
-        assert ranking(gated).tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
-
-
-class TestRounding:
-    @pytest.mark.parametrize("name", ["vgg", "resnet_option_a", "densenet", "unet", "inception"])
-    @pytest.mark.parametrize("round_to", [1, 2, 3, 4, 8, 1000])
-    def test_multiples_or_the_whole_group(self, name, round_to) -> None:
-        gated = zoo_gated(name)
-        mask = gated.gates.open_mask()
-        before = mask.clone()
-        rounded = round_widths(gated, mask, round_to)
-        assert torch.equal(mask, before)
-        assert bool((rounded | ~mask).all())  # nothing open is closed
-        for group in gated.channels.unit_groups:
-            members = list(group)
-            was, now = int(mask[members].sum()), int(rounded[members].sum())
-            assert now % round_to == 0 or now == len(group)
-            assert now - was < round_to
-            opened = [u for u in members if rounded[u] and not mask[u]]
-            closed = [u for u in members if not rounded[u]]
-            p = gated.gates.probabilities().detach()
-            assert not opened or not closed or min(p[opened]) >= max(p[closed])
-
-    @pytest.mark.parametrize("round_to", [2, 4, 8])
-    def test_widths_of_the_pruned_model(self, round_to) -> None:
-        gated = mlp(3, 16, 32, 8, 5)
-        with torch.no_grad():
-            gated.gates.logits.copy_(torch.randn(56, generator=torch.Generator().manual_seed(0)))
-        small = swan.prune(gated, round_to=round_to)
-        widths = [layer.out_features for layer in small]
-        assert all(width % round_to == 0 for width in widths[:3])
-        assert widths[3] == 5
-
-    def test_units_of_several_channels(self) -> None:
-        # A unit of this grouped convolution is a position in both groups: two channels each.
-        gated = zoo_gated("grouped")
-        assert len(set(gated.channels.layer("grouped.0").out_units)) == 3
-        with torch.no_grad():
-            gated.gates.logits.fill_(-2.0)
-        small = swan.prune(gated, round_to=4)
-        assert small.grouped[0].out_channels == 4
-        assert small.before[0].out_channels == 4
-        assert small.after[0].out_channels == 4
-
-
-class TestBudget:
-    @pytest.mark.parametrize("name", sorted(ZOO))
-    @pytest.mark.parametrize("macs", [0.25, 0.5, 0.75])
-    def test_met_within_one_unit(self, name, macs) -> None:
-        gated = zoo_gated(name)
-        total = swan.count_macs(gated, gated.example_inputs)
-        try:
-            mask = mask_for_budget(gated, macs, 1)
-        except swan.BudgetError as err:
-            assert err.min_macs > macs * total  # noqa: PT017 - narrow models cannot get that low
-            return
-        with gated.gates.holding(mask):
-            small = swan.prune(gated)
-        assert swan.count_macs(small, gated.example_inputs) <= macs * total
-        following = [unit for unit in ranking(gated).tolist() if not mask[unit]]
-        assert following
-        mask[following[0]] = True
-        with gated.gates.holding(mask):
-            assert swan.hard_macs(gated) > macs * total
-
-    def test_the_whole_budget_opens_everything(self) -> None:
-        gated = zoo_gated()
-        assert bool(mask_for_budget(gated, 1.0, 1).all())
-
-    def test_units_go_in_order(self) -> None:
-        gated = zoo_gated("densenet")
-        p = gated.gates.probabilities().detach()
-        mask = mask_for_budget(gated, 0.6, 1)
-        floor = gated.gates.mask_at(torch.tensor(float("inf")))
-        assert min(p[mask & ~floor]) >= max(p[~mask])
-
-    def test_more_budget_never_closes_a_unit(self) -> None:
-        gated = zoo_gated("inverted_residual")
-        masks = [mask_for_budget(gated, share / 20, 1) for share in range(5, 21)]
-        for smaller, larger in zip(masks, masks[1:], strict=False):  # noqa: RUF007
-            assert bool((larger | ~smaller).all())
-
-    @pytest.mark.parametrize("round_to", [2, 4])
-    def test_with_rounding(self, round_to) -> None:
-        gated = mlp(8, 32, 32, 32, 4)
-        with torch.no_grad():
-            gated.gates.logits.copy_(torch.randn(96, generator=torch.Generator().manual_seed(2)))
-        total = swan.count_macs(gated, gated.example_inputs)
-        small = swan.prune(gated, macs=0.5, round_to=round_to)
-        assert swan.count_macs(small, gated.example_inputs) <= 0.5 * total
-        assert all(layer.out_features % round_to == 0 for layer in small)
-
-    def test_equal_logits_meet_the_budget_within_one_unit(self) -> None:
-        gated = mlp(8, 32, 32, 4)
-        with torch.no_grad():
-            gated.gates.logits.fill_(40.0)
-        total = swan.count_macs(gated, gated.example_inputs)
-        small = swan.prune(gated, macs=0.5)
-        one_unit = int(swan.marginal_macs(gated).max())
-        macs = swan.count_macs(small, gated.example_inputs)
-        assert 0.5 * total - one_unit < macs <= 0.5 * total
-        assert abs(small[0].out_features - small[1].out_features) <= 1
-
-    def test_out_of_reach_with_rounding_names_what_is_reachable(self) -> None:
-        gated = mlp(8, 32, 32, 4)
-        with pytest.raises(swan.BudgetError, match="minimum width") as narrow:
-            mask_for_budget(gated, 0.001, 1)
-        with pytest.raises(swan.BudgetError, match="minimum width") as rounded:
-            mask_for_budget(gated, 0.001, 8)
-        assert rounded.value.min_macs == 8 * 8 + 8 * 8 + 8 * 4
-        assert narrow.value.min_macs == 8 + 1 + 4
-        assert narrow.value.max_macs == 8 * 32 + 32 * 32 + 32 * 4

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from swan_surgery.budget import limits_of, ranking, widest_mask
 from swan_surgery.calibration import calibrate
 from swan_surgery.conversion import swanify
 from swan_surgery.cost import count_macs, hard_macs
@@ -18,9 +19,10 @@ from swan_surgery.demo.network import DigitsNet
 from swan_surgery.demo.settings import DemoSettings
 from swan_surgery.demo.training import accuracy, train
 from swan_surgery.gates import GatedModel
-from swan_surgery.objective import CosineRamp, Objective, parameter_groups
-from swan_surgery.plan import PruningPlan, make_plan, mask_for_budget
+from swan_surgery.objective import Objective, parameter_groups
+from swan_surgery.plan import PruningPlan, make_plan
 from swan_surgery.pruning import prune
+from swan_surgery.ramps import CosineRamp
 
 
 # What is compared, in the order of the table.
@@ -142,7 +144,8 @@ def _swan(gated: GatedModel, bench: "_Bench", seed: int) -> tuple[nn.Module, Pru
     objective(settings.joint_epochs)
     bench.calibrate(gated, seed)
     bench.record("swan_hard", gated, macs=hard_macs(gated))
-    plan = make_plan(gated.channels, mask_for_budget(gated, settings.macs, 1))
+    limits = limits_of(gated, macs=settings.macs)
+    plan = make_plan(gated.channels, widest_mask(gated, ranking(gated), limits))
     pruned = prune(gated, macs=settings.macs)
     bench.record("swan_cut", pruned)
     bench.train(

@@ -1,7 +1,9 @@
 """The gate bank: one logit per unit, and how logits become values between 0 and 1."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
+from math import ceil
 from typing import Literal, get_args
 
 import torch
@@ -11,9 +13,12 @@ from swan_surgery.errors import GateError, InputError
 
 
 Mode = Literal["ste", "soft"]
+MinWidth = int | float | Mapping[str, int | float]
 
 # sigmoid(3) = 0.953: open, and near enough to 1 that soft gates start close to the base model.
 INITIAL_LOGIT = 3.0
+# Up to this many open units per layer are found one by one instead of by sorting.
+_FEW = 4
 
 
 class GateBank(nn.Module):
@@ -21,7 +26,9 @@ class GateBank(nn.Module):
 
     Attributes:
         logits: z, shape (num_units,).
-        min_width: open units that every layer keeps at least; the highest p stay.
+        min_width: what every layer keeps open at least, the highest p: a number of units, a share of
+            the layer's units (a float below 1), or a mapping from layer names or glob patterns to
+            either, the first that matches, 1 where none does.
     """
 
     _threshold: Tensor
@@ -29,7 +36,11 @@ class GateBank(nn.Module):
     _rows: Tensor
 
     def __init__(
-        self, num_units: int, widths: Sequence[Sequence[int]], sites: Sequence[Tensor]
+        self,
+        num_units: int,
+        widths: Sequence[Sequence[int]],
+        sites: Sequence[Tensor],
+        names: Sequence[Sequence[str]] = (),
     ) -> None:
         """Make a bank.
 
@@ -37,14 +48,18 @@ class GateBank(nn.Module):
             num_units: number of gates.
             widths: per layer the units that make up its width.
             sites: per site the unit at each position, any shape; -1 where there is no gate.
+            names: per layer the module names it goes by, for `min_width`.
         """
         super().__init__()
         self.logits = nn.Parameter(torch.full((num_units,), INITIAL_LOGIT))
+        self._names = [tuple(own) for own in names] or [()] * len(widths)
+        self._sizes_of_rows = [len(units) for units in widths]
         self.min_width = 1
         self.register_buffer("_threshold", torch.tensor(0.5))
         self._mode: Mode = "ste"
         self._soft_evaluation = False
         self._held: Tensor | None = None
+        self._leaf: Tensor | None = None
         self._shapes = [tuple(units.shape) for units in sites]
         self._sizes = [units.numel() for units in sites]
         flat = [torch.where(units < 0, num_units, units).reshape(-1) for units in sites]
@@ -77,6 +92,35 @@ class GateBank(nn.Module):
         self._threshold.fill_(float("inf"))
 
     @property
+    def min_width(self) -> MinWidth:
+        """What every layer keeps open at least."""
+        return self._min_width
+
+    @min_width.setter
+    def min_width(self, value: MinWidth) -> None:
+        rules = value if isinstance(value, Mapping) else {"*": value}
+        for width in rules.values():
+            whole = isinstance(width, int) and width >= 0
+            if isinstance(width, bool) or not (whole or 0 < width < 1):
+                raise InputError(
+                    f"min_width is a number of units (0, 1, 2, ...) or a share of a layer's units "
+                    f"between 0 and 1; got {width!r}"
+                )
+        known = [name for own in self._names for name in own]
+        for pattern in rules:
+            if pattern != "*" and not any(fnmatch(name, pattern) for name in known):
+                raise InputError(
+                    f"min_width names {pattern!r}, but no layer with gates is called so; there are "
+                    f"{', '.join(known[:4])}{', ...' if len(known) > 4 else ''}"
+                )
+        self._least = []
+        for own, size in zip(self._names, self._sizes_of_rows, strict=True):
+            names = own or ("",)
+            width = next((w for at, w in rules.items() for n in names if fnmatch(n, at)), 1)
+            self._least.append(min(size, width if isinstance(width, int) else ceil(width * size)))
+        self._min_width = dict(value) if isinstance(value, Mapping) else value
+
+    @property
     def mode(self) -> Mode:
         """Gates in training: `"ste"` (forward hard, backward as p, Eq. 6) or `"soft"` (p)."""
         return self._mode
@@ -104,14 +148,33 @@ class GateBank(nn.Module):
     def mask_at(self, threshold: Tensor) -> Tensor:
         """The open mask that another threshold would give."""
         p = self.probabilities().detach()
-        padded = torch.cat([p, p.new_full((1,), -1.0)])
-        is_open = padded >= threshold
-        if self._rows.numel():
-            table = padded[self._rows]
-            for _ in range(min(self.min_width, table.shape[1])):
+        return self.least_mask(p) | (p >= threshold)
+
+    def least_mask(self, scores: Tensor) -> Tensor:
+        """The `min_width` highest-scoring units of every layer, the first among equals.
+
+        Args:
+            scores: at least 0, shape (num_units,).
+        """
+        padded = torch.cat([scores, scores.new_full((1,), -1.0)])
+        is_open = torch.zeros_like(padded, dtype=torch.bool)
+        most = max(self._least, default=0)
+        if most == 0:
+            return is_open[:-1]
+        table = padded[self._rows]
+        if most <= _FEW:
+            for count in range(1, most + 1):
                 best = table.argmax(dim=1, keepdim=True)
-                is_open = is_open.index_fill(0, self._rows.gather(1, best).reshape(-1), value=True)
+                rows = [row for row, least in enumerate(self._least) if least >= count]
+                chosen = self._rows.gather(1, best)
+                chosen = chosen if len(rows) == len(self._least) else chosen[rows]
+                is_open = is_open.index_fill(0, chosen.reshape(-1), value=True)
                 table = table.scatter(1, best, -2.0)
+        else:
+            order = table.argsort(dim=1, descending=True, stable=True)[:, :most]
+            wanted = torch.tensor(self._least, device=order.device)[:, None]
+            kept = torch.arange(most, device=order.device) < wanted
+            is_open = is_open.index_fill(0, self._rows.gather(1, order)[kept], value=True)
         return is_open[:-1]
 
     def check(self) -> None:
@@ -129,6 +192,8 @@ class GateBank(nn.Module):
 
     def values(self) -> Tensor:
         """The gate values in force, shape (num_units,)."""
+        if self._leaf is not None:
+            return self._leaf
         if not self.training:
             if self._soft_evaluation:
                 return self.probabilities()
@@ -165,6 +230,15 @@ class GateBank(nn.Module):
             yield
         finally:
             self._held = before
+
+    @contextmanager
+    def as_leaf(self) -> Iterator[Tensor]:
+        """Hold the values in force inside the block, as a leaf tensor whose `grad` becomes dL/dg."""
+        self._leaf = self.values().detach().clone().requires_grad_()
+        try:
+            yield self._leaf
+        finally:
+            self._leaf = None
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""

@@ -15,7 +15,8 @@ _SPREAD = 0.5
 
 def make_bank(model: nn.Module, channels: ChannelMap, sites: Sequence[Tensor]) -> GateBank:
     """The gate bank of a model: logits in order of importance, on the model's device."""
-    bank = GateBank(channels.num_units, widths(channels), sites)
+    rows = widths(channels)
+    bank = GateBank(channels.num_units, rows, sites, names_of(channels, rows))
     bank.logits.data += _SPREAD * (2 * importance_ranks(model, channels) - 1)
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
     if reference is not None:
@@ -25,11 +26,10 @@ def make_bank(model: nn.Module, channels: ChannelMap, sites: Sequence[Tensor]) -
     return bank.train(model.training)
 
 
-def importance_ranks(model: nn.Module, channels: ChannelMap) -> Tensor:
-    """Rank of every unit within its group by the squared weights of its slots, in [0, 1].
+def magnitudes(model: nn.Module, channels: ChannelMap) -> Tensor:
+    """Squared weights of all slots of every unit, float64 of shape (num_units,).
 
     Each tensor axis is divided by its mean first, so that every layer of a group has one vote.
-    A unit alone in its group ranks 0.5.
     """
     parameters = dict(model.named_parameters())
     score = torch.zeros(channels.num_units, dtype=torch.float64)
@@ -43,6 +43,15 @@ def importance_ranks(model: nn.Module, channels: ChannelMap) -> Tensor:
         own = torch.nan_to_num(own / own.mean().clamp(min=torch.finfo(torch.float64).tiny))
         units = torch.tensor(entry.units)
         score.index_add_(0, units[units >= 0], own[units >= 0])
+    return score
+
+
+def importance_ranks(model: nn.Module, channels: ChannelMap) -> Tensor:
+    """Rank of every unit within its group by `magnitudes`, in [0, 1].
+
+    A unit alone in its group ranks 0.5.
+    """
+    score = magnitudes(model, channels)
     ranks = torch.full((channels.num_units,), 0.5)
     for group in channels.unit_groups:
         if len(group) > 1:
@@ -71,3 +80,16 @@ def widths(channels: ChannelMap) -> list[Sequence[int]]:
         if not any(own >= output for output in outputs if units[0] in output):
             found[units] = None
     return list(found)
+
+
+def names_of(channels: ChannelMap, rows: Sequence[Sequence[int]]) -> list[list[str]]:
+    """Per width the layers that have it on their output, or else on their input."""
+    places = {tuple(units): index for index, units in enumerate(rows)}
+    outputs: list[list[str]] = [[] for _ in rows]
+    inputs: list[list[str]] = [[] for _ in rows]
+    for layer in channels.layers:
+        for units, names in ((layer.out_units, outputs), (layer.in_units, inputs)):
+            index = places.get(tuple(dict.fromkeys(units)))
+            if index is not None:
+                names[index].append(layer.name)
+    return [own or other for own, other in zip(outputs, inputs, strict=True)]
