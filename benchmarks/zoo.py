@@ -39,7 +39,7 @@ from _measure import (
 from rich.console import Console
 from rich.table import Table
 from tables import zoo_cells, zoo_row, zoo_totals
-from zoo_models import SUITES, suite
+from zoo_models import PEER_SECONDS, SUITES, suite
 
 
 LIMIT_SECONDS = {"torchvision": 1200, "timm": 600, "transformers": 600}
@@ -105,7 +105,10 @@ def spawn(job: str, suite_name: str, name: str, options: argparse.Namespace) -> 
     if code is None:
         return facts | {"verdict": "hangs", "detail": f"{stage}: more than {seconds} s"}
     if code == -signal.SIGPROF:
-        return facts | {"verdict": "hangs", "detail": f"{stage}: more than 120 s of CPU time"}
+        return facts | {
+            "verdict": "hangs",
+            "detail": f"{stage}: more than {PEER_SECONDS[suite_name]} s of CPU time",
+        }
     if code:
         tail = (err.strip().splitlines() or [""])[-1]
         return facts | {"verdict": "raises", "detail": f"{stage}: exit code {code}: {tail}"}

@@ -22,6 +22,8 @@ import swan_surgery as swan
 
 
 BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4}
+# CPU seconds after which Torch-Pruning hangs; timm's models are the smallest of their families.
+PEER_SECONDS = {"torchvision": 120, "timm": 60, "transformers": 120}
 Draw = Callable[[torch.Generator, int], Any]
 
 

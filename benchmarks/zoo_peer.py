@@ -15,7 +15,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from zoo_models import Case, build, call, copied, tensors_of
+from zoo_models import PEER_SECONDS, Case, build, call, copied, tensors_of
 from zoo_work import Facts, runs_in_train_mode, share_facts
 
 import swan_surgery as swan
@@ -23,7 +23,6 @@ from swan_surgery.gates.weighted_statistics import WEIGHTED, WeightingMode
 
 
 PRUNING_RATIO = 0.3
-SECONDS = 120  # of CPU time: what takes longer hangs
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -37,7 +36,7 @@ def work_peer(suite: str, name: str, emit: Callable[[Facts], None]) -> None:
     modules = dict(model.named_modules())
     dense = copy.deepcopy(model)
     names = {module: n for n, module in modules.items()}
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process: "hangs"
+    signal.setitimer(signal.ITIMER_PROF, PEER_SECONDS[suite])  # ends the process: "hangs"
     emit({"stage": "graph"})
     started = time.process_time()
     inputs = copied(case.example)

@@ -33,7 +33,8 @@ from swan_surgery.errors import (
 )
 from swan_surgery.gates import GatedModel, acting_gates, soft_gates
 from swan_surgery.importance import importance
-from swan_surgery.objective import Objective, parameter_groups
+from swan_surgery.objective import Objective
+from swan_surgery.parameter_groups import parameter_groups
 from swan_surgery.plan import PruningPlan
 from swan_surgery.pruning import prune, prune_by_score
 from swan_surgery.ramps import CosineRamp

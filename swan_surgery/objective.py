@@ -20,8 +20,9 @@ from swan_surgery.cost import cost_table, marginal_macs
 from swan_surgery.errors import InputError
 from swan_surgery.gate_learning import CurvatureRule
 from swan_surgery.gates import GatedModel
+from swan_surgery.penalties import Penalties, paper_penalties
 from swan_surgery.preconditions import check_gated
-from swan_surgery.ramps import CosineRamp
+from swan_surgery.ramps import CosineRamp, ramps_of
 
 
 Learning = Literal["curvature", "gradient"]
@@ -58,6 +59,7 @@ class Objective:
         target_active: float | None = None,
         target_weight: float = 1.0,
         ramp: CosineRamp | Mapping[str, CosineRamp] | None = None,
+        preset: Literal["paper"] | None = None,
     ) -> None:
         """Make an objective.
 
@@ -80,6 +82,9 @@ class Objective:
             target_weight: lambda_T.
             ramp: one ramp for all terms, or a mapping from "l0", "flops", "target_active", "macs",
                 "params". By default everything acts in full from the start.
+            preset: "paper" trains soft gates by the penalties alone, R_F with lambda_F = 1 and R_T
+                with lambda_T = 100 towards a mean probability of the share asked for (the paper gives
+                no values). Nothing holds the hard gates to the budget until `prune` is given it.
 
         Raises:
             ModelError: `gated` is not a gated model.
@@ -88,18 +93,18 @@ class Objective:
             BudgetError: a budget is below what the minimum widths cost; carries what can be reached.
         """
         check_gated(gated)
-        _check_coefficients(l0=l0, flops=flops, target_weight=target_weight)
-        if target_active is not None and not 0 < target_active <= 1:
-            raise InputError(f"target_active is a share in (0, 1]; got {target_active}")
+        penalties = Penalties(l0, flops, target_active, target_weight)
+        if preset is not None:
+            penalties = _of_preset(preset, penalties, learning, macs if params is None else params)
         if learning is not None and learning not in get_args(Learning):
             raise InputError(f"learning must be one of {get_args(Learning)}; got {learning!r}")
         if not 0 <= decay < 1:
             raise InputError(f"decay must be at least 0 and below 1; got {decay}")
         self._gated = gated
-        self._l0, self._flops, self._target_weight = l0, flops, target_weight
-        self._target_active = target_active
+        self._penalties = penalties
+        self._holds_budget = preset is None
         self._freeze_after = float("inf") if freeze_after is None else freeze_after
-        self._ramps = _ramps(ramp)
+        self._ramps = ramps_of(("l0", "flops", "target_active", "macs", "params"), ramp)
         self._multiplier = 0.0
         self._log: dict[str, float | Tensor] = {}
         self._marginal = marginal_macs(gated)
@@ -110,15 +115,16 @@ class Objective:
         self.reachable = {
             limit.name: (limit.used(least) / limit.table.total, 1.0) for limit in self._limits
         }
-        penalised = bool(l0 or flops or target_active is not None)
-        if learning == "curvature" and (penalised or not self._limits):
+        if learning == "curvature" and (penalties.act or not self._limits):
             raise InputError(
                 "learning='curvature' needs a budget (macs=0.5 or params=0.5) and writes the "
                 "probabilities that l0, flops and target_active act on; pass learning='gradient'"
             )
         self._rule: CurvatureRule | None = None
-        if learning == "curvature" or (learning is None and self._limits and not penalised):
+        if self._limits and not penalties.act and learning != "gradient":
             self._rule = CurvatureRule(gated, decay=decay)
+        if preset == "paper":
+            gated.gates.mode = "soft"
 
     def __call__(self, epoch: float) -> Tensor:
         """The penalty at a (fractional) epoch: a scalar, differentiable in the logits.
@@ -137,26 +143,17 @@ class Objective:
         if self._rule is not None and epoch < self._freeze_after:
             self._rule.project(limits)
         p = gates.probabilities()
-        active = p.mean()  # Eq. 11
-        flops = (p.double() * self._marginal.to(p.device)).sum()  # Eq. 10
-        terms = {
-            "l0": self._l0 * scale["l0"] * active,
-            "flops": self._flops * scale["flops"] * flops / self._marginal.sum(),
-        }
-        raw = {"l0": p.sum(), "flops": flops}
-        if self._target_active is not None:
-            raw["target"] = (active - self._target_active).clamp(min=0).square()  # Eq. 12
-            terms["target"] = self._target_weight * scale["target_active"] * raw["target"]
+        terms, raw = self._penalties.terms(p, self._marginal.to(p.device), scale)
         log: dict[str, float | Tensor] = {}
         for limit in limits:
             expected = limit.table.macs(p.double()) / limit.table.total
-            if self._rule is None:
+            if self._rule is None and self._holds_budget:
                 terms[limit.name] = self._drive(expected, limit.share)
             log |= {
                 f"{limit.name}_budget": limit.share,
                 f"expected_{limit.name}_ratio": expected.detach(),
             }
-        if limits and self._rule is None:
+        if limits and self._rule is None and self._holds_budget:
             if epoch < self._freeze_after:
                 self._move_threshold(limits)
             log["multiplier"] = self._multiplier
@@ -170,7 +167,7 @@ class Objective:
             "penalty": penalty.detach(),
             **{name: term.detach() for name, term in terms.items()},
             **{f"{name}_raw": value.detach() for name, value in raw.items()},
-            "active_fraction": active.detach(),
+            "active_fraction": p.detach().mean(),
             "open_fraction": is_open.mean(),
             "expected_macs": expected_macs,
             "hard_macs": hard,
@@ -234,46 +231,14 @@ class Objective:
             gates.close_to_minimum()
 
 
-def _check_coefficients(**coefficients: float) -> None:
-    for name, value in coefficients.items():
-        if not value >= 0:
-            raise InputError(f"{name} must not be negative; got {value}")
-
-
-_TERMS = ("l0", "flops", "target_active", "macs", "params")
-
-
-def _ramps(ramp: CosineRamp | Mapping[str, CosineRamp] | None) -> dict[str, CosineRamp]:
-    if ramp is None or isinstance(ramp, CosineRamp):
-        ramp = ramp or CosineRamp()
-        return dict.fromkeys(_TERMS, ramp)
-    unknown = sorted(set(ramp) - set(_TERMS))
-    if unknown:
-        raise InputError(f"ramp has no term {unknown[0]!r}; terms are {', '.join(_TERMS)}")
-    return {name: ramp.get(name, CosineRamp()) for name in _TERMS}
-
-
-def parameter_groups(
-    gated: GatedModel, *, lr: float, gate_lr: float | None = None, weight_decay: float = 0.0
-) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: the weights, and the gate logits without weight decay.
-
-    Args:
-        gated: the gated model.
-        lr: of the weights.
-        gate_lr: of the logits; 10 x lr by default, because they have less distance to feel.
-        weight_decay: of the weights.
-
-    Raises:
-        ModelError: `gated` is not a gated model.
-    """
-    check_gated(gated)
-    weights = [p for p in gated.model.parameters() if p.requires_grad]
-    return [
-        {"params": weights, "lr": lr, "weight_decay": weight_decay},
-        {
-            "params": [gated.gates.logits],
-            "lr": 10 * lr if gate_lr is None else gate_lr,
-            "weight_decay": 0.0,
-        },
-    ]
+def _of_preset(
+    preset: str, given: Penalties, learning: Learning | None, share: float | None
+) -> Penalties:
+    if preset != "paper" or learning is not None or given != Penalties():
+        raise InputError(
+            f"preset may be 'paper', and replaces learning, l0, flops, target_active and "
+            f"target_weight; got preset={preset!r}, learning={learning!r}, {given}"
+        )
+    if share is None:
+        raise InputError("preset='paper' needs the share to aim at: macs=0.5 or params=0.5")
+    return paper_penalties(share)

@@ -1,5 +1,6 @@
 """When a penalty sets in: the delayed cosine ramp of the paper."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -31,3 +32,19 @@ class CosineRamp:
         if self.length == 0:
             return 1.0
         return 0.5 * (1 - cos(pi * min(1.0, (epoch - self.delay) / self.length)))
+
+
+def ramps_of(
+    terms: Sequence[str], ramp: CosineRamp | Mapping[str, CosineRamp] | None
+) -> dict[str, CosineRamp]:
+    """One ramp per term, from one for all, a mapping, or nothing (in full from the start).
+
+    Raises:
+        InputError: the mapping names something that is no term.
+    """
+    if ramp is None or isinstance(ramp, CosineRamp):
+        return dict.fromkeys(terms, ramp or CosineRamp())
+    unknown = sorted(set(ramp) - set(terms))
+    if unknown:
+        raise InputError(f"ramp has no term {unknown[0]!r}; terms are {', '.join(terms)}")
+    return {name: ramp.get(name, CosineRamp()) for name in terms}

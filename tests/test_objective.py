@@ -5,7 +5,7 @@ from math import cos, pi
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import swan_surgery as swan
 from swan_surgery.gates import GatedModel
@@ -316,6 +316,33 @@ class TestBudget:
         assert swan.hard_macs(twin) > swan.hard_macs(gated)
 
 
+class TestPaper:
+    def test_soft_gates_and_the_penalties_of_the_paper(self) -> None:
+        gated = zoo_gated(shift=2.0).train()
+        twin = copy.deepcopy(gated)
+        paper = swan.Objective(gated, macs=0.4, preset="paper")
+        assert gated.gates.mode == "soft"
+        plain = swan.Objective(twin, flops=1.0, target_active=0.4, target_weight=100.0)
+        assert torch.equal(paper(1), plain(1))
+        assert gated.gates.threshold == 0.5  # only prune meets the budget
+        assert "multiplier" not in paper.log()
+        small = swan.prune(gated, macs=0.4)
+        assert swan.count_macs(small, gated.example_inputs) <= 0.4 * total_of(gated)
+
+    @pytest.mark.parametrize(
+        "options", [{"l0": 1.0}, {"learning": "gradient"}, {"target_active": 0.5}, {"flops": 0.1}]
+    )
+    def test_replaces_the_other_settings(self, options) -> None:
+        gated = zoo_gated()
+        with pytest.raises(swan.InputError, match="preset may be 'paper'"):
+            swan.Objective(gated, macs=0.5, preset="paper", **options)
+        assert gated.gates.mode == "ste"
+
+    def test_needs_a_share(self) -> None:
+        with pytest.raises(swan.InputError, match=r"macs=0\.5 or params=0\.5"):
+            swan.Objective(zoo_gated(), preset="paper")
+
+
 class TestTraining:
     def test_penalties_close_what_is_useless_first(self) -> None:
         """Half of the hidden units have no way out: the regulariser alone acts on them."""
@@ -345,42 +372,3 @@ class TestTraining:
             penalty = swan.Objective(gated, l0=1.0, flops=1.0, target_active=0.1, macs=0.5)(1)
             assert penalty.shape == ()
             assert penalty.dtype == dtype
-
-
-class TestParameterGroups:
-    def groups(self, **options) -> tuple[GatedModel, list[dict]]:
-        gated = zoo_gated()
-        next(gated.model.parameters()).requires_grad_(False)
-        return gated, swan.parameter_groups(gated, lr=0.2, **options)
-
-    def test_logits_apart_without_weight_decay(self) -> None:
-        gated, groups = self.groups(weight_decay=0.01, gate_lr=0.5)
-        (gate_group,) = [g for g in groups if any(p is gated.gates.logits for p in g["params"])]
-        assert len(gate_group["params"]) == 1
-        assert gate_group["weight_decay"] == 0
-        assert gate_group["lr"] == 0.5
-        (rest,) = [g for g in groups if g is not gate_group]
-        assert rest["lr"] == 0.2
-        assert rest["weight_decay"] == 0.01
-
-    def test_gate_lr_defaults_to_ten_times_lr(self) -> None:
-        assert self.groups()[1][1]["lr"] == 2.0
-        assert self.groups(gate_lr=0.0)[1][1]["lr"] == 0.0
-
-    def test_every_trainable_parameter_once_and_no_frozen_one(self) -> None:
-        gated, groups = self.groups()
-        listed = [id(p) for group in groups for p in group["params"]]
-        assert sorted(listed) == sorted(id(p) for p in gated.parameters() if p.requires_grad)
-        assert id(next(gated.model.parameters())) not in listed
-
-    def test_weight_decay_does_not_move_the_logits(self) -> None:
-        gated, groups = self.groups(weight_decay=0.5)
-        before = gated.gates.logits.detach().clone()
-        optimizer = torch.optim.SGD(groups)
-        for parameter in gated.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        weight: Tensor = groups[0]["params"][0]
-        start = weight.detach().clone()
-        optimizer.step()
-        assert torch.equal(gated.gates.logits, before)
-        assert not torch.equal(weight, start)

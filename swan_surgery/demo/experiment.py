@@ -19,7 +19,8 @@ from swan_surgery.demo.network import DigitsNet
 from swan_surgery.demo.settings import DemoSettings
 from swan_surgery.demo.training import accuracy, train
 from swan_surgery.gates import GatedModel
-from swan_surgery.objective import Objective, parameter_groups
+from swan_surgery.objective import Objective
+from swan_surgery.parameter_groups import parameter_groups
 from swan_surgery.plan import PruningPlan, make_plan
 from swan_surgery.pruning import prune
 from swan_surgery.ramps import CosineRamp

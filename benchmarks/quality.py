@@ -1,0 +1,452 @@
+"""Accuracy at equal cost: gates that learn against one-shot pruning, Torch-Pruning and thin networks.
+
+    python benchmarks/quality.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
+    python benchmarks/quality.py --data ... --methods ours tp-l2 --budgets 0.25 --seeds 0 1 2
+    python benchmarks/quality.py --data ... --tune          # learning rates, by validation accuracy
+
+Every method starts from the same dense network (adapted to the images, the same for all methods of a
+seed) and gets the same number of epochs, batches, augmentation and learning-rate schedule afterwards;
+what it prunes to costs the same MACs within 1 %. The peak learning rate is chosen for every method
+alike, by validation accuracy of seed 0 at a quarter of the MACs among `RATES`. Rows that are in the
+result file already are not measured again, so a killed run goes on where it stopped.
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch_pruning as tp
+from _measure import (
+    arguments,
+    commit,
+    console,
+    environment,
+    output_path,
+    progress_bar,
+    report,
+    source_hash,
+    write,
+)
+from quality_data import Images, Splits, batches, load, normalised, synthetic
+from quality_networks import build, load_pretrained_
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+import swan_surgery as swan
+
+
+RATES = (0.01, 0.02, 0.04)
+TUNED_AT = 0.25
+METHODS = (
+    "dense",
+    "ours",
+    "ours-gradient",
+    "paper",
+    "score-fisher",
+    "score-magnitude",
+    "tp-l2",
+    "tp-taylor",
+    "tp-bn-sparse",
+    "random",
+    "thin",
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and with what; the same for every method.
+
+    Attributes:
+        num_train: training images.
+        adapt_epochs: of the pretrained (or new) network on these images, before anything is compared.
+        epochs: what every method gets after that.
+        batch: images per step.
+        joint: share of `epochs` in which gates learn, where they do; the rest is fine-tuning.
+        ramp: share of the joint part over which the budget falls.
+        weight_decay: of the weights.
+        adapt_lr: peak learning rate of the adaptation.
+    """
+
+    num_train: int
+    adapt_epochs: int
+    epochs: int
+    batch: int = 128
+    joint: float = 0.35
+    ramp: float = 0.6
+    weight_decay: float = 1e-4
+    adapt_lr: float = 0.02
+
+
+SCHEDULES = {
+    "smoke": Schedule(num_train=256, adapt_epochs=1, epochs=2, batch=32),
+    "short": Schedule(num_train=10_000, adapt_epochs=2, epochs=3),
+    "medium": Schedule(num_train=50_000, adapt_epochs=2, epochs=10),
+    "long": Schedule(num_train=50_000, adapt_epochs=10, epochs=50),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one run is."""
+
+    network: str
+    schedule: str
+    method: str
+    budget: float
+    distil: bool
+    seed: int
+    lr: float
+
+    def key(self) -> str:
+        """Names the run in the result file."""
+        kind = "distilled" if self.distil else "plain"
+        return f"{self.network}/{self.schedule}/{self.method}/{self.budget:g}/{kind}/{self.seed}/{self.lr:g}"
+
+
+class Run:
+    """One method from the dense network to its last epoch."""
+
+    def __init__(
+        self, row: Row, dense: nn.Module, splits: Splits, tick: Callable[[], None]
+    ) -> None:
+        self.row, self.splits, self.tick = row, splits, tick
+        self.schedule = SCHEDULES[row.schedule]
+        self.dense = dense
+        self.teacher = copy.deepcopy(dense).eval() if row.distil else None
+        self.device = splits.train.x.device
+        self.example = torch.zeros(1, 3, 32, 32, device=self.device)
+        self.generator = torch.Generator().manual_seed(1000 + row.seed)
+        self.steps = self.schedule.epochs * (self.schedule.num_train // self.schedule.batch)
+        self.total = swan.count_macs(dense, self.example)
+        self.facts: dict[str, Any] = {}
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross entropy, or mostly distillation from the dense network."""
+        x, y = batch
+        logits = model(x)
+        loss = F.cross_entropy(logits, y)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            soft = self.teacher(x)
+        return 0.1 * loss + 0.9 * swan.distillation_loss(logits, soft)
+
+    def train(
+        self,
+        model: nn.Module,
+        first: int,
+        last: int,
+        *,
+        groups: list[dict[str, Any]] | None = None,
+        objective: swan.Objective | None = None,
+        each: Callable[[nn.Module], None] | None = None,
+    ) -> None:
+        """Steps `first` to `last` of the one cosine that all methods share."""
+        lr = self.row.lr
+        groups = groups or [
+            {
+                "params": list(model.parameters()),
+                "lr": lr,
+                "weight_decay": self.schedule.weight_decay,
+            }
+        ]
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        model.train()
+        step = first
+        while step < last:
+            for batch in batches(self.splits.train, self.schedule.batch, self.generator):
+                if step == last:
+                    break
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+                loss = self.loss(model, batch)
+                if objective is not None:
+                    loss = loss + objective(step)
+                optimizer.zero_grad()
+                loss.backward()
+                if each is not None:
+                    each(model)
+                optimizer.step()
+                step += 1
+                self.tick()
+
+    def few_batches(self, count: int, size: int = 64) -> list[tuple[Tensor, Tensor]]:
+        """For scores; the same for every method of a seed."""
+        own = batches(self.splits.train, size, torch.Generator().manual_seed(77 + self.row.seed))
+        return [batch for _, batch in zip(range(count), own, strict=False)]
+
+    def finish(self, small: nn.Module, first: int) -> None:
+        """Calibrate, note the cut, fine-tune from step `first`, note the end."""
+        swan.calibrate(small, [x for x, _ in self.few_batches(20, self.schedule.batch)])
+        self.facts["macs_share"] = swan.count_macs(small, self.example) / self.total
+        self.facts["params"] = swan.count_params(small)
+        self.facts["widths"] = [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)]
+        self.facts["cut_test"] = accuracy(small, self.splits.test)
+        self.facts["cut_validation"] = accuracy(small, self.splits.validation)
+        self.train(small, first, self.steps)
+        self.facts["test"] = accuracy(small, self.splits.test)
+        self.facts["validation"] = accuracy(small, self.splits.validation)
+
+    def gated(self) -> swan.GatedModel:
+        """The dense network with gates."""
+        return swan.swanify(self.dense, self.example)
+
+    def learn_gates(self, **options: Any) -> None:
+        """Weights and gates together, then the cut and fine-tuning."""
+        joint = round(self.schedule.joint * self.steps)
+        gated = self.gated()
+        ramp = swan.CosineRamp(length=self.schedule.ramp * joint)
+        objective = swan.Objective(gated, macs=self.row.budget, ramp=ramp, **options)
+        groups = swan.parameter_groups(
+            gated, lr=self.row.lr, gate_lr=0.2, weight_decay=self.schedule.weight_decay
+        )
+        start = gated.gates.probabilities().detach().argsort()
+        self.train(gated, 0, joint, groups=groups, objective=objective)
+        objective(joint)
+        now = gated.gates.open_mask()
+        closed = int((~now).sum())
+        self.facts["hard_macs_share"] = swan.hard_macs(gated) / self.total
+        # Of the units closed in the end: how many the starting order would have closed too.
+        self.facts["closed_as_at_start"] = (
+            float((~now)[start[:closed]].double().mean()) if closed else 1.0
+        )
+        self.finish(swan.prune(gated, macs=self.row.budget), joint)
+
+    def by_score(self, score: str) -> None:
+        """One-shot by one of our scores."""
+        gated = self.gated()
+        scores = swan.importance(
+            gated,
+            score,
+            batches=self.few_batches(40),
+            loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+            generator=torch.Generator().manual_seed(self.row.seed),
+        )
+        self.finish(swan.prune_by_score(gated, scores, macs=self.row.budget), 0)
+
+    def by_torch_pruning(self, importance: Any, *, sparse: bool = False) -> None:
+        """Torch-Pruning, global ranking; the ratio that meets the budget is found by bisection."""
+        model, first = copy.deepcopy(self.dense), 0
+        if sparse:
+            pruner = self.pruner(model, importance, 0.5)
+            pruner.update_regularizer()
+            first = round(self.schedule.joint * self.steps)
+            self.train(model, 0, first, each=pruner.regularize)
+        low, high, best = 0.0, 1.0, None
+        for _ in range(14):
+            middle = (low + high) / 2
+            trial = copy.deepcopy(model)
+            if isinstance(importance, tp.importance.GroupTaylorImportance):
+                for batch in self.few_batches(10, self.schedule.batch):
+                    F.cross_entropy(trial.eval()(batch[0]), batch[1]).backward()
+            self.pruner(trial, importance, middle).step()
+            trial.zero_grad()
+            if swan.count_macs(trial, self.example) <= self.row.budget * self.total:
+                high, best = middle, trial
+            else:
+                low = middle
+        if best is None:
+            raise SystemExit(f"{self.row.key()}: no ratio meets the budget")
+        self.finish(best, first)
+
+    def pruner(self, model: nn.Module, importance: Any, ratio: float) -> Any:
+        """Torch-Pruning's pruner with its defaults, over the whole network at once."""
+        outputs = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 10]
+        return tp.pruner.BNScalePruner(
+            model,
+            self.example,
+            importance=importance,
+            reg=1e-4,
+            pruning_ratio=ratio,
+            max_pruning_ratio=1.0,
+            global_pruning=True,
+            ignored_layers=outputs,
+        )
+
+    def go(self) -> dict[str, Any]:
+        """Do what the row says."""
+        started = time.process_time()
+        torch.manual_seed(self.row.seed)
+        method = self.row.method
+        peers = {
+            "tp-l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+            "tp-taylor": tp.importance.GroupTaylorImportance,
+            "tp-bn-sparse": tp.importance.BNScaleImportance,
+        }
+        learners: dict[str, dict[str, Any]] = {
+            "ours": {},
+            "ours-gradient": {"learning": "gradient"},
+            "paper": {"preset": "paper"},
+        }
+        if method in peers:
+            self.by_torch_pruning(peers[method](), sparse=method == "tp-bn-sparse")
+        elif method in learners:
+            self.learn_gates(**learners[method])
+        elif method == "dense":
+            self.finish(copy.deepcopy(self.dense), 0)
+        elif method == "thin":
+            self.finish(build(self.row.network, self.row.budget).to(self.device), 0)
+        else:
+            self.by_score(method.removeprefix("score-"))
+        return {
+            **asdict(self.row),
+            **self.facts,
+            "cpu_seconds": round(time.process_time() - started, 1),
+            "device": str(self.device),
+            "source": source_hash(),
+            "commit": commit(),
+        }
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Images) -> float:
+    """Percent right, in eval mode."""
+    model.eval()
+    right = 0
+    for start in range(0, len(images), 500):
+        logits = model(normalised(images.x[start : start + 500]))
+        right += int((logits.argmax(1) == images.y[start : start + 500]).sum())
+    return 100 * right / len(images)
+
+
+def dense_network(row: Row, splits: Splits, options: argparse.Namespace) -> nn.Module:
+    """The network that every method of a seed starts from; made once and kept in `--work`."""
+    schedule = SCHEDULES[row.schedule]
+    device = splits.train.x.device
+    torch.manual_seed(row.seed)
+    model = build(row.network).to(device)
+    path = options.work / f"{row.network}_{row.schedule}_{row.seed}.safetensors"
+    if path.exists():
+        load_model(model, path)
+        return model
+    if options.pretrained is not None:
+        load_pretrained_(model, row.network, options.pretrained)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        schedule.adapt_lr,
+        0.9,
+        weight_decay=schedule.weight_decay,
+        nesterov=True,
+    )
+    generator = torch.Generator().manual_seed(row.seed)
+    steps = schedule.adapt_epochs * (schedule.num_train // schedule.batch)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    model.train()
+    for _ in range(schedule.adapt_epochs):
+        for x, y in batches(splits.train, schedule.batch, generator):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            decay.step()
+    options.work.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(path))
+    return model
+
+
+def chosen_rate(rows: dict[str, Any], network: str, schedule: str, method: str) -> float:
+    """The learning rate with the best validation accuracy of seed 0 at a quarter of the MACs."""
+    found = [
+        row
+        for row in rows.values()
+        if (row["network"], row["schedule"], row["method"]) == (network, schedule, method)
+        and row["seed"] == 0
+        and not row["distil"]
+        and row["budget"] in (TUNED_AT, 1.0)
+    ]
+    if not found:
+        return RATES[len(RATES) // 2]
+    return float(max(found, key=lambda row: row["validation"])["lr"])
+
+
+def wanted(options: argparse.Namespace, rows: dict[str, Any]) -> list[Row]:
+    """The runs asked for that are not in the file yet, cheap comparisons first."""
+    found = []
+    budgets = [TUNED_AT] if options.tune else options.budgets
+    seeds = [0] if options.tune else options.seeds
+    for seed in seeds:
+        for budget in budgets:
+            for distil in (False,) if options.tune else options.distil:
+                for method in options.methods:
+                    share = 1.0 if method == "dense" else budget
+                    known = chosen_rate(rows, options.network, options.schedule, method)
+                    for lr in RATES if options.tune else (known,):
+                        row = Row(
+                            options.network, options.schedule, method, share, distil, seed, lr
+                        )
+                        if row.key() not in rows and row not in found:
+                            found.append(row)
+    return found
+
+
+def parse() -> argparse.Namespace:
+    parser = arguments(__doc__ or "")
+    parser.add_argument(
+        "--data", type=Path, help="folder or tar with train/<class>/* and test/<class>/*"
+    )
+    parser.add_argument(
+        "--pretrained", type=Path, help="folder with <network>-*.th; else from scratch"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("out/quality"), help="keeps dense networks"
+    )
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="short")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=[0.25, 0.5, 0.1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--distil", nargs="+", type=lambda text: text == "yes", default=[False], metavar="yes|no"
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help="all learning rates, seed 0, one budget"
+    )
+    options = parser.parse_args()
+    if options.smoke:
+        options.schedule, options.seeds, options.budgets = "smoke", [0], [0.5]
+        options.work = options.work / "smoke"
+    elif options.data is None:
+        parser.error("--data is needed: no images come with this project")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    terminal = console()
+    path = output_path("quality", options)
+    result: dict[str, Any] = {"theme": "quality", "environment": environment(), "rows": {}}
+    if path is not None and path.exists():
+        result = json.loads(path.read_text())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    count = SCHEDULES[options.schedule].num_train
+    splits = (synthetic(count) if options.data is None else load(options.data, count)).to(device)
+    rows = result["rows"]
+    result["schedules"] = {name: asdict(schedule) for name, schedule in SCHEDULES.items()}
+    todo = wanted(options, rows)
+    with progress_bar(terminal) as bar:
+        everything = bar.add_task("runs", total=len(todo))
+        for row in todo:
+            run = Run(row, dense_network(row, splits, options), splits, lambda: None)
+            task = bar.add_task(row.key(), total=run.steps)
+            run.tick = lambda task=task: bar.advance(task)
+            rows[row.key()] = facts = run.go()
+            write(path, result)
+            bar.remove_task(task)
+            bar.console.print(
+                f"{row.key()}: {facts['macs_share']:.4f} of MACs, after the cut "
+                f"{facts['cut_test']:.2f}, end {facts['test']:.2f} (validation {facts['validation']:.2f})"
+            )
+            bar.advance(everything)
+    report(path, terminal)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Two groups for an optimizer: weights, and gate logits with their own learning rate."""
+
+from typing import Any
+
+from swan_surgery.gates import GatedModel
+from swan_surgery.preconditions import check_gated
+
+
+def parameter_groups(
+    gated: GatedModel, *, lr: float, gate_lr: float | None = None, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Two groups for an optimizer: the weights, and the gate logits without weight decay.
+
+    Args:
+        gated: the gated model.
+        lr: of the weights.
+        gate_lr: of the logits; 10 x lr by default, because they have less distance to feel.
+        weight_decay: of the weights.
+
+    Raises:
+        ModelError: `gated` is not a gated model.
+    """
+    check_gated(gated)
+    weights = [p for p in gated.model.parameters() if p.requires_grad]
+    return [
+        {"params": weights, "lr": lr, "weight_decay": weight_decay},
+        {
+            "params": [gated.gates.logits],
+            "lr": 10 * lr if gate_lr is None else gate_lr,
+            "weight_decay": 0.0,
+        },
+    ]
