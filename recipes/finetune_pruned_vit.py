@@ -256,7 +256,7 @@ def run(
     # 2. Gates in, trained with the weights to the budget. `dense` stays as it is.
     gated = swan.swanify(dense, example)
     ramp = swan.CosineRamp(length=settings.ramp * settings.gate_epochs)
-    objective = swan.Objective(gated, macs=settings.macs, ramp=ramp)
+    objective = swan.Objective(gated, macs=settings.macs, learning="gradient", ramp=ramp)
     losses["gated"] = epochs(gated, range(settings.gate_epochs), later, objective)
     objective(settings.gate_epochs)  # the last step moved the logits: meet the budget once more
     scores["gated"] = score(gated, *data)
