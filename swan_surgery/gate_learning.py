@@ -78,10 +78,14 @@ class CurvatureRule:
 
     def _take_in(self) -> None:
         """One step of the running mean; all ranks of a process group agree on it."""
-        grad = self._pending
+        grad = self._pending.to(self._gated.gates.logits.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             grad = grad / torch.distributed.get_world_size()
             torch.distributed.all_reduce(grad)
+            if not self._weight:
+                # Every rank saw the weights it drew, before they were all given those of rank 0.
+                self._start = self._start.to(grad.device)
+                torch.distributed.broadcast(self._start, src=0)
         self._pending = torch.zeros_like(grad)
         squares = grad.square()
         level = squares.mean()
