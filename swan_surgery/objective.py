@@ -20,12 +20,14 @@ from swan_surgery.cost import cost_table, marginal_macs
 from swan_surgery.errors import InputError
 from swan_surgery.gate_learning import CurvatureRule
 from swan_surgery.gates import GatedModel
+from swan_surgery.latency import LatencyTable
 from swan_surgery.penalties import Penalties, paper_penalties
 from swan_surgery.preconditions import check_gated
 from swan_surgery.ramps import CosineRamp, ramps_of
 
 
 Learning = Literal["curvature", "gradient"]
+_TERMS = ("l0", "flops", "target_active", "macs", "params", "latency_ms")
 
 
 # How fast the multiplier of the budget grows with the excess, per call.
@@ -35,7 +37,7 @@ _BUDGET_SLACK = 0.005
 
 
 class Objective:
-    """The penalty of Eq. 8 and, with `macs=` or `params=`, the drive to a budget.
+    """The penalty of Eq. 8 and, with `macs=`, `params=` or `latency_ms=`, the drive to a budget.
 
     Attributes:
         reachable: per budget the share of the base model's that the minimum widths cost, and 1.
@@ -51,6 +53,8 @@ class Objective:
         *,
         macs: float | None = None,
         params: float | None = None,
+        latency_ms: float | None = None,
+        latency_table: LatencyTable | None = None,
         learning: Learning | None = None,
         decay: float = 0.98,
         freeze_after: float | None = None,
@@ -67,7 +71,9 @@ class Objective:
             gated: the gated model.
             macs: share of the base model's MACs to arrive at, in (0, 1]. Each call lowers the budget
                 along its ramp and decides which units are open, so that the *hard* gates meet it.
-            params: the same for parameters; with both, both are met.
+            params: the same for parameters; with several budgets, all are met.
+            latency_ms: milliseconds per forward pass to arrive at, by `latency_table`.
+            latency_table: from `swan.measure_latencies(gated)`.
             learning: how gates learn under a budget. "curvature": from E[(dL/dg)^2] per cost saved
                 (`gate_learning`); the logits are written by the objective, the optimizer sees no
                 gradient on them. "gradient": by the optimizer, as in the paper; the threshold moves
@@ -81,7 +87,7 @@ class Objective:
             target_active: alpha* in (0, 1], the mean probability above which Eq. 12 penalises.
             target_weight: lambda_T.
             ramp: one ramp for all terms, or a mapping from "l0", "flops", "target_active", "macs",
-                "params". By default everything acts in full from the start.
+                "params", "latency_ms". By default everything acts in full from the start.
             preset: "paper" trains soft gates by the penalties alone, R_F with lambda_F = 1 and R_T
                 with lambda_T = 100 towards a mean probability of the share asked for (the paper gives
                 no values). Nothing holds the hard gates to the budget until `prune` is given it.
@@ -104,11 +110,13 @@ class Objective:
         self._penalties = penalties
         self._holds_budget = preset is None
         self._freeze_after = float("inf") if freeze_after is None else freeze_after
-        self._ramps = ramps_of(("l0", "flops", "target_active", "macs", "params"), ramp)
+        self._ramps = ramps_of(_TERMS, ramp)
         self._multiplier = 0.0
         self._log: dict[str, float | Tensor] = {}
         self._marginal = marginal_macs(gated)
-        self._limits = limits_of(gated, macs=macs, params=params)
+        self._limits = limits_of(
+            gated, macs=macs, params=params, latency_ms=latency_ms, latency_table=latency_table
+        )
         least = gated.gates.least_mask(gated.gates.probabilities().detach())
         for limit in self._limits:
             refuse_unreachable(limit, least)
@@ -117,7 +125,7 @@ class Objective:
         }
         if learning == "curvature" and (penalties.act or not self._limits):
             raise InputError(
-                "learning='curvature' needs a budget (macs=0.5 or params=0.5) and writes the "
+                "learning='curvature' needs a budget (macs=0.5, params=0.5 or latency_ms) and writes the "
                 "probabilities that l0, flops and target_active act on; pass learning='gradient'"
             )
         self._rule: CurvatureRule | None = None
@@ -160,7 +168,9 @@ class Objective:
         penalty = torch.stack([term.to(p.dtype) for term in terms.values()]).sum()
         is_open = gates.open_mask().double()
         hard = table.macs(is_open)
-        log |= {f"hard_{li.name}_ratio": li.table.macs(is_open) / li.table.total for li in limits}
+        for limit in limits:
+            log[f"hard_{limit.name}"] = limit.table.macs(is_open)
+            log[f"hard_{limit.name}_ratio"] = log[f"hard_{limit.name}"] / limit.table.total
         expected_macs = table.macs(p.detach().double())
         # Tensors until `log()` is called: a float would wait for the device on every step.
         self._log = {
