@@ -3,8 +3,9 @@
     milliseconds of a layer = constant + per_in * in + per_out * out + per_product * in * out
 
 with `in` and `out` the open channels of its input and output; a depthwise convolution has one width
-only, `out`. What is no convolution or linear layer is one constant, the rest. That is a sum of products
-of axes, as MACs are, so the same budgets work on it. `measure_latencies` makes such a table.
+only, `out`. The rest of the model (norms, activations, what Python costs) is a constant, and a part that
+follows the size of the layers' outputs. That is a sum of products of axes, as MACs are, so the same
+budgets work on it. `measure_latencies` makes such a table.
 """
 
 import json
@@ -30,7 +31,8 @@ _VERSION = 1
 class LayerLatency:
     """What one layer takes in milliseconds, by its open input and output channels.
 
-    `worst_error` is the largest relative difference between a measurement and this fit.
+    `rest_per_out_ms` is what the rest of the model does on each output channel. `worst_error` is the
+    largest relative difference between a measurement of the layer and this fit.
     """
 
     module: str
@@ -40,10 +42,11 @@ class LayerLatency:
     per_in_ms: float
     per_out_ms: float
     per_product_ms: float
+    rest_per_out_ms: float = 0.0
     worst_error: float = 0.0
 
     def milliseconds(self, in_width: float, out_width: float) -> float:
-        """The fit at some widths."""
+        """The fit of the layer alone at some widths."""
         return (
             self.constant_ms
             + self.per_in_ms * in_width
@@ -58,7 +61,7 @@ class LatencyTable:
 
     Attributes:
         layers: one fit per convolution and linear layer, in order of execution.
-        rest_ms: what the whole model takes beyond its layers, at full width; at least 0.
+        rest_ms: what the whole model takes beyond its layers, whatever their widths; at least 0.
         device: name of the processor or GPU.
         threads: `torch.get_num_threads()`.
         torch: its version.
@@ -77,8 +80,10 @@ class LatencyTable:
     @property
     def total_ms(self) -> float:
         """The whole model at full width."""
-        full = sum(own.milliseconds(own.in_width, own.out_width) for own in self.layers)
-        return self.rest_ms + full
+        return self.rest_ms + sum(
+            own.milliseconds(own.in_width, own.out_width) + own.rest_per_out_ms * own.out_width
+            for own in self.layers
+        )
 
     def to_json(self) -> str:
         """The table as versioned JSON."""
@@ -139,6 +144,40 @@ def fit_layer(
     )
 
 
+def fit_rest(
+    layers: Sequence[LayerLatency],
+    sizes: Sequence[int],
+    widths: Sequence[Sequence[tuple[int, int]]],
+    milliseconds: Sequence[float],
+) -> tuple[tuple[LayerLatency, ...], float]:
+    """What whole models take beyond their layers, as a constant and a part that follows the outputs.
+
+    Args:
+        layers: fits of the layers alone.
+        sizes: per layer, elements of its output per channel.
+        widths: per model measured, per layer: its input and output width.
+        milliseconds: per model measured.
+
+    Returns:
+        The layers with their part of the rest, and the constant.
+    """
+    elements = [
+        sum(size * out for size, (_, out) in zip(sizes, own, strict=True)) for own in widths
+    ]
+    rest = [
+        max(0.0, taken - sum(f.milliseconds(*pair) for f, pair in zip(layers, own, strict=True)))
+        for taken, own in zip(milliseconds, widths, strict=True)
+    ]
+    most = max(*elements, 1)
+    columns = np.stack([np.ones(len(rest)), np.array(elements) / most], axis=1)
+    (constant, growing), _ = nnls(columns, np.array(rest))
+    shared = tuple(
+        replace(own, rest_per_out_ms=float(growing) * size / most)
+        for own, size in zip(layers, sizes, strict=True)
+    )
+    return shared, float(constant)
+
+
 def latency_cost(gated: GatedModel, table: LatencyTable) -> CostTable:
     """A latency table as a cost table of a gated model, in milliseconds.
 
@@ -176,7 +215,7 @@ def _products(own: LayerLatency, layer: Layer) -> list[tuple[float, tuple[CostAx
     found: list[tuple[float, tuple[CostAxis, ...]]] = [
         (own.constant_ms, ()),
         (own.per_in_ms, (into,)),
-        (own.per_out_ms, (out,)),
+        (own.per_out_ms + own.rest_per_out_ms, (out,)),
         (own.per_product_ms, (into, out)),
     ]
     return [(factor, axes) for factor, axes in found if factor]
@@ -187,4 +226,4 @@ def _axis(units: Sequence[int]) -> CostAxis:
     return CostAxis(tuple(counts), tuple(counts.values()), len(units) - counts.total())
 
 
-__all__ = ["LatencyTable", "LayerLatency", "fit_layer", "latency_cost"]
+__all__ = ["LatencyTable", "LayerLatency", "fit_layer", "fit_rest", "latency_cost"]

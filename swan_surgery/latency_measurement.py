@@ -1,4 +1,4 @@
-"""Times every convolution and linear layer of a gated model alone, at a handful of widths."""
+"""Times every convolution and linear layer of a gated model alone, and the whole, at several widths."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from swan_surgery.channels import PINNED, Layer, copy_of
+from swan_surgery.channels import PINNED, ChannelMap, Inputs, Layer, copy_of
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
-from swan_surgery.latency import LatencyTable, LayerLatency, fit_layer
+from swan_surgery.latency import LatencyTable, LayerLatency, fit_layer, fit_rest
 from swan_surgery.machine import device_name, wait_for
 from swan_surgery.preconditions import check_data, check_gated, described
+from swan_surgery.pruning import cut_to
 
 
 _WARM_UP = 3
@@ -38,6 +39,15 @@ class _Call:
     is_channels_last: bool
 
 
+@dataclass(slots=True)
+class _Watched:
+    """A layer of the model, what it was called with, and how much it puts out per channel."""
+
+    module: nn.Module
+    calls: list[_Call]
+    size: int
+
+
 def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
     """Measure what `latency_ms` budgets need: each layer of the base model, at several widths.
 
@@ -46,8 +56,9 @@ def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
     median over `repeats` runs in turns, after warm-up, in eval mode, on the device and with the number
     of threads in use now. Measure where the pruned model shall run, with nothing else running there.
 
-    Layers that are called as functions on bare parameters (torch's multi-head attention), and all
-    that is no layer, count as a constant rest.
+    The whole model is timed as well, with all its units and with 75, 50 and 25 % of every group: what
+    is no layer, or is called as a function on bare parameters (torch's multi-head attention), is put
+    down to a constant and to the size of the layers' outputs.
 
     Args:
         gated: the gated model; it is not changed.
@@ -63,18 +74,22 @@ def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
         raise InputError(f"repeats must be a whole number >= 1; got {repeats!r}")
     model, inputs = copy_of(gated.model).eval(), gated.own_inputs()
     device = gated.gates.logits.device
-    layers = []
+    masks = [_share_of(gated.channels, share) for share in _SHARES]
+    wholes = [cut_to(gated, mask.to(device), verify=False).eval() for mask in masks]
     with torch.no_grad(), torch.random.fork_rng():
-        calls = _watch_calls(model, inputs.args, inputs.kwargs)
-        for layer in _once(gated.channels.layers):
-            module = calls.get(layer.name)
-            if module is not None:
-                layers.append(_measure_layer(layer, *module, device=device, repeats=repeats))
-        (whole,) = _median_ms([lambda: model(*inputs.args, **inputs.kwargs)], device, repeats)
-    full = sum(own.milliseconds(own.in_width, own.out_width) for own in layers)
+        watched = _watch(model, inputs)
+        layers = [layer for layer in _once(gated.channels.layers) if layer.name in watched]
+        seen = [watched[layer.name] for layer in layers]
+        fits = [
+            _measure_layer(layer, own, device=device, repeats=repeats)
+            for layer, own in zip(layers, seen, strict=True)
+        ]
+        taken = _median_ms([partial(_run, whole, [inputs]) for whole in wholes], device, repeats)
+    widths = [[_open_widths(layer, mask.tolist()) for layer in layers] for mask in masks]
+    shared, rest_ms = fit_rest(fits, [own.size for own in seen], widths, taken)
     return LatencyTable(
-        layers=tuple(layers),
-        rest_ms=max(0.0, whole - full),
+        layers=shared,
+        rest_ms=rest_ms,
         device=device_name(device),
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),
@@ -87,28 +102,41 @@ def _once(layers: Sequence[Layer]) -> list[Layer]:
     return list({layer.name: layer for layer in layers}.values())
 
 
-def _watch_calls(
-    model: nn.Module, args: Any, kwargs: Any
-) -> dict[str, tuple[nn.Module, list[_Call]]]:
-    """Every convolution and linear layer that is called as a module, and its calls, in one run."""
-    found: dict[str, tuple[nn.Module, list[_Call]]] = {}
+def _share_of(channels: ChannelMap, share: float) -> Tensor:
+    """An open mask with a share of the units of every group, and at least one."""
+    mask = torch.zeros(channels.num_units, dtype=torch.bool)
+    for group in channels.unit_groups:
+        mask[list(group[: max(1, round(share * len(group)))])] = True
+    return mask
 
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, own: Any, named: Any) -> None:
+
+def _open_widths(layer: Layer, is_open: list[bool]) -> tuple[int, int]:
+    stays = [*is_open, True]  # the last entry answers for PINNED = -1
+    into, out = (sum(stays[unit] for unit in units) for units in (layer.in_units, layer.out_units))
+    return into, out
+
+
+def _watch(model: nn.Module, inputs: Inputs) -> dict[str, _Watched]:
+    """Every convolution and linear layer that is called as a module in one run."""
+    found: dict[str, _Watched] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any, Tensor], None]:
+        def hook(module: nn.Module, own: Any, named: Any, out: Tensor) -> None:
             x: Tensor = own[0] if own else named["input"]
             last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-            call = _Call(tuple(x.shape), x.dtype, last and not x.is_contiguous())
-            found.setdefault(name, (module, []))[1].append(call)
+            entry = found.setdefault(name, _Watched(module, [], 0))
+            entry.calls.append(_Call(tuple(x.shape), x.dtype, last and not x.is_contiguous()))
+            entry.size += out.numel() // out.shape[_channel_axis(module)]
 
         return hook
 
     handles = [
-        module.register_forward_pre_hook(watch(name), with_kwargs=True)
+        module.register_forward_hook(watch(name), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, (*_CONVOLUTIONS, nn.Linear))
     ]
     try:
-        model(*args, **kwargs)
+        model(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -116,25 +144,21 @@ def _watch_calls(
 
 
 def _measure_layer(
-    layer: Layer,
-    module: nn.Module,
-    calls: Sequence[_Call],
-    *,
-    device: torch.device,
-    repeats: int,
+    layer: Layer, watched: _Watched, *, device: torch.device, repeats: int
 ) -> LayerLatency:
+    module = watched.module
     widths = _widths(layer, module)
     runs: list[Callable[[], object]] = []
     for into, out in widths:
         narrow = _narrow(module, into, out).eval()
-        xs = [_input(module, call, into, device) for call in calls]
+        xs = [Inputs((_input(module, call, into, device),), {}) for call in watched.calls]
         runs.append(partial(_run, narrow, xs))
     return fit_layer(layer.name, widths, _median_ms(runs, device, repeats))
 
 
-def _run(layer: nn.Module, xs: Sequence[Tensor]) -> None:
-    for x in xs:
-        layer(x)
+def _run(module: nn.Module, calls: Sequence[Inputs]) -> None:
+    for inputs in calls:
+        module(*inputs.args, **inputs.kwargs)
 
 
 def _widths(layer: Layer, module: nn.Module) -> list[tuple[int, int]]:
@@ -185,10 +209,13 @@ def _narrow(module: nn.Module, into: int, out: int) -> nn.Module:
     return layer
 
 
+def _channel_axis(module: nn.Module) -> int:
+    return -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
+
+
 def _input(module: nn.Module, call: _Call, into: int, device: torch.device) -> Tensor:
-    axis = -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
     shape = list(call.shape)
-    shape[axis] = into
+    shape[_channel_axis(module)] = into
     x = torch.full(shape, 0.5, dtype=call.dtype, device=device)
     return x.contiguous(memory_format=torch.channels_last) if call.is_channels_last else x
 

@@ -10,7 +10,7 @@ import torch
 import swan_surgery as swan
 from swan_surgery.budget import limits_of
 from swan_surgery.gates import GatedModel
-from swan_surgery.latency import LatencyTable, LayerLatency, fit_layer, latency_cost
+from swan_surgery.latency import LatencyTable, LayerLatency, fit_layer, fit_rest, latency_cost
 from tests.test_plan import mlp, zoo_gated
 
 
@@ -19,9 +19,11 @@ def made_up(gated: GatedModel, *, rest_ms: float = 0.5) -> LatencyTable:
     generator = torch.Generator().manual_seed(3)
     layers = []
     for layer in gated.channels.layers:
-        constant, into, out, both = torch.rand(4, generator=generator).tolist()
+        constant, into, out, both, rest = torch.rand(5, generator=generator).tolist()
         widths = len(layer.in_units), len(layer.out_units)
-        fit = LayerLatency(layer.name, *widths, constant / 10, into / 50, out / 50, both / 1000)
+        fit = LayerLatency(
+            layer.name, *widths, constant / 10, into / 50, out / 50, both / 1000, rest / 50
+        )
         layers.append(fit)
     return LatencyTable(tuple(layers), rest_ms, "a device", 2, "2.11", "float32[1, 3]", 15)
 
@@ -32,9 +34,10 @@ def taken_by(small: torch.nn.Module, table: LatencyTable) -> float:
     for own in table.layers:
         layer = small.get_submodule(own.module)
         if isinstance(layer, torch.nn.Linear):
-            total += own.milliseconds(layer.in_features, layer.out_features)
+            into, out = layer.in_features, layer.out_features
         else:
-            total += own.milliseconds(layer.in_channels, layer.out_channels)
+            into, out = layer.in_channels, layer.out_channels
+        total += own.milliseconds(into, out) + own.rest_per_out_ms * out
     return total
 
 
@@ -73,6 +76,36 @@ class TestFit:
         fit = fit_layer("a", [(3, 8), (3, 16), (3, 32)], [3.0, 2.0, 1.0])  # falls with the width
         assert (fit.constant_ms, fit.per_out_ms) == pytest.approx((2.0, 0.0))
         assert fit.worst_error == pytest.approx(1.0)
+
+
+class TestFitOfTheRest:
+    LAYERS = (
+        LayerLatency("a", 3, 8, 0.1, 0, 0.02, 0),
+        LayerLatency("b", 8, 4, 0.2, 0, 0, 0.003),
+    )
+    WIDTHS = tuple([(3, n), (n, 4)] for n in (2, 4, 6, 8))
+    SIZES = (100, 10)
+
+    def whole(self, constant: float, growing: float) -> list[float]:
+        return [
+            sum(layer.milliseconds(*pair) for layer, pair in zip(self.LAYERS, own, strict=True))
+            + constant
+            + growing * (100 * own[0][1] + 10 * own[1][1])
+            for own in self.WIDTHS
+        ]
+
+    def test_recovers_a_constant_and_what_follows_the_outputs(self) -> None:
+        layers, rest_ms = fit_rest(self.LAYERS, self.SIZES, self.WIDTHS, self.whole(0.7, 0.001))
+        assert rest_ms == pytest.approx(0.7, rel=1e-9)
+        assert [own.rest_per_out_ms for own in layers] == pytest.approx([0.1, 0.01], rel=1e-9)
+        assert [replace(own, rest_per_out_ms=0.0) for own in layers] == list(self.LAYERS)
+        table = LatencyTable(layers, rest_ms, "a device", 1, "2.11", "float32[1, 3]", 1)
+        assert table.total_ms == pytest.approx(self.whole(0.7, 0.001)[-1], rel=1e-9)
+
+    def test_layers_that_take_longer_alone_leave_no_negative_rest(self) -> None:
+        layers, rest_ms = fit_rest(self.LAYERS, self.SIZES, self.WIDTHS, [0.01] * 4)
+        assert rest_ms == 0
+        assert all(own.rest_per_out_ms == 0 for own in layers)
 
 
 class TestTable:
