@@ -12,6 +12,7 @@ SwanError
 - CostError (RuntimeError): two independent counters disagree
 - PathError (RuntimeError): an input takes another path through the code than the one mapped
 - VerificationError (RuntimeError): the pruned model computes something else
+- MissingExtraError (ImportError): an optional package is not installed
 """
 
 
@@ -86,6 +87,10 @@ class VerificationError(SwanError, RuntimeError):
     def __init__(self, message: str, *, module: str = "") -> None:
         super().__init__(message)
         self.module = module
+
+
+class MissingExtraError(SwanError, ImportError):
+    """A part of the library needs a package that it does not install by itself."""
 
 
 class SwanWarning(UserWarning):

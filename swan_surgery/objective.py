@@ -40,6 +40,9 @@ class Objective:
     """The penalty of Eq. 8 and, with `macs=`, `params=` or `latency_ms=`, the drive to a budget.
 
     Attributes:
+        gated: the gated model.
+        limits: the budgets in full, empty without any.
+        learning: "curvature" or "gradient", as it was decided.
         reachable: per budget the share of the base model's that the minimum widths cost, and 1.
 
     Example:
@@ -106,7 +109,7 @@ class Objective:
             raise InputError(f"learning must be one of {get_args(Learning)}; got {learning!r}")
         if not 0 <= decay < 1:
             raise InputError(f"decay must be at least 0 and below 1; got {decay}")
-        self._gated = gated
+        self.gated = gated
         self._penalties = penalties
         self._holds_budget = preset is None
         self._freeze_after = float("inf") if freeze_after is None else freeze_after
@@ -114,23 +117,24 @@ class Objective:
         self._multiplier = 0.0
         self._log: dict[str, float | Tensor] = {}
         self._marginal = marginal_macs(gated)
-        self._limits = limits_of(
+        self.limits = limits_of(
             gated, macs=macs, params=params, latency_ms=latency_ms, latency_table=latency_table
         )
         least = gated.gates.least_mask(gated.gates.probabilities().detach())
-        for limit in self._limits:
+        for limit in self.limits:
             refuse_unreachable(limit, least)
         self.reachable = {
-            limit.name: (limit.used(least) / limit.table.total, 1.0) for limit in self._limits
+            limit.name: (limit.used(least) / limit.table.total, 1.0) for limit in self.limits
         }
-        if learning == "curvature" and (penalties.act or not self._limits):
+        if learning == "curvature" and (penalties.act or not self.limits):
             raise InputError(
                 "learning='curvature' needs a budget (macs=0.5, params=0.5 or latency_ms) and writes the "
                 "probabilities that l0, flops and target_active act on; pass learning='gradient'"
             )
-        self._rule: CurvatureRule | None = None
-        if self._limits and not penalties.act and learning != "gradient":
-            self._rule = CurvatureRule(gated, decay=decay)
+        by_default: Learning = "curvature" if self.limits and not penalties.act else "gradient"
+        self.learning: Learning = learning or by_default
+        by_curvature = self.learning == "curvature"
+        self._rule = CurvatureRule(gated, decay=decay) if by_curvature else None
         if preset == "paper":
             gated.gates.mode = "soft"
 
@@ -140,13 +144,13 @@ class Objective:
         Raises:
             GateError: NaN or infinite logits.
         """
-        gates = self._gated.gates
+        gates = self.gated.gates
         gates.check()
-        table = cost_table(self._gated)
+        table = cost_table(self.gated)
         scale = {name: ramp(epoch) for name, ramp in self._ramps.items()}
         limits = tuple(
             replace(limit, share=(1 - scale[limit.name]) + scale[limit.name] * limit.share)
-            for limit in self._limits
+            for limit in self.limits
         )
         if self._rule is not None and epoch < self._freeze_after:
             self._rule.project(limits)
@@ -218,7 +222,7 @@ class Objective:
 
     def _move_threshold(self, limits: Sequence[Limit]) -> None:
         """Move the threshold so that the hard gates come to the budget from below."""
-        gates = self._gated.gates
+        gates = self.gated.gates
 
         def fits(mask: Tensor, slack: float = 0.0) -> bool:
             shrunk = (replace(limit, share=(1 - slack) * limit.share) for limit in limits)
