@@ -170,6 +170,44 @@ def test_resuming_goes_on_where_it_stopped(learning, tmp_path) -> None:
         assert torch.equal(last.pruned.state_dict()[key], value), key
 
 
+class Tied(nn.Module):
+    """Token embeddings that are the output layer too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden = nn.Embedding(20, 8), nn.Linear(8, 16)
+        self.back, self.head = nn.Linear(16, 8), nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens, labels):
+        logits = self.head(self.back(self.hidden(self.embedding(tokens)).relu()))
+        return {"loss": functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+
+
+def test_tied_weights_are_saved_and_stay_tied(tmp_path) -> None:
+    def make_tied() -> tuple[swan.GatedModel, SwanTrainerCallback]:
+        torch.manual_seed(0)
+        gated = swan.swanify(Tied(), collate(rows[:2]))
+        return gated, SwanTrainerCallback(swan.Objective(gated, macs=0.5))
+
+    tokens = torch.randint(20, (16, 8))
+    rows = [{"tokens": row, "labels": row.flip(0)} for row in tokens]
+    options = {"num_train_epochs": 2, "save_strategy": "epoch", "lr_scheduler_type": "constant"}
+    gated, callback = make_tied()
+    train(gated, callback, arguments(tmp_path, **options), data=rows)
+    again, last = make_tied()
+    train(
+        again, last, arguments(tmp_path / "again", **options), data=rows,
+        resume=str(tmp_path / "checkpoint-2"),
+    )  # fmt: skip
+    for key, value in callback.pruned.state_dict().items():
+        assert torch.equal(last.pruned.state_dict()[key], value), key
+    assert last.pruned.head.weight is last.pruned.embedding.weight
+    state = gated.state_dict()  # as it was before: the hook is gone
+    one, two = (state[f"model.{name}.weight"] for name in ("head", "embedding"))
+    assert one.data_ptr() == two.data_ptr()
+
+
 def test_a_transformer(tmp_path) -> None:
     torch.manual_seed(0)
     config = BertConfig(

@@ -1,5 +1,6 @@
 """What all training frameworks' callbacks share, and the error where a framework is missing."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 import swan_surgery as swan
 from swan_surgery.integrations.extras import needed_from
 from swan_surgery.integrations.steps import add_penalty, check_inside, finish
+from tests.test_distributed import process_group
 from tests.test_plan import mlp, zoo_gated
 
 
@@ -108,6 +110,24 @@ class TestFinish:
                 raise AssertionError("read")
 
         finish(swan.Objective(mlp(3, 8, 2)), Unreadable(), inputs_of=None, num_batches=None)
+
+
+def finish_worker(rank: int, world_size: int, folder: str) -> None:
+    with process_group(rank, world_size, folder):
+        generator = torch.Generator().manual_seed(rank)
+        gated = zoo_gated("resnet_projection")
+        data = [torch.randn(4, 3, 8, 8, generator=generator)]
+        small = finish(swan.Objective(gated), data, inputs_of=None, num_batches=None)
+        state = {name: tensor.tolist() for name, tensor in small.state_dict().items()}
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(state))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_ranks_finish_alike_on_different_data(tmp_path) -> None:
+    torch.multiprocessing.spawn(finish_worker, (2, str(tmp_path)), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
 
 
 def test_a_model_that_is_not_trained_is_refused() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
@@ -58,6 +59,7 @@ class SwanTrainerCallback(TrainerCallback, ExportableState):
         self.pruned: nn.Module | None = None
         self._inputs_of = inputs_of
         self._calibration_batches = calibration_batches
+        self._saving: RemovableHandle | None = None
         # The Trainer takes **kwargs in `forward` for a sign that the loss wants `num_items_in_batch`.
         vars(objective.gated)["accepts_loss_kwargs"] = _accepts_loss_kwargs(objective.gated)
 
@@ -90,8 +92,10 @@ class SwanTrainerCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take up the state of a checkpoint that training resumes from."""
+        """Take up the state of a checkpoint that training resumes from; let tied weights be saved."""
         self.pruned = None
+        self._let_go()
+        self._saving = nn.Module.register_state_dict_post_hook(self.objective.gated, _untie)
         stored: Any = state.stateful_callbacks  # by class name, as `state` gave them
         if state.global_step and type(self).__name__ in stored:
             self.objective.load_state_dict(stored[type(self).__name__]["attributes"])
@@ -114,6 +118,7 @@ class SwanTrainerCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Meet the budgets, calibrate on the training data, prune."""
+        self._let_go()
         self.pruned = finish(
             self.objective,
             kwargs["train_dataloader"],
@@ -124,6 +129,21 @@ class SwanTrainerCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """For the Trainer's checkpoint, as JSON takes it."""
         return {"args": {}, "attributes": _as_json(self.objective.state_dict())}
+
+    def _let_go(self) -> None:
+        if self._saving is not None:
+            self._saving.remove()
+            self._saving = None
+
+
+def _untie(_module: nn.Module, state: dict[str, Any], _prefix: str, _metadata: Any) -> None:
+    """Give every tensor of a state dict its own storage: the Trainer's safetensors refuse to share."""
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.numel():
+            storage = tensor.untyped_storage().data_ptr()
+            state[name] = tensor.clone() if storage in seen else tensor
+            seen.add(storage)
 
 
 def _as_json(value: Any) -> Any:
