@@ -22,6 +22,7 @@ from swan_surgery.errors import (
     EmptyLayerError,
     GateError,
     InputError,
+    MissingExtraError,
     ModelError,
     NoGateableChannelsError,
     PathError,
@@ -33,6 +34,8 @@ from swan_surgery.errors import (
 )
 from swan_surgery.gates import GatedModel, acting_gates, soft_gates
 from swan_surgery.importance import importance
+from swan_surgery.latency import LatencyTable
+from swan_surgery.latency_measurement import measure_latencies
 from swan_surgery.objective import Objective
 from swan_surgery.parameter_groups import parameter_groups
 from swan_surgery.plan import PruningPlan
@@ -50,6 +53,8 @@ __all__ = [
     "GateError",
     "GatedModel",
     "InputError",
+    "LatencyTable",
+    "MissingExtraError",
     "ModelError",
     "NoGateableChannelsError",
     "Objective",
@@ -73,6 +78,7 @@ __all__ = [
     "hard_params",
     "importance",
     "marginal_macs",
+    "measure_latencies",
     "parameter_groups",
     "prune",
     "prune_by_score",

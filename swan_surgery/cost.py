@@ -57,7 +57,7 @@ class CostTable:
     fixed: Tensor  # float64, shape (axes,)
     axes_of_term: Tensor  # int64, shape (terms, most axes); the last axis is the constant 1
     num_units: int
-    total: int
+    total: float  # an int where the factors are whole
 
     def lengths(self, values: Tensor) -> Tensor:
         """Open positions of every axis, shape (axes,); `values` float64 of shape (num_units,)."""

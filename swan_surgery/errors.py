@@ -12,6 +12,7 @@ SwanError
 - CostError (RuntimeError): two independent counters disagree
 - PathError (RuntimeError): an input takes another path through the code than the one mapped
 - VerificationError (RuntimeError): the pruned model computes something else
+- MissingExtraError (ImportError): an optional package is not installed
 """
 
 
@@ -48,12 +49,24 @@ class GateError(SwanError, ValueError):
 
 
 class BudgetError(SwanError, ValueError):
-    """No set of open gates meets the budget; carries the reachable range in MACs."""
+    """No set of open gates meets the budget; carries what can be reached.
 
-    def __init__(self, message: str, *, min_macs: int = 0, max_macs: int = 0) -> None:
+    `min_macs` and `max_macs` are the range in MACs (parameters, if the budget is in parameters);
+    `reachable` is it in the budget's own unit, whichever that is.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        min_macs: int = 0,
+        max_macs: int = 0,
+        reachable: tuple[float, float] = (0, 0),
+    ) -> None:
         super().__init__(message)
         self.min_macs = min_macs
         self.max_macs = max_macs
+        self.reachable = reachable
 
 
 class EmptyLayerError(SwanError, ValueError):
@@ -74,6 +87,10 @@ class VerificationError(SwanError, RuntimeError):
     def __init__(self, message: str, *, module: str = "") -> None:
         super().__init__(message)
         self.module = module
+
+
+class MissingExtraError(SwanError, ImportError):
+    """A part of the library needs a package that it does not install by itself."""
 
 
 class SwanWarning(UserWarning):

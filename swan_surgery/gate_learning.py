@@ -71,25 +71,27 @@ class CurvatureRule:
         return torch.zeros_like(grad)
 
     def scores(self) -> Tensor:
-        """F_i, float64 of shape (num_units,), in units of the mean over all units."""
+        """F_i, float64 of shape (num_units,); only ratios of it matter."""
         if not self._weight:
             return self._start.to(self._gated.gates.logits.device)
         return self._mean / self._weight
 
     def _take_in(self) -> None:
         """One step of the running mean; all ranks of a process group agree on it."""
-        grad = self._pending
+        grad = self._pending.to(self._gated.gates.logits.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             grad = grad / torch.distributed.get_world_size()
             torch.distributed.all_reduce(grad)
+            if not self._weight:
+                # Every rank saw the weights it drew, before they were all given those of rank 0.
+                self._start = self._start.to(grad.device)
+                torch.distributed.broadcast(self._start, src=0)
         self._pending = torch.zeros_like(grad)
         squares = grad.square()
-        level = squares.mean()
         # No backward pass yet, or one that overflowed under a gradient scaler.
-        if not bool(torch.isfinite(level)) or not float(level) > 0:
+        if not bool(squares.isfinite().all() & (squares > 0).any()):
             return
-        # In units of their mean: loss scalers, and losses that fall, must not change the weights.
-        self._mean = self._decay * self._mean.to(grad.device) + (1 - self._decay) * squares / level
+        self._mean = self._decay * self._mean.to(grad.device) + (1 - self._decay) * squares
         self._weight = self._decay * self._weight + 1 - self._decay
 
     @torch.no_grad()

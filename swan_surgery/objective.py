@@ -20,12 +20,14 @@ from swan_surgery.cost import cost_table, marginal_macs
 from swan_surgery.errors import InputError
 from swan_surgery.gate_learning import CurvatureRule
 from swan_surgery.gates import GatedModel
+from swan_surgery.latency import LatencyTable
 from swan_surgery.penalties import Penalties, paper_penalties
 from swan_surgery.preconditions import check_gated
 from swan_surgery.ramps import CosineRamp, ramps_of
 
 
 Learning = Literal["curvature", "gradient"]
+_TERMS = ("l0", "flops", "target_active", "macs", "params", "latency_ms")
 
 
 # How fast the multiplier of the budget grows with the excess, per call.
@@ -35,9 +37,12 @@ _BUDGET_SLACK = 0.005
 
 
 class Objective:
-    """The penalty of Eq. 8 and, with `macs=` or `params=`, the drive to a budget.
+    """The penalty of Eq. 8 and, with `macs=`, `params=` or `latency_ms=`, the drive to a budget.
 
     Attributes:
+        gated: the gated model.
+        limits: the budgets in full, empty without any.
+        learning: "curvature" or "gradient", as it was decided.
         reachable: per budget the share of the base model's that the minimum widths cost, and 1.
 
     Example:
@@ -51,6 +56,8 @@ class Objective:
         *,
         macs: float | None = None,
         params: float | None = None,
+        latency_ms: float | None = None,
+        latency_table: LatencyTable | None = None,
         learning: Learning | None = None,
         decay: float = 0.98,
         freeze_after: float | None = None,
@@ -67,7 +74,9 @@ class Objective:
             gated: the gated model.
             macs: share of the base model's MACs to arrive at, in (0, 1]. Each call lowers the budget
                 along its ramp and decides which units are open, so that the *hard* gates meet it.
-            params: the same for parameters; with both, both are met.
+            params: the same for parameters; with several budgets, all are met.
+            latency_ms: milliseconds per forward pass to arrive at, by `latency_table`.
+            latency_table: from `swan.measure_latencies(gated)`.
             learning: how gates learn under a budget. "curvature": from E[(dL/dg)^2] per cost saved
                 (`gate_learning`); the logits are written by the objective, the optimizer sees no
                 gradient on them. "gradient": by the optimizer, as in the paper; the threshold moves
@@ -81,7 +90,7 @@ class Objective:
             target_active: alpha* in (0, 1], the mean probability above which Eq. 12 penalises.
             target_weight: lambda_T.
             ramp: one ramp for all terms, or a mapping from "l0", "flops", "target_active", "macs",
-                "params". By default everything acts in full from the start.
+                "params", "latency_ms". By default everything acts in full from the start.
             preset: "paper" trains soft gates by the penalties alone, R_F with lambda_F = 1 and R_T
                 with lambda_T = 100 towards a mean probability of the share asked for (the paper gives
                 no values). Nothing holds the hard gates to the budget until `prune` is given it.
@@ -100,29 +109,32 @@ class Objective:
             raise InputError(f"learning must be one of {get_args(Learning)}; got {learning!r}")
         if not 0 <= decay < 1:
             raise InputError(f"decay must be at least 0 and below 1; got {decay}")
-        self._gated = gated
+        self.gated = gated
         self._penalties = penalties
         self._holds_budget = preset is None
         self._freeze_after = float("inf") if freeze_after is None else freeze_after
-        self._ramps = ramps_of(("l0", "flops", "target_active", "macs", "params"), ramp)
+        self._ramps = ramps_of(_TERMS, ramp)
         self._multiplier = 0.0
         self._log: dict[str, float | Tensor] = {}
         self._marginal = marginal_macs(gated)
-        self._limits = limits_of(gated, macs=macs, params=params)
+        self.limits = limits_of(
+            gated, macs=macs, params=params, latency_ms=latency_ms, latency_table=latency_table
+        )
         least = gated.gates.least_mask(gated.gates.probabilities().detach())
-        for limit in self._limits:
+        for limit in self.limits:
             refuse_unreachable(limit, least)
         self.reachable = {
-            limit.name: (limit.used(least) / limit.table.total, 1.0) for limit in self._limits
+            limit.name: (limit.used(least) / limit.table.total, 1.0) for limit in self.limits
         }
-        if learning == "curvature" and (penalties.act or not self._limits):
+        if learning == "curvature" and (penalties.act or not self.limits):
             raise InputError(
-                "learning='curvature' needs a budget (macs=0.5 or params=0.5) and writes the "
+                "learning='curvature' needs a budget (macs=0.5, params=0.5 or latency_ms) and writes the "
                 "probabilities that l0, flops and target_active act on; pass learning='gradient'"
             )
-        self._rule: CurvatureRule | None = None
-        if self._limits and not penalties.act and learning != "gradient":
-            self._rule = CurvatureRule(gated, decay=decay)
+        by_default: Learning = "curvature" if self.limits and not penalties.act else "gradient"
+        self.learning: Learning = learning or by_default
+        by_curvature = self.learning == "curvature"
+        self._rule = CurvatureRule(gated, decay=decay) if by_curvature else None
         if preset == "paper":
             gated.gates.mode = "soft"
 
@@ -132,13 +144,13 @@ class Objective:
         Raises:
             GateError: NaN or infinite logits.
         """
-        gates = self._gated.gates
+        gates = self.gated.gates
         gates.check()
-        table = cost_table(self._gated)
+        table = cost_table(self.gated)
         scale = {name: ramp(epoch) for name, ramp in self._ramps.items()}
         limits = tuple(
             replace(limit, share=(1 - scale[limit.name]) + scale[limit.name] * limit.share)
-            for limit in self._limits
+            for limit in self.limits
         )
         if self._rule is not None and epoch < self._freeze_after:
             self._rule.project(limits)
@@ -160,7 +172,9 @@ class Objective:
         penalty = torch.stack([term.to(p.dtype) for term in terms.values()]).sum()
         is_open = gates.open_mask().double()
         hard = table.macs(is_open)
-        log |= {f"hard_{li.name}_ratio": li.table.macs(is_open) / li.table.total for li in limits}
+        for limit in limits:
+            log[f"hard_{limit.name}"] = limit.table.macs(is_open)
+            log[f"hard_{limit.name}_ratio"] = log[f"hard_{limit.name}"] / limit.table.total
         expected_macs = table.macs(p.detach().double())
         # Tensors until `log()` is called: a float would wait for the device on every step.
         self._log = {
@@ -208,7 +222,7 @@ class Objective:
 
     def _move_threshold(self, limits: Sequence[Limit]) -> None:
         """Move the threshold so that the hard gates come to the budget from below."""
-        gates = self._gated.gates
+        gates = self.gated.gates
 
         def fits(mask: Tensor, slack: float = 0.0) -> bool:
             shrunk = (replace(limit, share=(1 - slack) * limit.share) for limit in limits)

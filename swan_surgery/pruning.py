@@ -13,6 +13,7 @@ from swan_surgery.channels.attributes import Attribute
 from swan_surgery.channels.resizes import Place
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
+from swan_surgery.latency import LatencyTable
 from swan_surgery.plan import PruningPlan, make_plan
 from swan_surgery.preconditions import check_data, check_gated
 from swan_surgery.slicing import cut_
@@ -24,6 +25,8 @@ def prune(
     *,
     macs: float | None = None,
     params: float | None = None,
+    latency_ms: float | None = None,
+    latency_table: LatencyTable | None = None,
     round_to: int = 1,
     verify: bool = True,
 ) -> nn.Module:
@@ -38,7 +41,9 @@ def prune(
             stay in order of p, as many as the budget allows, so closed units may open again; what
             is left of the budget is filled with the next units that fit. By default
             `gates.open_mask()` stays.
-        params: the same for parameters; with both, both are kept.
+        params: the same for parameters; with several budgets, all are kept.
+        latency_ms: milliseconds to take at most, by `latency_table`.
+        latency_table: from `swan.measure_latencies(gated)`.
         round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
             the best of the closed units.
         verify: run both models on the example inputs and compare.
@@ -46,7 +51,7 @@ def prune(
     Raises:
         ModelError: `gated` is not a gated model, or on the meta device.
         GateError: NaN or infinite logits.
-        InputError: `macs`, `params` or `round_to` out of range.
+        InputError: `macs`, `params`, `latency_ms` or `round_to` out of range, or no table.
         BudgetError: the budget cannot be reached.
         EmptyLayerError: a layer would keep no channel (`gates.min_width = 0`).
         VerificationError: the pruned model computes something else.
@@ -55,7 +60,9 @@ def prune(
     check_data(gated, to="prune")
     gated.gates.check()
     _check_round_to(round_to)
-    limits = limits_of(gated, macs=macs, params=params)
+    limits = limits_of(
+        gated, macs=macs, params=params, latency_ms=latency_ms, latency_table=latency_table
+    )
     if limits:
         mask = widest_mask(gated, ranking(gated), limits, round_to=round_to)
     else:
@@ -69,6 +76,8 @@ def prune_by_score(
     *,
     macs: float | None = None,
     params: float | None = None,
+    latency_ms: float | None = None,
+    latency_table: LatencyTable | None = None,
     per_cost: bool = True,
     round_to: int = 1,
     verify: bool = True,
@@ -79,7 +88,9 @@ def prune_by_score(
         gated: the result of `swanify`, trained or not.
         scores: one per unit, not negative, as `swan.importance` gives them.
         macs: share of the base model's MACs to keep at most, in (0, 1].
-        params: share of its parameters to keep at most; with both, both are kept.
+        params: share of its parameters to keep at most; with several budgets, all are kept.
+        latency_ms: milliseconds to take at most, by `latency_table`.
+        latency_table: from `swan.measure_latencies(gated)`.
         per_cost: rank by score per cost saved, with costs taken anew as units go; False ranks by
             the bare score.
         round_to: widths become multiples of this many channels.
@@ -102,7 +113,9 @@ def prune_by_score(
         )
     if not bool((scores >= 0).all() & scores.isfinite().all()):
         raise InputError("scores must be finite and not negative")
-    limits = limits_of(gated, macs=macs, params=params)
+    limits = limits_of(
+        gated, macs=macs, params=params, latency_ms=latency_ms, latency_table=latency_table
+    )
     if not limits:
         raise InputError("say how small the model shall get: macs=0.5 or params=0.5")
     scores = scores.to(gated.gates.logits.device)

@@ -1,6 +1,6 @@
 """When a penalty sets in: the delayed cosine ramp of the paper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -34,17 +34,22 @@ class CosineRamp:
         return 0.5 * (1 - cos(pi * min(1.0, (epoch - self.delay) / self.length)))
 
 
+def in_full(epoch: float) -> float:  # noqa: ARG001 - a ramp like any other
+    """The factor of a term without a ramp: 1, from the first step on."""
+    return 1.0
+
+
 def ramps_of(
     terms: Sequence[str], ramp: CosineRamp | Mapping[str, CosineRamp] | None
-) -> dict[str, CosineRamp]:
+) -> dict[str, Callable[[float], float]]:
     """One ramp per term, from one for all, a mapping, or nothing (in full from the start).
 
     Raises:
         InputError: the mapping names something that is no term.
     """
     if ramp is None or isinstance(ramp, CosineRamp):
-        return dict.fromkeys(terms, ramp or CosineRamp())
+        return dict.fromkeys(terms, ramp or in_full)
     unknown = sorted(set(ramp) - set(terms))
     if unknown:
         raise InputError(f"ramp has no term {unknown[0]!r}; terms are {', '.join(terms)}")
-    return {name: ramp.get(name, CosineRamp()) for name in terms}
+    return {name: ramp.get(name, in_full) for name in terms}

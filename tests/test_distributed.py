@@ -1,6 +1,8 @@
 """Gated models train under DistributedDataParallel (gloo, CPU): ranks agree, and agree with one process."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,8 @@ def state(gated: GatedModel) -> dict[str, list]:
     return {name: tensor.tolist() for name, tensor in gated.state_dict().items()}
 
 
-def worker(rank: int, world_size: int, folder: str) -> None:
+@contextmanager
+def process_group(rank: int, world_size: int, folder: str) -> Iterator[None]:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -58,6 +61,13 @@ def worker(rank: int, world_size: int, folder: str) -> None:
         world_size=world_size,
     )
     try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def worker(rank: int, world_size: int, folder: str) -> None:
+    with process_group(rank, world_size, folder):
         gated = make_gated()
         if rank:  # DDP starts everybody from rank 0
             with torch.no_grad():
@@ -66,8 +76,6 @@ def worker(rank: int, world_size: int, folder: str) -> None:
         wrapped = DistributedDataParallel(gated)
         train_step(gated, wrapped, batch().chunk(world_size)[rank])
         (Path(folder) / f"{rank}.json").write_text(json.dumps(state(gated)))
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.mark.slow
@@ -93,3 +101,73 @@ def test_a_step_equals_the_step_of_one_process(world_size, tmp_path) -> None:
             rtol=1e-9,
             atol=1e-12,
         )
+
+
+NUM_STEPS = 6
+LEARNINGS = ("curvature", "gradient")
+
+
+def mlp(seed: int) -> GatedModel:
+    """Weights, and so the order that gates start in, by seed; none of the modules keeps statistics."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 3)
+    )
+    return swan.swanify(model.double(), torch.zeros(1, 6, dtype=torch.float64)).train()
+
+
+def train(gated: GatedModel, forward: nn.Module, objective: swan.Objective, part: slice) -> dict:
+    """Six steps under a falling budget; the gates after each."""
+    optimizer = torch.optim.SGD(swan.parameter_groups(gated, lr=0.05), momentum=0.9)
+    generator = torch.Generator().manual_seed(8)
+    seen: dict[str, list] = {"logits": [], "is_open": [], "threshold": [], "macs": []}
+    for step in range(NUM_STEPS):
+        x, y = (torch.randn(8, n, generator=generator, dtype=torch.float64)[part] for n in (6, 3))
+        optimizer.zero_grad()
+        loss = (forward(x) - y).square().mean() + objective(step)
+        seen["is_open"].append(gated.gates.open_mask().tolist())
+        seen["macs"].append(swan.hard_macs(gated))
+        loss.backward()
+        optimizer.step()
+        seen["logits"].append(gated.gates.logits.tolist())
+        seen["threshold"].append(gated.gates.threshold)
+    return seen | {"weight": gated.model[0].weight.tolist()}
+
+
+def make_objective(gated: GatedModel, learning: str) -> swan.Objective:
+    return swan.Objective(gated, macs=0.4, learning=learning, ramp=swan.CosineRamp(0, 4))
+
+
+def train_worker(rank: int, world_size: int, folder: str) -> None:
+    with process_group(rank, world_size, folder):
+        for learning in LEARNINGS:
+            gated = mlp(seed=rank)  # DDP gives everybody the weights of rank 0, afterwards
+            objective = make_objective(gated, learning)
+            size = 8 // world_size
+            part = slice(rank * size, (rank + 1) * size)
+            found = train(gated, DistributedDataParallel(gated), objective, part)
+            (Path(folder) / f"{learning}{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_gates_under_a_falling_budget_are_those_of_one_process(tmp_path) -> None:
+    torch.multiprocessing.spawn(train_worker, (2, str(tmp_path)), nprocs=2)
+    for learning in LEARNINGS:
+        first, second = (
+            json.loads((tmp_path / f"{learning}{rank}.json").read_text()) for rank in (0, 1)
+        )
+        assert first == second  # bit for bit, after every step
+        gated = mlp(seed=0)
+        alone = train(gated, gated, make_objective(gated, learning), slice(None))
+        assert first["is_open"] == alone["is_open"]
+        assert first["macs"] == alone["macs"]
+        assert first["macs"][-1] <= 0.4 * swan.count_macs(gated, gated.example_inputs)
+        assert len({tuple(mask) for mask in first["is_open"]}) > 2  # they did move
+        for name in ("logits", "threshold", "weight"):
+            torch.testing.assert_close(
+                torch.tensor(first[name], dtype=torch.float64),
+                torch.tensor(alone[name], dtype=torch.float64),
+                rtol=1e-9,
+                atol=1e-12,
+            )

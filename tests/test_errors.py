@@ -20,6 +20,7 @@ BUILTIN = {
     "CostError": RuntimeError,
     "PathError": RuntimeError,
     "VerificationError": RuntimeError,
+    "MissingExtraError": ImportError,
 }
 
 
@@ -57,4 +58,6 @@ def test_facts_are_attributes() -> None:
     assert swan.UnsupportedOpError("x").pins == ()
     budget = swan.BudgetError("x", min_macs=3, max_macs=9)
     assert (budget.min_macs, budget.max_macs) == (3, 9)
+    assert budget.reachable == (0, 0)
+    assert swan.BudgetError("x", reachable=(1.5, 2.5)).reachable == (1.5, 2.5)
     assert swan.VerificationError("x", module="a.b").module == "a.b"

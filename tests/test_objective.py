@@ -101,7 +101,7 @@ class TestTermsByHand:
         l0, flops = 0.7 * self.p.mean(), 0.3 * (self.p * MARGINAL).sum() / MARGINAL.sum()
         target = (self.p.mean() - 0.2) ** 2
         for epoch, wanted in [
-            (0, 0.0),
+            (0, target),
             (1, target),
             (2, 0.5 * l0 + target),
             (2.5, 0.5 * (1 - cos(pi * 0.75)) * l0 + flops + target),

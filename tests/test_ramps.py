@@ -6,6 +6,7 @@ from math import cos, pi
 import pytest
 
 import swan_surgery as swan
+from swan_surgery.ramps import ramps_of
 
 
 class TestCosineRamp:
@@ -35,3 +36,18 @@ class TestCosineRamp:
         steps = [later - earlier for earlier, later in pairwise(values)]
         assert min(steps) >= 0
         assert max(steps) <= pi / 2 / 3 / 1000 * 1.001  # the steepest slope of the cosine
+
+
+class TestRampsOf:
+    def test_without_a_ramp_in_full_from_the_first_step(self) -> None:
+        assert ramps_of(("a", "b"), None)["b"](0) == 1.0
+        assert ramps_of(("a", "b"), {"a": swan.CosineRamp(1, 2)})["b"](0) == 1.0
+
+    def test_one_for_all_or_one_each(self) -> None:
+        ramp = swan.CosineRamp(1, 2)
+        assert ramps_of(("a", "b"), ramp) == {"a": ramp, "b": ramp}
+        assert ramps_of(("a", "b"), {"a": ramp})["a"](2) == pytest.approx(0.5)
+
+    def test_an_unknown_term(self) -> None:
+        with pytest.raises(swan.InputError, match="ramp has no term 'c'; terms are a, b"):
+            ramps_of(("a", "b"), {"c": swan.CosineRamp()})

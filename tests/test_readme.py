@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swan_surgery import objective
+from swan_surgery import distillation, ramps
 
 
 ROOT = Path(__file__).parent.parent
@@ -55,5 +55,6 @@ def test_readme_tables_are_what_the_results_say() -> None:
 
 
 def test_docstring_examples_hold() -> None:
-    assert doctest.testmod(objective).failed == 0
-    assert doctest.testmod(objective).attempted > 0
+    for module in (ramps, distillation):
+        assert doctest.testmod(module).failed == 0
+        assert doctest.testmod(module).attempted > 0

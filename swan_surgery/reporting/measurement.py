@@ -9,7 +9,6 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from swan_surgery.channels import Inputs
 from swan_surgery.counting import count_operators
+from swan_surgery.machine import device_name, wait_for
 from swan_surgery.reporting.figures import Environment, Latency, LayerFigures
 
 
@@ -161,16 +161,11 @@ def paired_latencies(
 
 def _seconds(model: nn.Module, inputs: Inputs) -> float:
     device = device_of(model)
-    _wait_for(device)
+    wait_for(device)
     start = time.perf_counter()
     model(*inputs.args, **inputs.kwargs)
-    _wait_for(device)
+    wait_for(device)
     return time.perf_counter() - start
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -181,9 +176,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 def environment(device: torch.device) -> Environment:
     """Device, threads and versions in use."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return Environment(
-        device=name,
+        device=device_name(device),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,
@@ -197,12 +191,3 @@ def own_version() -> str:
         return version("swan-surgery")
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,258 @@
+"""SwanTrainerCallback in real Trainer runs of a few steps: budget, pruning, logs, checkpoints, resuming."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import swan_surgery as swan
+from swan_surgery.integrations.hf import SwanTrainerCallback
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+class Classifier(nn.Module):
+    """Takes keyword arguments and returns its loss, as the Trainer wants; with batch-norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()
+        )
+        self.head = nn.Linear(8 * 4 * 4, 4)
+
+    def forward(self, pixels, labels):
+        logits = self.head(self.features(pixels).flatten(1))
+        return {"loss": functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def images(num: int = 24) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(num, 3, 8, 8, generator=generator)
+    return [{"pixels": x[i], "labels": torch.tensor(i % 4)} for i in range(num)]
+
+
+def collate(rows) -> dict[str, torch.Tensor]:
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def gated_classifier() -> swan.GatedModel:
+    torch.manual_seed(0)
+    example = {"pixels": torch.zeros(2, 3, 8, 8), "labels": torch.tensor([0, 1])}
+    return swan.swanify(Classifier(), example)
+
+
+def arguments(folder, **options) -> TrainingArguments:
+    defaults = {
+        "per_device_train_batch_size": 8, "num_train_epochs": 2, "learning_rate": 0.01,
+        "use_cpu": True, "report_to": [], "logging_steps": 1, "save_strategy": "no", "seed": 3,
+        "disable_tqdm": True, "remove_unused_columns": False,
+    }  # fmt: skip
+    return TrainingArguments(output_dir=str(folder), **(defaults | options))
+
+
+def train(gated, callback, args, *, data=None, more=(), resume=None) -> Trainer:
+    groups = swan.parameter_groups(gated, lr=0.01, gate_lr=0.2)
+    trainer = Trainer(
+        gated,
+        args,
+        train_dataset=data or images(),
+        data_collator=collate,
+        callbacks=[callback, *more],
+        optimizers=(torch.optim.AdamW(groups), None),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def make(learning: str = "curvature", **options) -> tuple[swan.GatedModel, SwanTrainerCallback]:
+    gated = gated_classifier()
+    ramp = swan.CosineRamp(0, 1)
+    objective = swan.Objective(gated, macs=0.5, learning=learning, ramp=ramp, **options)
+    return gated, SwanTrainerCallback(objective)
+
+
+@pytest.mark.parametrize("learning", ["curvature", "gradient"])
+def test_the_pruned_model_is_what_the_gated_one_became(learning, tmp_path) -> None:
+    gated, callback = make(learning)
+    trainer = train(gated, callback, arguments(tmp_path))
+    small = callback.pruned
+    assert type(small) is Classifier
+    total = swan.count_macs(gated, gated.example_inputs)
+    assert swan.count_macs(small, gated.example_inputs) == swan.hard_macs(gated) <= 0.5 * total
+    batch = collate(images(5))
+    with torch.no_grad():
+        found, wanted = small.eval()(**batch)["logits"], gated.eval()(**batch)["logits"]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    twin = copy.deepcopy(gated)  # statistics of all training data, under the final gates
+    swan.calibrate(twin, [collate(images())])
+    torch.testing.assert_close(
+        twin.model.features[1].running_var, gated.model.features[1].running_var
+    )
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    budgets = [row["swan/macs_budget"] for row in rows]
+    assert budgets == pytest.approx([1.0, 0.875, 0.625, 0.5, 0.5, 0.5])
+    assert all(row["swan/hard_macs_ratio"] <= row["swan/macs_budget"] for row in rows)
+
+
+def test_other_callbacks_see_the_values(tmp_path) -> None:
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(set(logs))
+
+    gated, callback = make()
+    train(gated, callback, arguments(tmp_path, max_steps=1), more=[Watch()])
+    assert {"loss", "swan/hard_macs_ratio"} <= seen[0]
+
+
+def test_a_step_is_that_of_the_plain_loop(tmp_path) -> None:
+    """With penalties: gradient of loss + objective, also where two batches make one step."""
+    options = {"l0": 0.3, "learning": "gradient", "ramp": {"l0": swan.CosineRamp(0, 0)}}
+    gated, twin = gated_classifier(), gated_classifier()
+    callback = SwanTrainerCallback(swan.Objective(gated, **options))
+    args = arguments(
+        tmp_path, gradient_accumulation_steps=3, num_train_epochs=2, max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+    )  # fmt: skip
+    batches: list[dict[str, torch.Tensor]] = []
+    handle = gated.register_forward_pre_hook(
+        lambda model, args, kwargs: batches.append(kwargs) if model.training else None,
+        with_kwargs=True,
+    )
+    train(gated, callback, args)
+    handle.remove()
+    assert len(batches) == 6
+    objective = swan.Objective(twin, **options)
+    optimizer = torch.optim.AdamW(swan.parameter_groups(twin, lr=0.01, gate_lr=0.2))
+    twin.train()
+    for step in range(2):
+        optimizer.zero_grad()
+        for batch in batches[3 * step : 3 * step + 3]:
+            (twin(**batch)["loss"] / 3).backward()
+        objective(float(step)).backward()
+        optimizer.step()
+    torch.testing.assert_close(gated.gates.logits, twin.gates.logits, rtol=1e-4, atol=1e-5)
+    assert callback.objective.log()["l0_raw"] == pytest.approx(objective.log()["l0_raw"], rel=1e-5)
+    assert objective.log()["l0"] > 0
+
+
+@pytest.mark.parametrize("learning", ["curvature", "gradient"])
+def test_resuming_goes_on_where_it_stopped(learning, tmp_path) -> None:
+    options = {"num_train_epochs": 3, "save_strategy": "epoch", "lr_scheduler_type": "constant"}
+    gated, callback = make(learning)
+    train(gated, callback, arguments(tmp_path, **options))
+    stored = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    assert "SwanTrainerCallback" in stored["stateful_callbacks"]
+    again, last = make(learning)
+    trainer = train(
+        again, last, arguments(tmp_path / "again", **options), resume=str(tmp_path / "checkpoint-6")
+    )
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row][-3:] == [7, 8, 9]
+    assert last.objective.log() == callback.objective.log()
+    for key, value in callback.pruned.state_dict().items():
+        assert torch.equal(last.pruned.state_dict()[key], value), key
+
+
+class Tied(nn.Module):
+    """Token embeddings that are the output layer too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden = nn.Embedding(20, 8), nn.Linear(8, 16)
+        self.back, self.head = nn.Linear(16, 8), nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens, labels):
+        logits = self.head(self.back(self.hidden(self.embedding(tokens)).relu()))
+        return {"loss": functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+
+
+def test_tied_weights_are_saved_and_stay_tied(tmp_path) -> None:
+    def make_tied() -> tuple[swan.GatedModel, SwanTrainerCallback]:
+        torch.manual_seed(0)
+        gated = swan.swanify(Tied(), collate(rows[:2]))
+        return gated, SwanTrainerCallback(swan.Objective(gated, macs=0.5))
+
+    tokens = torch.randint(20, (16, 8))
+    rows = [{"tokens": row, "labels": row.flip(0)} for row in tokens]
+    options = {"num_train_epochs": 2, "save_strategy": "epoch", "lr_scheduler_type": "constant"}
+    gated, callback = make_tied()
+    train(gated, callback, arguments(tmp_path, **options), data=rows)
+    again, last = make_tied()
+    train(
+        again, last, arguments(tmp_path / "again", **options), data=rows,
+        resume=str(tmp_path / "checkpoint-2"),
+    )  # fmt: skip
+    for key, value in callback.pruned.state_dict().items():
+        assert torch.equal(last.pruned.state_dict()[key], value), key
+    assert last.pruned.head.weight is last.pruned.embedding.weight
+    state = gated.state_dict()  # as it was before: the hook is gone
+    one, two = (state[f"model.{name}.weight"] for name in ("head", "embedding"))
+    assert one.data_ptr() == two.data_ptr()
+
+
+def test_a_transformer(tmp_path) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=32, max_position_embeddings=16, num_labels=3,
+    )  # fmt: skip
+    tokens = torch.randint(50, (16, 8))
+    rows = [{"input_ids": row, "labels": torch.tensor(i % 3)} for i, row in enumerate(tokens)]
+    gated = swan.swanify(BertForSequenceClassification(config), collate(rows[:2]))
+    callback = SwanTrainerCallback(swan.Objective(gated, macs=0.5))
+    train(gated, callback, arguments(tmp_path), data=rows)
+    small = callback.pruned
+    assert type(small) is BertForSequenceClassification
+    total = swan.count_macs(gated, gated.example_inputs)
+    assert swan.count_macs(small, gated.example_inputs) <= 0.5 * total
+    with torch.no_grad():
+        found, wanted = (m.eval()(tokens[:4]).logits for m in (small, gated))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+class TestRefused:
+    def refused(self, match, folder, gated=None, callback=None, **options) -> None:
+        own, made = make("gradient")
+        with pytest.raises(swan.SwanError, match=match):
+            Trainer(
+                gated or own, arguments(folder, **options), callbacks=[callback or made],
+                train_dataset=images(), data_collator=collate,
+            )  # fmt: skip
+
+    def test_another_model(self, tmp_path) -> None:
+        self.refused("is no part of GatedModel, which is trained", tmp_path, gated_classifier())
+
+    def test_columns_that_would_be_dropped(self, tmp_path) -> None:
+        self.refused("remove_unused_columns=False", tmp_path, remove_unused_columns=True)
+
+    def test_callbacks_that_would_be_made_anew(self, tmp_path) -> None:
+        self.refused(
+            "restores its own state", tmp_path, restore_callback_states_from_checkpoint=True
+        )
+
+    def test_gradients_that_would_stay_scaled(self, tmp_path, monkeypatch) -> None:
+        gated, callback = make("gradient")
+        args = arguments(tmp_path, max_grad_norm=0.0)
+        monkeypatch.setattr(args, "fp16", True)  # which the Trainer itself refuses on a CPU
+        with pytest.raises(swan.InputError, match="with fp16=True and max_grad_norm=0"):
+            callback.on_init_end(args, None, None, model=gated)
+        other = SwanTrainerCallback(swan.Objective(gated, macs=0.5))
+        other.on_init_end(args, None, None, model=gated)

@@ -1,0 +1,196 @@
+"""What is timed, at which widths, on what; never how long it took."""
+
+import pytest
+import torch
+from torch import nn
+
+import swan_surgery as swan
+from swan_surgery import latency_measurement
+from swan_surgery.channels import Inputs
+from swan_surgery.latency import LatencyTable
+from tests.fingerprints import assert_same_fingerprint, fingerprint
+from tests.test_plan import mlp, zoo_gated
+
+
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+def coefficients(layer: nn.Module) -> tuple[float, float, float, float]:
+    """Of the made-up clock: they differ from layer to layer, by what no width changes."""
+    if isinstance(layer, nn.Linear):
+        return 0.1, 0.01, 0.02, 0.003
+    size = float(layer.kernel_size[0])
+    depthwise = layer.groups == layer.in_channels > 1
+    return 0.2 * size, 0.0 if depthwise else 0.03, 0.01 * size, 0.0 if depthwise else 0.001
+
+
+def milliseconds(layer: nn.Module) -> float:
+    a, b, c, d = coefficients(layer)
+    into, out = widths_of(layer)
+    return a + b * into + c * out + d * into * out
+
+
+def rest_of(model: nn.Module, inputs: Inputs) -> float:
+    """Of the made-up clock: 7 ms, and 0.002 ms for every element that a layer puts out."""
+    sizes = []
+    handles = [
+        module.register_forward_hook(lambda m, args, out: sizes.append(out.numel()))
+        for module in model.modules()
+        if isinstance(module, LAYERS)
+    ]
+    model(*inputs.args, **inputs.kwargs)
+    for handle in handles:
+        handle.remove()
+    return 7 + 0.002 * sum(sizes)
+
+
+def widths_of(layer: nn.Module) -> tuple[int, int]:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that runs everything once and then says what a bilinear machine would take."""
+    seen: list[tuple[nn.Module, list[torch.Tensor]]] = []
+
+    def of_whole(model: nn.Module, inputs: Inputs) -> float:
+        layers = [module for module in model.modules() if isinstance(module, LAYERS)]
+        return sum(milliseconds(layer) for layer in layers) + rest_of(model, inputs)
+
+    def median_ms(runs, device, repeats):
+        found = []
+        for run in runs:
+            run()
+            layer, calls = run.args
+            if isinstance(layer, LAYERS):
+                seen.append((layer, [inputs.args[0] for inputs in calls]))
+                found.append(len(calls) * milliseconds(layer))
+            else:
+                found.append(of_whole(layer, *calls))
+        return found
+
+    monkeypatch.setattr(latency_measurement, "_median_ms", median_ms)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["vgg", "inverted_residual", "unet", "densenet"])
+def test_the_table_is_the_machine(name, clock) -> None:
+    gated = zoo_gated(name)
+    table = swan.measure_latencies(gated)
+    base = gated.model
+    assert {own.module for own in table.layers} == {
+        name for name, module in base.named_modules() if isinstance(module, LAYERS)
+    }
+    for own in table.layers:
+        layer = base.get_submodule(own.module)
+        assert (own.in_width, own.out_width) == widths_of(layer)
+        a, b, c, d = coefficients(layer)
+        units = gated.channels.layer(own.module)
+        into, out = (
+            {own.in_width // 2, own.in_width} if set(units.in_units) != {-1} else {own.in_width},
+            {own.out_width // 2, own.out_width}
+            if set(units.out_units) != {-1}
+            else {own.out_width},
+        )
+        for i in into:
+            for o in out:
+                if b == 0:
+                    i = o * own.in_width // own.out_width  # noqa: PLW2901 - depthwise
+                assert own.milliseconds(i, o) == pytest.approx(a + b * i + c * o + d * i * o)
+        assert own.worst_error < 1e-9
+    full = [own.milliseconds(own.in_width, own.out_width) for own in table.layers]
+    assert table.rest_ms == pytest.approx(7)
+    assert table.total_ms == pytest.approx(sum(full) + rest_of(base.eval(), gated.own_inputs()))
+
+
+def test_a_handful_of_widths_on_axes_that_have_units(clock) -> None:
+    swan.measure_latencies(mlp(3, 16, 8, 5))
+    found = [widths_of(layer) for layer, _ in clock]
+    assert found == [
+        *((3, out) for out in (4, 8, 12, 16)),
+        *((into, out) for into in (4, 8, 12, 16) for out in (2, 4, 6, 8)),
+        *((into, 5) for into in (2, 4, 6, 8)),
+    ]
+
+
+def test_grouped_layers_keep_their_groups(clock) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 1),
+        nn.Conv2d(12, 24, 3, groups=3),
+        nn.Conv2d(24, 48, 3, groups=24),
+        nn.Conv2d(48, 2, 1),
+    )
+    swan.measure_latencies(swan.swanify(model, torch.zeros(1, 3, 8, 8)))
+    found = [(*widths_of(layer), layer.groups) for layer, _ in clock]
+    grouped = [(into, out, 3) for into in (3, 6, 9, 12) for out in (6, 12, 18, 24)]
+    assert found[4:20] == grouped
+    assert found[20:24] == [(6, 12, 6), (12, 24, 12), (18, 36, 18), (24, 48, 24)]
+
+
+def test_the_inputs_are_those_of_the_model(clock) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, dilation=2, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(8, 4, 2, stride=2, output_padding=1, bias=False),
+    ).to(torch.float64, memory_format=torch.channels_last)
+    x = torch.zeros(2, 3, 17, 15, dtype=torch.float64)
+    gated = swan.swanify(model, x.to(memory_format=torch.channels_last))
+    swan.measure_latencies(gated)
+    middle = model[0](x).shape[2:]
+    layer, (x_full,) = clock[3]
+    assert x_full.shape == (2, 3, 17, 15)
+    assert x_full.dtype == layer.weight.dtype == torch.float64
+    assert x_full.is_contiguous(memory_format=torch.channels_last)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert layer(x_full).shape == model[0](x).shape
+    layer, (x_half,) = clock[5]
+    assert x_half.shape == (2, 4, *middle)
+    assert layer.bias is None
+    assert layer(x_half).shape == (2, 4, *model[1](model[0](x)).shape[2:])
+
+
+def test_a_shared_layer_counts_every_call(clock) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.last = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.last(self.shared(self.shared(self.first(x)).relu()))
+
+    table = swan.measure_latencies(swan.swanify(Twice(), torch.zeros(1, 3)))
+    assert [own.module for own in table.layers] == ["first", "shared", "last"]
+    a, b, c, d = coefficients(nn.Linear(1, 1))
+    shared = table.layers[1]
+    assert shared.milliseconds(8, 8) == pytest.approx(2 * (a + 8 * b + 8 * c + 64 * d))
+
+
+@pytest.mark.parametrize("name", ["resnet_projection", "inverted_residual"])
+def test_really_measured_and_nothing_is_touched(name) -> None:
+    gated = zoo_gated(name)
+    before = fingerprint(gated)
+    table = swan.measure_latencies(gated, repeats=2)
+    assert_same_fingerprint(before, fingerprint(gated))
+    assert table.total_ms > 0
+    assert (table.threads, table.torch, table.repeats) == (1, str(torch.__version__), 2)
+    assert table.device
+    assert table.inputs.startswith("float32[")
+    assert LatencyTable.from_json(table.to_json()) == table
+    small = swan.prune(gated, latency_ms=table.total_ms, latency_table=table)
+    assert swan.count_macs(small, gated.example_inputs) > 0
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("repeats", [0, -1, 1.5])
+    def test_repeats(self, repeats) -> None:
+        with pytest.raises(swan.InputError, match="repeats must be a whole number >= 1"):
+            swan.measure_latencies(mlp(3, 4, 2), repeats=repeats)
+
+    def test_what_is_not_gated(self) -> None:
+        with pytest.raises(swan.ModelError, match="expected a gated model"):
+            swan.measure_latencies(nn.Linear(3, 4))
+
+    def test_without_data(self) -> None:
+        with pytest.raises(swan.ModelError, match="cannot measure latencies"):
+            swan.measure_latencies(mlp(3, 4, 2).to("meta"))
