@@ -400,12 +400,13 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="short")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.25, 0.5, 0.1])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--distil", nargs="+", type=lambda text: text == "yes", default=[False], metavar="yes|no"
     )
+    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: 1)")
     parser.add_argument(
         "--tune", action="store_true", help="all learning rates, seed 0, one budget"
     )
@@ -413,13 +414,16 @@ def parse() -> argparse.Namespace:
     if options.smoke:
         options.schedule, options.seeds, options.budgets = "smoke", [0], [0.5]
         options.work = options.work / "smoke"
+        options.methods = options.methods or ["ours", "score-fisher", "tp-l2"]
     elif options.data is None:
         parser.error("--data is needed: no images come with this project")
+    options.methods = options.methods or list(METHODS)
     return options
 
 
 def main() -> None:
     options = parse()
+    torch.set_num_threads(options.threads)
     terminal = console()
     path = output_path("quality", options)
     result: dict[str, Any] = {"theme": "quality", "environment": environment(), "rows": {}}

@@ -9,7 +9,7 @@ import pytest
 
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("latency", "overhead", "planning", "speed", "zoo")
+SCRIPTS = ("latency", "overhead", "planning", "quality", "speed", "zoo")
 ENVIRONMENT = {
     "processor": "abacus",
     "cpus": 2,
@@ -19,16 +19,18 @@ ENVIRONMENT = {
 }
 
 
-def run(script, *arguments):
+def run(script, *arguments, cwd=None):
     command = [sys.executable, "-W", "ignore", BENCHMARKS / f"{script}.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd
+    )
 
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def smoke(request, tmp_path_factory):
     """One smoke run of each script: its name and result file."""
     output = tmp_path_factory.mktemp("results") / f"2026-11_cpu2_{request.param}.json"
-    done = run(request.param, "--smoke", "--output", output)
+    done = run(request.param, "--smoke", "--output", output, cwd=output.parent)
     assert done.returncode == 0, done.stderr
     return request.param, output
 
