@@ -713,6 +713,13 @@ class Run:
                 torch.save(state, temporary)  # noqa: TID251 - plain tensors and numbers, see load_
         self.machine.wait()
 
+    def keep(self, stage: str, position: tuple[int, int], sums: Tensor, **parts: Any) -> None:
+        """Save an unfinished stage: epoch and step, sums so far, and the state of its parts."""
+        states = {name: part.state_dict() if part else {} for name, part in parts.items()}
+        epoch, step = position
+        self.now = {"stage": stage, "epoch": epoch, "step": step, "sums": sums.tolist(), **states}
+        self.save()
+
     def finish(self, stage: str, net: nn.Module) -> None:
         """Score a stage, keep its weights, and leave it."""
         self.machine.agree_(net)
@@ -788,6 +795,13 @@ def make_optimizer(net: nn.Module, settings: Settings, lr: float) -> torch.optim
     return torch.optim.AdamW(groups)
 
 
+def set_rates_(optimizer: Any, share: float, *, is_frozen: bool) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["peak"]
+    if is_frozen:
+        optimizer.param_groups[-1]["lr"] = 0.0  # the gates'
+
+
 @torch.no_grad()
 def outputs_of(teacher: nn.Module | None, x: Tensor) -> Tensor | None:
     return None if teacher is None else teacher(x)
@@ -831,22 +845,7 @@ def train(
     run.bar.update(task, completed=now["epoch"] * steps + first)
 
     def keep(epoch: int, step: int) -> None:
-        run.now = {
-            "stage": stage,
-            "epoch": epoch,
-            "step": step,
-            "sums": sums.tolist(),
-            "net": net.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "objective": objective.state_dict() if objective else {},
-        }
-        run.save()
-
-    def set_rates(t: float) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate(start + t, length or epochs, settings.warmup)
-        if t >= frozen_from:
-            optimizer.param_groups[-1]["lr"] = 0.0  # the gates'
+        run.keep(stage, (epoch, step), sums, net=net, optimizer=optimizer, objective=objective)
 
     for epoch in range(now["epoch"], epochs):
         started = time.perf_counter()
@@ -855,7 +854,8 @@ def train(
         for step, (x, y) in enumerate(batches(data, settings, machine, key, first), first):
             torch.manual_seed(seed_of(*key, step, machine.rank, "dropout"))
             t = epoch + step / steps
-            set_rates(t)
+            share = rate(start + t, length or epochs, settings.warmup)
+            set_rates_(optimizer, share, is_frozen=t >= frozen_from)
             with machine.autocast():
                 logits = wrapped(x)
                 wanted = outputs_of(teacher, x)
