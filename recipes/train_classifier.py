@@ -349,10 +349,11 @@ def load_init_(model: nn.Module, path: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Small images, decoded: uint8 [N, C, H, W], and labels [N]."""
+    """Small images, decoded: uint8 [N, C, H, W], labels [N], perhaps the dense network's outputs."""
 
     x: Tensor
     y: Tensor
+    outputs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -512,14 +513,21 @@ def seed_of(*parts: Any) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())
 
 
+Batch = tuple[Tensor, Tensor, Tensor | None]
+
+
 def batches(
     data: Images | Files,
     settings: Settings,
     machine: "Machine",
     key: tuple[Any, ...],
     first: int = 0,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of an epoch of training batches, in random order, from step `first` on."""
+) -> Iterator[Batch]:
+    """This process's share of an epoch of training batches, in random order, from step `first` on.
+
+    Images, labels, and the dense network's outputs where the data hold them.
+    """
+    device = machine.device
     generator = torch.Generator().manual_seed(seed_of(*key))
     chosen = torch.randperm(len(data), generator=generator).split(settings.batch)
     chosen = chosen[: num_steps(data, settings)]
@@ -527,12 +535,25 @@ def batches(
     if isinstance(data, Files):
         seeds = [[(seed_of(*key, int(i)), int(i)) for i in which] for which in own[first:]]
         for x, y in _loader(data, seeds, settings):
-            yield normalise(x, settings, machine), y.to(machine.device)
+            yield normalise(x, settings, machine), y.to(device), None
         return
     for step in range(first, len(own)):
         draw = torch.Generator().manual_seed(seed_of(*key, step, machine.rank))
         x = moved(data.x[own[step]], settings, draw)
-        yield normalise(x, settings, machine), data.y[own[step]].to(machine.device)
+        outputs = None if data.outputs is None else data.outputs[own[step]].to(device)
+        yield normalise(x, settings, machine), data.y[own[step]].to(device), outputs
+
+
+@torch.no_grad()
+def with_outputs(
+    data: Images | Files, teacher: nn.Module | None, settings: Settings, machine: "Machine"
+) -> Images | Files:
+    """The dense network's outputs, once and for all, where images stay as they are."""
+    if teacher is None or isinstance(data, Files) or settings.shift or settings.flip:
+        return data
+    parts = data.x.split(settings.batch)
+    outputs = torch.cat([teacher(normalise(x, settings, machine)).cpu() for x in parts])
+    return replace(data, outputs=outputs)
 
 
 def num_steps(data: Images | Files, settings: Settings) -> int:
@@ -804,7 +825,7 @@ def set_rates_(optimizer: Any, share: float, *, is_frozen: bool) -> None:
 
 @torch.no_grad()
 def outputs_of(teacher: nn.Module | None, x: Tensor) -> Tensor | None:
-    return None if teacher is None else teacher(x)
+    return None if teacher is None else teacher(x).float()
 
 
 def rate(epoch: float, length: float, warmup: float) -> float:
@@ -829,7 +850,8 @@ def train(
 
     Goes on in the middle where the checkpoint says so.
     """
-    settings, machine, data = run.settings, run.machine, run.data.train
+    settings, machine = run.settings, run.machine
+    data = with_outputs(run.data.train, teacher, settings, machine)
     frozen_from = (1 - settings.freeze) * settings.gate_epochs if objective else math.inf
     optimizer = make_optimizer(net, settings, lr)
     now = run.now if run.now.get("stage") == stage else {"epoch": 0, "step": 0, "sums": [0.0, 0.0]}
@@ -851,14 +873,16 @@ def train(
         started = time.perf_counter()
         key = (run.seed, stage, epoch)
         wrapped.train()
-        for step, (x, y) in enumerate(batches(data, settings, machine, key, first), first):
+        for step, batch in enumerate(batches(data, settings, machine, key, first), first):
+            x, y, wanted = batch
             torch.manual_seed(seed_of(*key, step, machine.rank, "dropout"))
             t = epoch + step / steps
             share = rate(start + t, length or epochs, settings.warmup)
             set_rates_(optimizer, share, is_frozen=t >= frozen_from)
             with machine.autocast():
                 logits = wrapped(x)
-                wanted = outputs_of(teacher, x)
+                wanted = outputs_of(teacher, x) if wanted is None else wanted
+            logits = logits.float()
             task_loss = loss = F.cross_entropy(logits, y)
             if wanted is not None:
                 soft = swan.distillation_loss(logits, wanted, temperature=settings.temperature)
@@ -1193,7 +1217,8 @@ def experiment(options: argparse.Namespace, console: Console) -> None:
     default = ["macs=0.5"] if options.config is None else []
     settings = settings_from(options.config, [*default, *options.set])
     if options.smoke:
-        settings = replace(settings, **SMOKE)
+        budgets = {name: 0.5 for name in ("macs", "params") if getattr(settings, name)}
+        settings = replace(settings, **SMOKE, **budgets)
     if options.threads or options.smoke:
         torch.set_num_threads(options.threads or 1)
     machine = find_machine(settings)

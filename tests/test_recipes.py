@@ -109,6 +109,28 @@ def test_a_run_killed_inside_an_epoch_ends_as_one_that_was_not(tmp_path):
     assert len(lines) == 1 + sum(settings[f"{s}_epochs"] for s in ("dense", "gate", "finetune"))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_two_processes_agree_on_gates_and_cut_the_same_network(tmp_path):
+    pytest.importorskip("accelerate")
+    arguments = [RECIPES / "configs" / "cifar10_resnet.toml", "--smoke", "--out", tmp_path]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, TRAIN[-1], *arguments, "--output", tmp_path / "two.json"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads((tmp_path / "two.json").read_text())
+    assert outcome["environment"]["processes"] == 2
+    (result,) = outcome["rows"][0]["results"]
+    assert result["macs"]["pruned"] <= 0.5 * result["macs"]["dense"]
+    scores = result["scores"]
+    assert scores["pruned"]["test_loss"] == pytest.approx(scores["gated"]["test_loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_parses_and_starts_with_its_command(config):
     assert config.read_text().splitlines()[0].startswith("# ")
