@@ -301,7 +301,7 @@ class CifarResNet(nn.Module):
 
 def small_resnet50(shape: Shape, classes: int) -> nn.Module:
     """Torchvision's ResNet-50 with a 3x3 stem that keeps the size of small images."""
-    model = torchvision.models.resnet50(num_classes=classes)
+    model: nn.Module = torchvision.models.resnet50(num_classes=classes)
     model.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     return model
@@ -309,7 +309,7 @@ def small_resnet50(shape: Shape, classes: int) -> nn.Module:
 
 def small_vgg16(classes: int) -> nn.Module:
     """Torchvision's VGG16-BN; 32x32 images leave 1x1 maps, so one hidden layer is the head."""
-    model = torchvision.models.vgg16_bn(num_classes=classes)
+    model: nn.Module = torchvision.models.vgg16_bn(num_classes=classes)
     model.avgpool = nn.AdaptiveAvgPool2d(1)
     model.classifier = nn.Sequential(
         nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, classes)
@@ -341,7 +341,8 @@ def load_init_(model: nn.Module, path: Path) -> None:
     try:
         model.load_state_dict({name.removeprefix("module."): t for name, t in state.items()})
     except RuntimeError as err:
-        raise RecipeError(f"{path} does not fit {type(model).__name__}: {err}") from err
+        text = " ".join(str(err).split())[:300]
+        raise RecipeError(f"{path} does not fit {type(model).__name__}: {text}") from err
 
 
 # --- Data --------------------------------------------------------------------------------------------
@@ -736,10 +737,19 @@ class Run:
 
     def keep(self, stage: str, position: tuple[int, int], sums: Tensor, **parts: Any) -> None:
         """Save an unfinished stage: epoch and step, sums so far, and the state of its parts."""
-        states = {name: part.state_dict() if part else {} for name, part in parts.items()}
+        states = {name: {} if part is None else part.state_dict() for name, part in parts.items()}
         epoch, step = position
         self.now = {"stage": stage, "epoch": epoch, "step": step, "sums": sums.tolist(), **states}
         self.save()
+
+    def resume_(self, stage: str, **parts: Any) -> dict[str, Any]:
+        """Where a stage begins; if the checkpoint lies inside it, its parts are loaded."""
+        if self.now.get("stage") != stage:
+            return {"epoch": 0, "step": 0, "sums": [0.0, 0.0]}
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(self.now[name])
+        return self.now
 
     def finish(self, stage: str, net: nn.Module) -> None:
         """Score a stage, keep its weights, and leave it."""
@@ -764,7 +774,7 @@ class Run:
         parts = {"test": self.data.test}
         if self.settings.validation:
             parts["validation"] = self.data.validation
-        found = {}
+        found: dict[str, float] = {}
         for name, part in parts.items():
             loss, accuracy = evaluate(net, part, self.settings, self.machine)
             found |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
@@ -854,12 +864,7 @@ def train(
     data = with_outputs(run.data.train, teacher, settings, machine)
     frozen_from = (1 - settings.freeze) * settings.gate_epochs if objective else math.inf
     optimizer = make_optimizer(net, settings, lr)
-    now = run.now if run.now.get("stage") == stage else {"epoch": 0, "step": 0, "sums": [0.0, 0.0]}
-    if "net" in now:
-        net.load_state_dict(now["net"])
-        optimizer.load_state_dict(now["optimizer"])
-        if objective:
-            objective.load_state_dict(now["objective"])
+    now = run.resume_(stage, net=net, optimizer=optimizer, objective=objective)
     wrapped, optimizer = machine.prepare(net, optimizer)
     steps = num_steps(data, settings)
     first, sums = now["step"], torch.tensor(now["sums"], dtype=torch.float64)
@@ -1217,7 +1222,9 @@ def experiment(options: argparse.Namespace, console: Console) -> None:
     default = ["macs=0.5"] if options.config is None else []
     settings = settings_from(options.config, [*default, *options.set])
     if options.smoke:
-        budgets = {name: 0.5 for name in ("macs", "params") if getattr(settings, name)}
+        budgets: dict[str, Any] = {
+            name: 0.5 for name in ("macs", "params") if getattr(settings, name)
+        }
         settings = replace(settings, **SMOKE, **budgets)
     if options.threads or options.smoke:
         torch.set_num_threads(options.threads or 1)
