@@ -171,12 +171,13 @@ class Settings:
 SMOKE: dict[str, Any] = {
     "widths": (8, 16, 64),
     "validation": 32,
-    "dense_epochs": 2,
+    "dense_epochs": 6,
     "gate_epochs": 3,
     "finetune_epochs": 2,
     "batch": 16,
     "crop": 0,
     "calibration": 4,
+    "distillation": 0.5,
 }
 SMOKE_TRAIN, SMOKE_TEST = 160, 64
 
@@ -617,6 +618,11 @@ class Machine:
     world: int = 1
     accelerator: Any = None
 
+    @property
+    def scaler(self) -> Any:
+        """Of fp16's losses; None without."""
+        return getattr(self.accelerator, "scaler", None)
+
     def prepare(self, net: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """For several processes, and for casts."""
         return self.accelerator.prepare(net, optimizer) if self.accelerator else (net, optimizer)
@@ -735,14 +741,16 @@ class Run:
                 torch.save(state, temporary)  # noqa: TID251 - plain tensors and numbers, see load_
         self.machine.wait()
 
-    def keep(self, stage: str, position: tuple[int, int], sums: Tensor, **parts: Any) -> None:
+    def keep(
+        self, stage: str, position: tuple[int, int], sums: Tensor, parts: Mapping[str, Any]
+    ) -> None:
         """Save an unfinished stage: epoch and step, sums so far, and the state of its parts."""
         states = {name: {} if part is None else part.state_dict() for name, part in parts.items()}
         epoch, step = position
         self.now = {"stage": stage, "epoch": epoch, "step": step, "sums": sums.tolist(), **states}
         self.save()
 
-    def resume_(self, stage: str, **parts: Any) -> dict[str, Any]:
+    def resume_(self, stage: str, parts: Mapping[str, Any]) -> dict[str, Any]:
         """Where a stage begins; if the checkpoint lies inside it, its parts are loaded."""
         if self.now.get("stage") != stage:
             return {"epoch": 0, "step": 0, "sums": [0.0, 0.0]}
@@ -864,15 +872,13 @@ def train(
     data = with_outputs(run.data.train, teacher, settings, machine)
     frozen_from = (1 - settings.freeze) * settings.gate_epochs if objective else math.inf
     optimizer = make_optimizer(net, settings, lr)
-    now = run.resume_(stage, net=net, optimizer=optimizer, objective=objective)
+    parts = {"net": net, "optimizer": optimizer, "objective": objective, "scaler": machine.scaler}
+    now = run.resume_(stage, parts)
     wrapped, optimizer = machine.prepare(net, optimizer)
     steps = num_steps(data, settings)
     first, sums = now["step"], torch.tensor(now["sums"], dtype=torch.float64)
     task = run.bar.add_task(f"seed {run.seed} {stage}", total=epochs * steps, note="")
     run.bar.update(task, completed=now["epoch"] * steps + first)
-
-    def keep(epoch: int, step: int) -> None:
-        run.keep(stage, (epoch, step), sums, net=net, optimizer=optimizer, objective=objective)
 
     for epoch in range(now["epoch"], epochs):
         started = time.perf_counter()
@@ -902,11 +908,12 @@ def train(
             )
             run.bar.update(task, advance=1, note=f"loss {sums[0] / (step + 1):.3f}")
             if run.save_every and (step + 1) % run.save_every == 0 and step + 1 < steps:
-                keep(epoch, step + 1)
+                run.keep(stage, (epoch, step + 1), sums, parts)
         machine.agree_(net)
-        add_row(run, stage, net, (sums / steps).tolist(), time.perf_counter() - started, objective)
+        means = machine.total((sums / steps / machine.world).to(machine.device)).tolist()
+        add_row(run, stage, net, means, time.perf_counter() - started, objective)
         first, sums = 0, torch.zeros(2, dtype=torch.float64)
-        keep(epoch + 1, 0)
+        run.keep(stage, (epoch + 1, 0), sums, parts)
     machine.release_(wrapped)
     run.bar.remove_task(task)
 
