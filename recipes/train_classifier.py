@@ -1138,7 +1138,7 @@ def plot(run: Run) -> str:
     import_module("matplotlib").use("Agg")
     pyplot = import_module("matplotlib.pyplot")
     rows = [row for row in run.history if row["stage"] != "baseline"]
-    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 4), sharex=True, constrained_layout=True)
     panels = (
         ("loss", ("train_loss", "validation_loss")),
         ("accuracy, %", ("train_accuracy", "hard_accuracy", "soft_accuracy")),

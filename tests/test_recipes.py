@@ -57,7 +57,7 @@ def smoke(*arguments, out) -> subprocess.CompletedProcess[str]:
 
 def stop_inside(process: subprocess.Popen, stage: str, file: Path) -> dict:
     """Kill a run whose last checkpoint lies inside an epoch of this stage; the checkpoint's position."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         if file.exists():
             # Standing still, so that what is read is what the kill leaves behind.
