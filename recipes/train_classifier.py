@@ -30,7 +30,7 @@ import sys
 import tarfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -178,6 +178,7 @@ SMOKE: dict[str, Any] = {
     "crop": 0,
     "calibration": 4,
     "distillation": 0.5,
+    "mixed_precision": "no",
 }
 SMOKE_TRAIN, SMOKE_TEST = 160, 64
 
@@ -464,7 +465,7 @@ def read(path: Path, settings: Settings) -> tuple[Any, Any, int]:
     if settings.crop:
         files = [Files(f.samples, settings.crop) for f in found]
         return files[0], files[1], len(found[0].classes)
-    decoded = [stack([(Image.open(p), label) for p, label in f.samples], path) for f in found]
+    decoded = [stack(((Image.open(p), label) for p, label in f.samples), path) for f in found]
     return decoded[0], decoded[1], len(found[0].classes)
 
 
@@ -503,11 +504,15 @@ def archive(path: Path) -> tuple[Images, Images, int]:
     return parts[0], parts[1], len(names)
 
 
-def stack(samples: list[tuple[Image.Image, int]], path: Path) -> Images:
-    pixels = [v2.functional.pil_to_tensor(image.convert("RGB")) for image, _ in samples]
+def stack(samples: Iterable[tuple[Image.Image, int]], path: Path) -> Images:
+    pixels, labels = [], []
+    for image, label in samples:  # one at a time: each holds its file open until it is decoded
+        with image:
+            pixels.append(v2.functional.pil_to_tensor(image.convert("RGB")))
+        labels.append(label)
     if len({tuple(p.shape) for p in pixels}) > 1:
         raise RecipeError(f"images of {path} differ in size; set crop, as for ImageNet")
-    return Images(torch.stack(pixels), torch.tensor([label for _, label in samples]))
+    return Images(torch.stack(pixels), torch.tensor(labels))
 
 
 def seed_of(*parts: Any) -> int:
