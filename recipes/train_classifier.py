@@ -424,7 +424,7 @@ def load_data(path: Path | None, settings: Settings) -> Data:
 
 def synthetic(settings: Settings) -> tuple[Images, Images, int]:
     """Four classes: a random pattern each, under noise."""
-    side = {"mlp": 28, "lenet": 28, "resnet50": 64}.get(settings.network, 32)
+    side = {"mlp": 28, "lenet": 28, "small_resnet50": 16}.get(settings.network, 32)
     generator = torch.Generator().manual_seed(0)
     patterns = torch.randint(0, 156, (4, len(settings.mean), side, side), generator=generator)
 
