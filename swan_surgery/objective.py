@@ -84,7 +84,8 @@ class Objective:
                 while it exceeds it. By default "curvature" if a budget is all there is, else
                 "gradient".
             decay: of the running mean of "curvature", per step.
-            freeze_after: epoch from which on the open units stay as they are.
+            freeze_after: epoch from which on the objective leaves the gates as they are. Where the
+                optimizer moves them ("gradient"), set the learning rate of their group to 0 too.
             l0: lambda_0, on the mean probability (Eq. 9).
             flops: lambda_F, on the MAC-weighted mean probability (Eq. 10).
             target_active: alpha* in (0, 1], the mean probability above which Eq. 12 penalises.
