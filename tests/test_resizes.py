@@ -157,3 +157,25 @@ def test_replacing_on_a_copy_counts_what_stays_and_padding_not() -> None:
     resize_all_(model, {Place("0", "view", 1, 2, training=False): labels}, stays)
     assert model(torch.zeros(2, 4, 4, 4)).shape == (2, 4, 4, 4)
     assert model.train()(torch.zeros(2, 6, 4, 4)).shape == (2, 6, 4, 4)
+
+
+def test_heads_of_width_one_that_come_right_by_chance_are_seen_through() -> None:
+    # 3 // 2 heads are 1, as 3 // 3 are, so one head less looks fine; with one head left 3 // 1 is 3.
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave, self.num_heads = nn.Linear(3, 3), nn.Linear(3, 3), 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            size = (-1, self.num_heads, x.shape[1] // self.num_heads)
+            return self.leave(self.enter(x).reshape(size).flatten(1)).softmax(1)
+
+    torch.manual_seed(0)
+    model = Pool().double()
+    gated = swan.swanify(model, torch.randn(2, 3, dtype=torch.float64))
+    assert gated.gates.num_units == 3
+    for count in (1, 2):
+        with torch.no_grad():
+            gated.gates.logits.copy_(torch.tensor([3.0] * count + [-3.0] * (3 - count)))
+        small = swan.prune(gated)  # verified
+        assert small.enter.out_features == count

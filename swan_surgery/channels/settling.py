@@ -235,8 +235,9 @@ def _guess(
 def _turns(solution: Solution) -> list[tuple[int, int]]:
     """The rehearsals: which closing pattern, and how many components every axis keeps.
 
-    In narrow models a wrong guess may fit by chance, so they rehearse more often. Axes of two
-    channels come last and apart: at width 1 even torch takes other paths.
+    In narrow models a wrong guess may fit by chance (3 // 2 heads are 1, as 3 // 3 are), so they
+    rehearse more often, and axes of three channels down to one. Axes of two come last and apart: at
+    width 1 even torch takes other paths.
     """
     sizes = [
         len(distinct(solution.component[start : start + size]))
@@ -245,8 +246,9 @@ def _turns(solution: Solution) -> list[tuple[int, int]]:
         )
         if solution.prunable[solution.component[start : start + size]].any()
     ]
-    turns = [(turn, 2) for turn in range(4 if max(sizes, default=0) <= _NARROW else 2)]
-    return turns + [(turn, 1) for turn in range(2) if 2 in sizes]
+    narrow = max(sizes, default=0) <= _NARROW
+    turns = [(turn, 2) for turn in range(4 if narrow else 2)]
+    return turns + [(turn, 1) for turn in range(2) if 2 in sizes or (narrow and 3 in sizes)]
 
 
 def _answer(
