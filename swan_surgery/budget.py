@@ -157,6 +157,17 @@ def _channels_per_unit(channels: ChannelMap) -> list[int]:
     return found
 
 
+def prices_within(limits: Sequence[Limit], values: Tensor) -> Tensor:
+    """What each unit takes of the limits together, in shares of the base model's, at gate values.
+
+    Never zero: a unit that only meets closed ones costs nothing at the moment, but will.
+    """
+    price = torch.zeros_like(values)
+    for limit in limits:
+        price += limit.table.prices(values) / limit.table.total
+    return price.clamp(min=1e-12)
+
+
 def order_by_price(scores: Tensor, limits: Sequence[Limit], least: Tensor) -> Tensor:
     """Units in the order to keep them: what closes first, at the end, gains least per cost.
 
@@ -179,9 +190,7 @@ def order_by_price(scores: Tensor, limits: Sequence[Limit], least: Tensor) -> Te
             break
         gain = scores[candidates]
         if limits:
-            value = mask.double()
-            price = torch.stack([li.table.prices(value) / li.table.total for li in limits]).sum(0)
-            gain = gain / price[candidates].clamp(min=1e-12)
+            gain = gain / prices_within(limits, mask.double())[candidates]
         worst = candidates[gain.argsort(stable=True)[:step]]
         mask[worst] = False
         closed.append(worst)
@@ -201,8 +210,8 @@ def widest_mask(
     """The open mask of the longest prefix of `order` within all limits, then whatever still fits.
 
     Where the prefix leaves more than 0.2 % of a limit, further units open, in the same order, as
-    long as they fit: afterwards no closed unit alone fits any more. With `round_to` above 1 only whole steps count, and the prefix
-    is all.
+    long as they fit: afterwards no closed unit alone fits any more. With `round_to` above 1 only
+    whole steps count, and the prefix is all.
 
     Args:
         gated: the gated model.
@@ -257,6 +266,7 @@ __all__ = [
     "Limit",
     "limits_of",
     "order_by_price",
+    "prices_within",
     "ranking",
     "refuse_unreachable",
     "round_widths",

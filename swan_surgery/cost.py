@@ -8,7 +8,7 @@ a layer's MACs scale with the open units on each of its axes, which is exact at 
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -145,8 +145,9 @@ def build_table(terms: Sequence[CostTerm], num_units: int) -> CostTable:
     )
 
 
-_TABLES: "weakref.WeakKeyDictionary[GatedModel, CostTable]" = weakref.WeakKeyDictionary()
-_PARAM_TABLES: "weakref.WeakKeyDictionary[GatedModel, CostTable]" = weakref.WeakKeyDictionary()
+_Tables = weakref.WeakKeyDictionary[GatedModel, CostTable]
+_MACS: _Tables = weakref.WeakKeyDictionary()
+_PARAMS: _Tables = weakref.WeakKeyDictionary()
 
 
 def cost_table(gated: GatedModel) -> CostTable:
@@ -156,15 +157,7 @@ def cost_table(gated: GatedModel) -> CostTable:
         ModelError: `gated` is not a gated model.
         CostError: fvcore counts other MACs for some layer than its channel map says.
     """
-    check_gated(gated)
-    device = gated.gates.logits.device
-    table = _TABLES.get(gated)
-    if table is None:
-        table = build_table(_certified_terms(gated), gated.channels.num_units)
-    if table.factors.device != device:
-        table = table.to(device)
-    _TABLES[gated] = table
-    return table
+    return _kept(gated, _MACS, _certified_terms)
 
 
 def param_table(gated: GatedModel) -> CostTable:
@@ -173,14 +166,21 @@ def param_table(gated: GatedModel) -> CostTable:
     Raises:
         ModelError: `gated` is not a gated model.
     """
+    return _kept(gated, _PARAMS, _param_terms)
+
+
+def _kept(
+    gated: GatedModel, tables: _Tables, terms_of: Callable[[GatedModel], Sequence[CostTerm]]
+) -> CostTable:
+    """The table of a gated model on its device, built once."""
     check_gated(gated)
     device = gated.gates.logits.device
-    table = _PARAM_TABLES.get(gated)
+    table = tables.get(gated)
     if table is None:
-        table = build_table(_param_terms(gated), gated.channels.num_units)
+        table = build_table(terms_of(gated), gated.channels.num_units)
     if table.factors.device != device:
         table = table.to(device)
-    _PARAM_TABLES[gated] = table
+    tables[gated] = table
     return table
 
 

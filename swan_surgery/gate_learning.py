@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from swan_surgery.budget import Limit, widest_mask
-from swan_surgery.gates import GatedModel
+from swan_surgery.budget import Limit, prices_within, widest_mask
+from swan_surgery.gates import GateBank, GatedModel
 
 
-# Logits stay where p(1-p), by which gradients on logits are divided, keeps its precision.
+# A probability of 0.2 % or 99.8 % is clear enough; beyond, soft gates would no longer tell units apart.
 _LARGEST_LOGIT = 6.0
 # How far a logit lies from the threshold at least, so that rounding cannot cross it.
 _MARGIN = 1e-3
@@ -54,20 +54,21 @@ class CurvatureRule:
         self._weight = 0.0
         # Until the first gradients: the order that the gates start in.
         self._start = gated.gates.probabilities().detach().double()
-        if gated.gates in _ATTACHED:
-            _ATTACHED[gated.gates].remove()
+        release(gated)
         own = weakref.ref(self)
 
         def hook(grad: Tensor) -> Tensor | None:
             rule = own()
             return None if rule is None else rule.observe(grad)
 
-        _ATTACHED[gated.gates] = logits.register_hook(hook)
+        handle = logits.register_hook(hook)
+        _ATTACHED[gated.gates] = handle
+        gated.gates.measured = True
+        weakref.finalize(self, _end, weakref.ref(gated.gates), handle).atexit = False
 
     def observe(self, grad: Tensor) -> Tensor:
-        """Take in a gradient on the logits; returns the zero gradient that the optimizer sees."""
-        p = self._gated.gates.probabilities().detach()
-        self._pending = self._pending.to(grad.device) + (grad / (p * (1 - p))).double()
+        """Take in a gradient on the gates; returns the zero gradient that the optimizer sees."""
+        self._pending = self._pending.to(grad.device) + grad.double()
         return torch.zeros_like(grad)
 
     def scores(self) -> Tensor:
@@ -101,11 +102,7 @@ class CurvatureRule:
         gates = self._gated.gates
         scores = self.scores().clamp(min=torch.finfo(torch.float64).tiny)
         value = gates.open_mask().double()
-        price = torch.zeros_like(scores)
-        for limit in limits:
-            price += limit.table.prices(value) / limit.table.total
-        # A unit that only meets closed ones costs nothing at the moment; it will.
-        worth = scores / price.clamp(min=1e-12)
+        worth = scores / prices_within(limits, value)
         order = worth.argsort(descending=True, stable=True)
         mask = widest_mask(self._gated, order, limits, least=gates.least_mask(worth))
         # The price at which the best closed unit stays closed; cheaper ones that fill the rest, and
@@ -133,3 +130,20 @@ class CurvatureRule:
             for name in ("pending", "mean", "start")
         )
         self._weight = float(state["weight"])
+
+
+def release(gated: GatedModel) -> None:
+    """End the measuring of a gated model by whatever rule is attached to it."""
+    handle = _ATTACHED.pop(gated.gates, None)
+    if handle is not None:
+        handle.remove()
+    gated.gates.measured = False
+
+
+def _end(bank: "weakref.ref[GateBank]", handle: RemovableHandle) -> None:
+    """A rule is gone: its hook goes too, and unless another one has taken over, the measuring."""
+    handle.remove()
+    gates = bank()
+    if gates is not None and _ATTACHED.get(gates) is handle:
+        del _ATTACHED[gates]
+        gates.measured = False

@@ -18,7 +18,7 @@ from torch import Tensor
 from swan_surgery.budget import Limit, limits_of, refuse_unreachable
 from swan_surgery.cost import cost_table, marginal_macs
 from swan_surgery.errors import InputError
-from swan_surgery.gate_learning import CurvatureRule
+from swan_surgery.gate_learning import CurvatureRule, release
 from swan_surgery.gates import GatedModel
 from swan_surgery.latency import LatencyTable
 from swan_surgery.penalties import Penalties, paper_penalties
@@ -134,6 +134,7 @@ class Objective:
             )
         by_default: Learning = "curvature" if self.limits and not penalties.act else "gradient"
         self.learning: Learning = learning or by_default
+        release(gated)
         by_curvature = self.learning == "curvature"
         self._rule = CurvatureRule(gated, decay=decay) if by_curvature else None
         if preset == "paper":

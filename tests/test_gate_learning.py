@@ -259,3 +259,61 @@ class TestBadInput:
     def test_learning(self) -> None:
         with pytest.raises(swan.InputError, match="learning must be one of"):
             swan.Objective(two_widths(), macs=0.5, learning="magic")
+
+
+class TestSlope:
+    def test_forward_first_then_the_objective_then_backward(self) -> None:
+        """The usual loop: `project` writes the logits between forward and backward."""
+        gated = two_widths()
+        with torch.no_grad():  # far from what the rule will write
+            gated.gates.logits.copy_(torch.linspace(0.5, 5.5, 14, dtype=torch.float64))
+        rule = CurvatureRule(gated, decay=0.5)
+        limits = limits_of(gated, macs=1.0)
+        x = torch.randn(5, 4, dtype=torch.float64)
+        loss = gated(x).square().mean()
+        rule.project(limits)
+        loss.backward()
+        rule.project(limits)
+        torch.testing.assert_close(
+            rule.scores(), gate_gradient(gated, x).square(), rtol=1e-5, atol=1e-9
+        )
+
+    @pytest.mark.parametrize("mode", ["ste", "soft"])
+    def test_only_gates_that_are_measured_pass_the_gradient_on_as_it_is(self, mode) -> None:
+        gated = two_widths()
+        gated.gates.mode = mode
+        x = torch.randn(5, 4, dtype=torch.float64)
+
+        def gradient(model: GatedModel) -> torch.Tensor:
+            value = model(x).square().mean()
+            return torch.autograd.grad(value, model.gates.logits)[0]
+
+        plain, output = gradient(gated), gated(x)
+        p = gated.gates.probabilities().detach()
+        rule = CurvatureRule(gated, decay=0.5)
+        assert torch.equal(gated(x), output)
+        gated(x).square().mean().backward()
+        torch.testing.assert_close(rule.state_dict()["pending"], plain / (p * (1 - p)))
+        assert torch.equal(gradient(copy.deepcopy(gated)), plain)  # a copy is not measured
+        del rule
+        assert torch.equal(gradient(gated), plain)
+
+    def test_an_objective_without_curvature_ends_the_measuring(self) -> None:
+        gated = two_widths()
+        before = swan.Objective(gated, macs=0.5)
+        assert gated.gates.measured
+        swan.Objective(gated, macs=0.5, learning="gradient")
+        assert not gated.gates.measured
+        gated(torch.randn(5, 4, dtype=torch.float64)).square().mean().backward()
+        assert bool((gated.gates.logits.grad != 0).any())
+        del before
+        assert not gated.gates.measured
+
+    def test_an_older_rule_that_goes_leaves_the_newer_one_measuring(self) -> None:
+        gated = two_widths()
+        older = CurvatureRule(gated, decay=0.5)
+        newer = CurvatureRule(gated, decay=0.5)
+        del older
+        gated(torch.randn(5, 4, dtype=torch.float64)).square().mean().backward()
+        assert gated.gates.measured
+        assert newer.state_dict()["pending"].any()

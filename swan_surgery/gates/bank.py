@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from math import ceil
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ class GateBank(nn.Module):
 
     Attributes:
         logits: z, shape (num_units,).
+        measured: whether gradients on the logits are dL/dg itself, without the factor p(1-p); set by
+            what learns from them instead of the optimizer (`gate_learning`).
         min_width: what every layer keeps open at least, the highest p: a number of units, a share of
             the layer's units (a float below 1), or a mapping from layer names or glob patterns to
             either, the first that matches, 1 where none does.
@@ -60,6 +62,7 @@ class GateBank(nn.Module):
         self._soft_evaluation = False
         self._held: Tensor | None = None
         self._leaf: Tensor | None = None
+        self.measured = False
         self._shapes = [tuple(units.shape) for units in sites]
         self._sizes = [units.numel() for units in sites]
         flat = [torch.where(units < 0, num_units, units).reshape(-1) for units in sites]
@@ -190,6 +193,11 @@ class GateBank(nn.Module):
                 f"{int(bad[0])}); training diverged: lower gate_lr or restore a checkpoint"
             )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies are measured by nobody."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
+        self.measured = False
+
     def values(self) -> Tensor:
         """The gate values in force, shape (num_units,)."""
         if self._leaf is not None:
@@ -199,6 +207,10 @@ class GateBank(nn.Module):
                 return self.probabilities()
             return self.open_mask().to(self.logits.dtype)
         p = self.probabilities()
+        if self.measured:
+            # Whatever the logits become before the backward pass, their gradient is dL/dg.
+            value = p if self._mode == "soft" else self.open_mask().to(p.dtype)
+            return value.detach() + (self.logits - self.logits.detach())
         if self._mode == "soft":
             return p
         # Forward exactly the hard gate, backward as p (paper section 2.4).
