@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,demo]"
 	@touch $@
 
-demo: $(READY) ## dense digits network -> gates -> training -> smaller network, in about 3 minutes
+demo: $(READY) ## dense digits network -> gates -> training -> smaller network, in about 2 minutes
 	$(BIN)/swan-surgery demo
 
 test: $(READY) ## the whole test suite
