@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.budget import (
@@ -183,14 +183,26 @@ class TestOrderByPrice:
         assert set(order[-2:].tolist()) <= {0, 1, 2, 3}
 
     def test_prices_are_taken_anew(self) -> None:
-        # When the second width has shrunk to a few units, those of the first have become cheap.
-        gated = mlp(2, 40, 40, 2)
-        scores = torch.cat([torch.full((40,), 1.0), torch.full((40,), 0.5)])
-        limits = limits_of(gated, macs=0.5)
-        order = order_by_price(scores, limits, torch.zeros(80, dtype=torch.bool)).flip(0)
-        first_half = order[:40]
-        assert bool((first_half >= 40).all())  # the cheap ones of the second width
-        assert bool((first_half[:2] >= 40).all())
+        """At full width a unit of `a` costs 20 + 40, so it would go before one of `d`; without `b`, 20."""
+
+        class Branches(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b, self.c = nn.Linear(20, 40), nn.Linear(40, 40), nn.Linear(40, 4)
+                self.d, self.e = nn.Linear(20, 40), nn.Linear(40, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.c(self.b(self.a(x))) + self.e(self.d(x))
+
+        gated = swan.swanify(Branches(), torch.zeros(1, 20))
+        a, b, d = (list(gated.channels.layer(name).out_units) for name in "abd")
+        scores = torch.zeros(120)
+        scores[a], scores[b], scores[d] = 60 * 0.010, 44 * 0.005, 24 * 0.012
+        order = order_by_price(
+            scores, limits_of(gated, macs=0.5), torch.zeros(120, dtype=torch.bool)
+        )
+        closing = order.flip(0).tolist()
+        assert [set(closing[k : k + 40]) for k in (0, 40, 80)] == [set(b), set(d), set(a)]
 
 
 class TestLimits:
