@@ -209,9 +209,9 @@ def widest_mask(
 ) -> Tensor:
     """The open mask of the longest prefix of `order` within all limits, then whatever still fits.
 
-    Where the prefix leaves more than 0.2 % of a limit, further units open, in the same order, as
-    long as they fit: afterwards no closed unit alone fits any more. With `round_to` above 1 only
-    whole steps count, and the prefix is all.
+    Where the prefix leaves more than 0.2 % of every limit, further units open, in the same order,
+    where one fits, until a limit is used to 99.8 % or no closed unit alone fits any more. With
+    `round_to` above 1 only whole steps count, and the prefix is all.
 
     Args:
         gated: the gated model.
@@ -248,8 +248,12 @@ def widest_mask(
 
 
 def _fill_(mask: Tensor, order: Tensor, limits: Sequence[Limit]) -> None:
-    """Open units of `order`, first ones first, while one fits; what is nearly full stays."""
-    if any(limit.used(mask) >= _NEARLY * limit.most for limit in limits):
+    """Open units of `order`, first ones first, where one fits, until a limit is nearly full."""
+
+    def nearly_full() -> bool:
+        return any(limit.used(mask) >= _NEARLY * limit.most for limit in limits)
+
+    if nearly_full():
         return
     value = mask.double()
     small = torch.ones_like(mask)
@@ -260,6 +264,8 @@ def _fill_(mask: Tensor, order: Tensor, limits: Sequence[Limit]) -> None:
         mask[unit] = True
         if not all(limit.allows(mask) for limit in limits):
             mask[unit] = False
+        elif nearly_full():
+            return
 
 
 __all__ = [

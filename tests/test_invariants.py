@@ -12,7 +12,7 @@ from swan_surgery.gates import GatedModel
 from swan_surgery.plan import make_plan
 from swan_surgery.verification import relative_error, tensor_error
 from tests.fingerprints import assert_same_fingerprint, fingerprint
-from tests.strategies import Case, easy_networks, networks
+from tests.strategies import Case, NetworkSpec, PartSpec, build, easy_networks, networks
 
 
 TOLERANCE = 1e-9
@@ -142,3 +142,20 @@ def test_strict_raises_exactly_where_an_operation_is_unknown(case: Case) -> None
         assert all(op in str(err) for op, _ in named)  # noqa: PT017
         return
     assert unknown == ()
+
+
+def test_two_widths_of_two_are_told_apart() -> None:
+    """`constant.expand_as(x)` looked right as long as both kept one of two channels."""
+    entry = (("form", "concat"), ("own", True), ("width", 2))
+    heads = (("form", "conv"), ("head_dim", 2), ("heads", 2), ("norm", "none"), ("own", False))
+    stem = (("activation", "sigmoid"), ("bn", False), ("kernel", 3), ("width", 2))
+    spec = NetworkSpec(
+        seed=1,
+        image=8,
+        in_channels=3,
+        second=None,
+        stem=PartSpec("stem", stem),
+        blocks=(PartSpec("constant", entry), PartSpec("map_attention", heads)),
+        head=PartSpec("conv_classifier", (("activation", "none"),)),
+    )
+    check_laws(build(spec), 0.3, 3)

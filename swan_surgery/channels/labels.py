@@ -139,13 +139,22 @@ class Labels:
             self.mark_harmless(copy, self._varying[id(source)][1])
         return copy
 
+    def root(self, tensor: Tensor) -> Tensor:
+        """The tensor that this one is, after all, a view of; itself if of none."""
+        seen = {id(tensor)}
+        while id(base := self._views.get(id(tensor), tensor)) not in seen:
+            seen.add(id(base))
+            tensor = base
+        return tensor
+
     def spoil(self, tensor: Tensor) -> None:
-        """Data was written into the tensor: neither it nor its bases are constant any more."""
-        seen = set()
-        while id(tensor) not in seen:
-            seen.add(id(tensor))
+        """Data was written into the tensor: nothing that shares its memory is constant any more."""
+        if not self.shares_memory(tensor):
             self._varying.pop(id(tensor), None)
-            tensor = self._views.get(id(tensor), tensor)
+            return
+        root = self.root(tensor)
+        for key in [key for key, (t, _) in self._varying.items() if self.root(t) is root]:
+            del self._varying[key]
 
     def join(self, first: Tensor, second: Tensor, call: Call) -> None:
         """Positions of two (broadcastable) label tensors that name the same channel.

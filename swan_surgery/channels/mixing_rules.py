@@ -131,7 +131,21 @@ def _(call: Call, labels: Labels) -> None:
     for out in call.outputs:
         labels.assign(out, tuple(_reduced(f, source, out, dims) for f in kept))
         if labels.is_harmless(source):
-            labels.mark_harmless(out)
+            # Equal values, but their running sums or places differ.
+            varying = {d for d in dims if source.shape[d] > 1} if call.name in _RUNNING else set()
+            labels.mark_harmless(out, frozenset(varying))
+
+
+# These return as many values as they read, each by where it stands.
+_RUNNING = {"aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.sort", "aten.topk"}
+# Of equal values these tell how many there are.
+COUNTING = frozenset(
+    f"aten.{name}"
+    for name in (
+        "sum", "nansum", "prod", "norm", "linalg_vector_norm", "logsumexp", "_softmax", "softmax",
+        "_log_softmax", "log_softmax", "_safe_softmax", "count_nonzero", "mm", "mv", "dot", "bmm", "addmm",
+    )
+)  # fmt: skip
 
 
 def _reduced(field: Tensor, source: Tensor, out: Tensor, dims: set[int]) -> Tensor:
@@ -167,7 +181,9 @@ def _(call: Call, labels: Labels) -> None:
         if out.ndim == source.ndim:
             labels.assign(out, tuple(kept))
             if labels.is_harmless(source):
-                labels.mark_harmless(out)
+                # A border of zeros is averaged in.
+                padded = "avg_pool" in call.name and any(as_tuple(call.arg("padding", 0)))
+                labels.mark_harmless(out, frozenset(spatial if padded else ()))
 
 
 # Sampling at positions or in boxes: the axes of the source that come out as they went in.

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from swan_surgery.channels.fields import Fields, axes_of, compact
+from swan_surgery.channels.mixing_rules import COUNTING
 from swan_surgery.channels.recording import Frame, OpRecord
 from swan_surgery.channels.tracing import LabelMode
 from swan_surgery.channels.unit_labels import UnitLabels
@@ -160,6 +161,8 @@ class RehearsalMode(LabelMode):
             self.failures.append(Failure(index, leaves=_leaves(record)))
         labels = self.labels
         assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
+        if str(op.overloadpacket) in COUNTING and any(map(labels.is_made_to_measure, inputs)):
+            self.failures.append(Failure(index))  # x / torch.ones(x.shape[1]).sum()
         labels.conflict = False
         try:
             out = super().dispatch(record, inputs, op, args, kwargs)
@@ -171,8 +174,10 @@ class RehearsalMode(LabelMode):
             return self._replace(index, op, args, predicted)
         if labels.conflict or not all(self._equal(t, fields) for t, (fields, _) in pairs):
             self.failures.append(Failure(index, labels_only=True))
-        for leaf, (fields, _) in pairs:
+        for leaf, (fields, shape) in pairs:
             self.labels.assign(leaf, fields)  # a width of one would lose its label
+            if tuple(leaf.shape) != shape:
+                labels.note_made_to_measure(leaf)
         return out
 
     def _fits(self, tensor: Tensor, fields: Fields, shape: tuple[int, ...]) -> bool:

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.channels.attributes import Followers, Hypotheses, follow_
+from swan_surgery.channels.closing_patterns import closing_pattern, turn_of, turns
 from swan_surgery.channels.fields import Fields, axes_of
 from swan_surgery.channels.mapping import (
-    Flags,
     LabelledTensors,
     Solution,
     Trace,
-    distinct,
     solve,
 )
 from swan_surgery.channels.recording import Reason
@@ -31,7 +30,6 @@ from swan_surgery.slicing import cut_
 
 
 _MAX_ROUNDS = 100
-_NARROW = 64
 
 
 def rehearse(
@@ -90,50 +88,6 @@ def rehearse(
     return mode.failures
 
 
-def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
-    """Which components stay in a rehearsal; every axis keeps `least` components (if it has them).
-
-    Even turns close mostly low positions, odd turns mostly high ones, so that a slice that ends in
-    the wrong place shows. Every second kind of component (those that lie on the same axes; the other
-    half in the next turn) loses at least one.
-    """
-    rng = np.random.default_rng(turn)
-    prunable = solution.prunable
-    axes = [
-        solution.component[start : start + size]
-        for (_, _, size), start in zip(
-            solution.labelled.axes, solution.labelled.starts, strict=True
-        )
-    ]
-    axes = [own for own in axes if prunable[own].any()]
-    position = np.full(len(prunable), -1.0)
-    kind = np.zeros(len(prunable), np.uint64)
-    marks = np.random.default_rng(0).integers(1, 2**62, len(axes), dtype=np.uint64)
-    for own, mark in zip(axes, marks, strict=True):
-        fresh = position[own] < 0
-        position[own[fresh][::-1]] = (np.arange(len(own)) / len(own))[fresh][::-1]
-        np.add.at(kind, own, mark)
-    chance = 0.8 * (1 - position if turn % 2 == 0 else position)
-    forced = np.zeros(len(prunable), bool)
-    candidates = np.flatnonzero(prunable)
-    _, kinds = np.unique(kind[candidates], return_inverse=True)
-    # Every kind shrinks by another share: widths // heads must not come out right by chance.
-    share = rng.uniform(0.3, 1.25, int(kinds.max(initial=-1)) + 1)
-    chance[candidates] *= share[kinds]
-    stays = ~(prunable & (rng.random(len(prunable)) < chance))
-    for which in range(turn % 2, int(kinds.max(initial=-1)) + 1, 2):
-        members = candidates[kinds == which]
-        pick = members[0 if turn % 4 < 2 else -1]
-        stays[pick], forced[pick] = False, True
-    for own in axes:
-        members = distinct(own)
-        while stays[members].sum() < min(least, len(members)):
-            gone = own[~stays[own]]
-            free = gone[~forced[gone]]
-            stays[(free if len(free) else gone)[-1 if turn % 2 == 0 else 0]] = True
-    return stays
-
-
 def settle(
     traces: list[Trace],
     labelled: LabelledTensors,
@@ -150,8 +104,8 @@ def settle(
         failed = False
         hypotheses.busy.clear()
         rehearsals = [
-            (trace, turn + trace.training, least)
-            for turn, least in _turns(solution)
+            (trace, turn_of(turn, training=trace.training), least)
+            for turn, least in turns(solution)
             for trace in traces
         ]
         # What failed comes first: that is where it shows whether the answer was right.
@@ -230,25 +184,6 @@ def _guess(
     ]
     shrinking = [w for w in widths if solution.prunable[solution.component[w.numpy()]].any()]
     return hypotheses.try_next((trace.training, index), model, op.module, shrinking)
-
-
-def _turns(solution: Solution) -> list[tuple[int, int]]:
-    """The rehearsals: which closing pattern, and how many components every axis keeps.
-
-    In narrow models a wrong guess may fit by chance (3 // 2 heads are 1, as 3 // 3 are), so they
-    rehearse more often, and axes of three channels down to one. Axes of two come last and apart: at
-    width 1 even torch takes other paths.
-    """
-    sizes = [
-        len(distinct(solution.component[start : start + size]))
-        for (_, _, size), start in zip(
-            solution.labelled.axes, solution.labelled.starts, strict=True
-        )
-        if solution.prunable[solution.component[start : start + size]].any()
-    ]
-    narrow = max(sizes, default=0) <= _NARROW
-    turns = [(turn, 2) for turn in range(4 if narrow else 2)]
-    return turns + [(turn, 1) for turn in range(2) if 2 in sizes or (narrow and 3 in sizes)]
 
 
 def _answer(

@@ -142,13 +142,23 @@ class LabelMode(TorchDispatchMode):
         rule = find_rule(call.op)
         if rule is not None:
             rule(call, self.labels)
-            return
-        if any(self.labels.fields(tensor) for tensor in call.inputs):
+        self._note_writing(call, is_known=rule is not None)
+        if rule is None and any(self.labels.fields(tensor) for tensor in call.inputs):
             pin_inputs(call, self.labels, "an operation without a channel rule")
             line = calling_line(run_labelled.__code__)
             self.labels.recording.unknown.append(
                 Reason("an operation without a channel rule", call.name, call.module, line)
             )
+
+    def _note_writing(self, call: Call, *, is_known: bool) -> None:
+        """What is written into is constant no more, unless a rule says so of all its memory."""
+        labels = self.labels
+        for tensor in call.outputs:
+            if not any(tensor is given for given in call.inputs):
+                continue
+            is_whole = labels.root(tensor).numel() == tensor.numel()
+            if not is_known or not (is_whole and labels.is_harmless(tensor)):
+                labels.spoil(tensor)
 
 
 # No steps of a model. torch detaches what a factory returns where somebody else holds it, and

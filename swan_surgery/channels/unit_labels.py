@@ -18,6 +18,21 @@ class UnitLabels(Labels):
         super().__init__(Recording())
         self.conflict = False
         self._expected = expected
+        self._made_to_measure: dict[int, Tensor] = {}
+
+    def note_made_to_measure(self, tensor: Tensor) -> None:
+        """A constant without channels that follows a width nevertheless."""
+        self._made_to_measure[id(tensor)] = tensor
+
+    def is_made_to_measure(self, tensor: Tensor) -> bool:
+        """Whether the tensor was noted as one that follows a width."""
+        return id(tensor) in self._made_to_measure
+
+    def twin(self, source: Tensor, copy: Tensor, is_view: bool) -> Tensor:  # noqa: FBT001
+        """As of the source."""
+        if self.is_made_to_measure(source):
+            self.note_made_to_measure(copy)
+        return super().twin(source, copy, is_view)
 
     def is_depthwise(self, call: Call) -> bool:
         """A grouped convolution cut to one channel per group is still not depthwise."""
