@@ -3,6 +3,7 @@
 Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` any.
 """
 
+from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map
 from swan_surgery.conversion import swanify, unswanify
@@ -17,9 +18,11 @@ from swan_surgery.cost import (
 )
 from swan_surgery.distillation import distillation_loss
 from swan_surgery.errors import (
+    ArtifactError,
     BudgetError,
     CostError,
     EmptyLayerError,
+    ExportError,
     GateError,
     InputError,
     MissingExtraError,
@@ -31,6 +34,7 @@ from swan_surgery.errors import (
     TraceError,
     UnsupportedOpError,
     VerificationError,
+    WritingError,
 )
 from swan_surgery.gates import GatedModel, acting_gates, soft_gates
 from swan_surgery.importance import importance
@@ -45,11 +49,13 @@ from swan_surgery.reporting import Report, report
 
 
 __all__ = [
+    "ArtifactError",
     "BudgetError",
     "ChannelMap",
     "CosineRamp",
     "CostError",
     "EmptyLayerError",
+    "ExportError",
     "GateError",
     "GatedModel",
     "InputError",
@@ -66,6 +72,7 @@ __all__ = [
     "TraceError",
     "UnsupportedOpError",
     "VerificationError",
+    "WritingError",
     "acting_gates",
     "calibrate",
     "channel_map",
@@ -77,12 +84,15 @@ __all__ = [
     "hard_macs",
     "hard_params",
     "importance",
+    "load",
     "marginal_macs",
     "measure_latencies",
     "parameter_groups",
     "prune",
     "prune_by_score",
     "report",
+    "save",
+    "save_pretrained",
     "soft_gates",
     "swanify",
     "unswanify",

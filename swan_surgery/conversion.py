@@ -34,6 +34,7 @@ from swan_surgery.preconditions import (
     described,
     infer_inputs,
 )
+from swan_surgery.provenance import Provenance, architecture_of, note_, provenance_of
 
 
 # Gates start in the order of the weights' magnitudes, and costs are counted on real runs.
@@ -72,6 +73,7 @@ def swanify(
         NoGateableChannelsError: every channel is pinned.
     """
     check_model(model)
+    ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     match_modules(model, ignore)
     channels, inputs = _map(model, example_inputs, ignore)
     if strict and channels.unknown:
@@ -89,6 +91,8 @@ def swanify(
             _require_units(plan.channels)
             gated = gate_graphs(copy, plan, inputs)
         _require_units(gated.channels)
+        note_(gated.model, provenance_of(model) or Provenance(architecture_of(model)))
+        gated.ignored = ignore
         return gated
 
 

@@ -13,6 +13,9 @@ SwanError
 - PathError (RuntimeError): an input takes another path through the code than the one mapped
 - VerificationError (RuntimeError): the pruned model computes something else
 - MissingExtraError (ImportError): an optional package is not installed
+- ArtifactError (ValueError): a file is damaged, not one of ours, or of another model
+- WritingError (OSError): a file could not be written; what was there before still is
+- ExportError (RuntimeError): an exported model could not be made, or computes something else
 """
 
 
@@ -91,6 +94,18 @@ class VerificationError(SwanError, RuntimeError):
 
 class MissingExtraError(SwanError, ImportError):
     """A part of the library needs a package that it does not install by itself."""
+
+
+class ArtifactError(SwanError, ValueError):
+    """A saved file is damaged, was not written by this library, or fits another model."""
+
+
+class WritingError(SwanError, OSError):
+    """A file could not be written; what was there before still is."""
+
+
+class ExportError(SwanError, RuntimeError):
+    """A model could not be exported, or the exported one computes something else."""
 
 
 class SwanWarning(UserWarning):

@@ -9,7 +9,7 @@ from swan_surgery.channels import ChannelMap, RepeatedNumber
 from swan_surgery.errors import EmptyLayerError, InputError
 
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,28 @@ class PruningPlan:
     numbers: tuple[NumberValue, ...] = ()
 
     def to_json(self) -> str:
-        """The plan as versioned JSON."""
-        return json.dumps({"version": _VERSION, **asdict(self)})
+        """The plan as versioned JSON.
+
+        Sets of positions are hexadecimal numbers, bit i for position i, and each stands there once:
+        the axes of one width keep the same positions.
+        """
+        sets: dict[tuple[int, ...], int] = {}
+        positions = [
+            [entry.tensor, entry.axis, sets.setdefault(entry.kept, len(sets))]
+            for entry in self.positions
+        ]
+        return json.dumps(
+            {
+                "version": _VERSION,
+                "num_units": self.num_units,
+                "open_units": _packed(self.open_units),
+                "kept": [_packed(kept) for kept in sets],
+                "positions": positions,
+                "attributes": [list(asdict(entry).values()) for entry in self.attributes],
+                "numbers": [list(asdict(entry).values()) for entry in self.numbers],
+            },
+            separators=(",", ":"),
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "PruningPlan":
@@ -69,16 +89,27 @@ class PruningPlan:
             data = json.loads(text)
             if data["version"] != _VERSION:
                 raise InputError(f"plan version {data['version']} is not {_VERSION}")
+            kept = [_unpacked(bits) for bits in data["kept"]]
             positions = tuple(
-                KeptPositions(entry["tensor"], entry["axis"], tuple(entry["kept"]))
-                for entry in data["positions"]
+                KeptPositions(str(tensor), int(axis), kept[index])
+                for tensor, axis, index in data["positions"]
             )
-            attributes = tuple(AttributeValue(**entry) for entry in data["attributes"])
-            numbers = tuple(NumberValue(**entry) for entry in data["numbers"])
-            units = tuple(data["open_units"])
-            return cls(data["num_units"], units, positions, attributes, numbers)
-        except (json.JSONDecodeError, KeyError, TypeError) as err:
-            raise InputError(f"not a pruning plan: {err}") from err
+            attributes = tuple(AttributeValue(*entry) for entry in data["attributes"])
+            numbers = tuple(NumberValue(*entry) for entry in data["numbers"])
+            units = _unpacked(data["open_units"])
+            return cls(int(data["num_units"]), units, positions, attributes, numbers)
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as err:
+            if isinstance(err, InputError):
+                raise
+            raise InputError(f"not a pruning plan: {type(err).__name__}: {err}") from err
+
+
+def _packed(positions: tuple[int, ...]) -> str:
+    return f"{sum(1 << position for position in positions):x}"
+
+
+def _unpacked(bits: str) -> tuple[int, ...]:
+    return tuple(index for index, bit in enumerate(f"{int(bits, 16):b}"[::-1]) if bit == "1")
 
 
 def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:

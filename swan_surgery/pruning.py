@@ -1,21 +1,25 @@
 """`prune`: from open gates to a smaller dense model of the given class, verified."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._pytree import tree_leaves
 
 from swan_surgery.attention import put_back_, write_out_
 from swan_surgery.budget import limits_of, order_by_price, ranking, round_widths, widest_mask
 from swan_surgery.channels import copy_of
 from swan_surgery.channels.attributes import Attribute
 from swan_surgery.channels.resizes import Place
+from swan_surgery.cost import build_table
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.latency import LatencyTable
 from swan_surgery.plan import PruningPlan, make_plan
 from swan_surgery.preconditions import check_data, check_gated
+from swan_surgery.provenance import Cut, note_, provenance_of
 from swan_surgery.slicing import cut_
 from swan_surgery.verification import verify_pruned
 
@@ -137,7 +141,23 @@ def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module
     _follow_widths_(pruned, gated)
     if verify:
         verify_pruned(gated, pruned, plan)
+    _note_cut_(pruned, gated, plan, mask)
     return pruned
+
+
+def _note_cut_(pruned: nn.Module, gated: GatedModel, plan: PruningPlan, mask: Tensor) -> None:
+    provenance = provenance_of(gated.model)
+    if provenance is None:
+        return
+    table = build_table(gated.channels.costs, gated.channels.num_units)
+    shapes = tuple(
+        tuple(leaf.shape)
+        for leaf in tree_leaves((gated.example_inputs.args, dict(gated.example_inputs.kwargs)))
+        if isinstance(leaf, Tensor)
+    )
+    after = int(table.macs(mask.double().to(table.factors.device)))
+    cut = Cut(plan.to_json(), int(table.total), after, shapes)
+    note_(pruned, replace(provenance, cuts=(*provenance.cuts, cut)))
 
 
 def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:

@@ -70,7 +70,8 @@ class Hypotheses:
         accepted: attributes that follow, with the labels they count.
         active: what was tried last at an operation; if it fails again, that was wrong.
         pending: what is left to try at an operation.
-        busy: modules in which something was tried in this round; one at a time tells what helped.
+        busy: modules in which something was tried or taken back in this round; one at a time tells
+            what helped.
     """
 
     accepted: dict[Attribute, Tensor] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Hypotheses:
             return True
         for attribute in self.active.pop(place, []):
             self.accepted.pop(attribute, None)
+            self.busy.add(module)
         if place not in self.pending:
             self.pending[place] = _guesses(model, module, widths)
         for guess in self.pending[place]:
@@ -112,6 +114,7 @@ class Hypotheses:
             for attribute in attributes:
                 self.accepted.pop(attribute, None)
             del self.active[place]
+            self.busy.add(module)
             for guess in self.pending[place]:
                 fresh = {a: labels for a, labels in guess.items() if a not in self.accepted}
                 if fresh:

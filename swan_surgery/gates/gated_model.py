@@ -23,7 +23,10 @@ class GatedModel(nn.Module):
         channels: the `ChannelMap`; `print(gated.channels.explain())` says layer by layer who shares
             gates, what stays and why, and what is rewritten or weighted.
         example_inputs: what the model was mapped with; costs are for these shapes.
+        ignored: the patterns of modules whose channels were to get no gate.
     """
+
+    ignored: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -1,0 +1,130 @@
+"""The file: safetensors whose metadata holds a JSON header and a SHA-256 of all the rest.
+
+Any safetensors tool can read the weights. The digest covers every byte of the file with its own 64
+characters taken as zeros, so that a flipped bit, a cut or a swapped header is seen before anything
+is used.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from swan_surgery.errors import ArtifactError, WritingError
+
+
+VERSION = 1
+_HEADER, _DIGEST = "swan_surgery", "sha256"
+_EMPTY = "0" * 64
+_CHUNK = 1 << 22
+# What safetensors itself accepts as the length of a header.
+_LONGEST_HEADER = 100_000_000
+
+
+def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a file whole or not at all; an older one stays until the new one is complete.
+
+    Raises:
+        WritingError: the folder is missing or read-only, the disk is full.
+    """
+    text = json.dumps({"format": VERSION, **header}, separators=(",", ":"))
+    with replacing(path) as temporary:
+        save_file(dict(tensors), temporary, {_HEADER: text, _DIGEST: _EMPTY})
+        start, metadata = _parts(temporary)
+        place = start.index(f'"{_DIGEST}":"{_EMPTY}"'.encode()) + len(_DIGEST) + 4
+        digest = _digest(temporary, place)
+        with temporary.open("r+b") as file:
+            file.seek(place)
+            file.write(digest.encode())
+        assert metadata[_DIGEST] == _EMPTY  # noqa: S101 - written above
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what is written there takes its place at the end of the block.
+
+    Raises:
+        WritingError: the operating system refused; the old file is as it was.
+    """
+    target = path.resolve()  # a link stays one
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            yield temporary
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as err:
+        reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
+        raise WritingError(f"cannot write {path}: {reason}") from err
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file that is whole.
+
+    Raises:
+        ArtifactError: no such file, not one of ours, damaged, or written by a newer version.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file")
+    try:
+        return _read(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as err:
+        if isinstance(err, ArtifactError):
+            raise
+        raise ArtifactError(
+            f"{path} is not a whole file written by swan.save ({type(err).__name__}: {err})"
+        ) from err
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    start, metadata = _parts(path)
+    text, digest = metadata[_HEADER], metadata[_DIGEST]
+    if len(digest) != len(_EMPTY) or _digest(path, start.index(digest.encode())) != digest:
+        raise ArtifactError(f"{path} is damaged: its checksum does not fit; get it anew")
+    header = json.loads(text)
+    if header["format"] > VERSION:
+        raise ArtifactError(
+            f"{path} is of format {header['format']}, written by swan_surgery "
+            f"{header.get('library')}; this version reads up to {VERSION}: upgrade it"
+        )
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    return header, tensors
+
+
+def _parts(path: Path) -> tuple[bytes, dict[str, str]]:
+    """The length and header of a safetensors file as bytes, and its metadata."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        if len(first) < 8:
+            raise ValueError("it is too short")
+        (length,) = struct.unpack("<Q", first)
+        if length > min(size - 8, _LONGEST_HEADER):
+            raise ValueError("its header is longer than the file")
+        header = file.read(length)
+    metadata = json.loads(header)["__metadata__"]
+    return first + header, dict(metadata)
+
+
+def _digest(path: Path, place: int) -> str:
+    """Of the file with the 64 characters at `place` taken as zeros."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        found.update(file.read(place))
+        found.update(_EMPTY.encode())
+        file.seek(place + len(_EMPTY))
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()

@@ -1,0 +1,87 @@
+"""Folders in the manner of the Hugging Face Hub: weights, a readable summary, a model card."""
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from swan_surgery.artifacts.container import replacing, write
+from swan_surgery.artifacts.saving import contents
+from swan_surgery.errors import WritingError
+from swan_surgery.reporting import Report
+
+
+WEIGHTS = "model.safetensors"
+_SUMMARY = "swan.json"
+_CARD = "README.md"
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | PathLike[str], *, report: Report | None = None
+) -> None:
+    """Write a folder that can be pushed to the Hugging Face Hub as it is.
+
+    `model.safetensors` is what `swan.save` writes, `swan.json` a readable summary, `README.md` the
+    model card, with the report if one is given; a transformers model's `config.json` lies beside them.
+    `swan.load(folder, model=...)` reads it.
+
+    Args:
+        model: as for `swan.save`.
+        folder: made if it does not exist; files of these names are replaced, others stay.
+        report: from `swan.report(before, after, ...)`.
+
+    Raises:
+        ModelError, InputError: as `swan.save`.
+        WritingError: the folder cannot be written to.
+    """
+    header, tensors = contents(model)
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise WritingError(f"cannot make the folder {folder}: {err.strerror}") from err
+    summary = {key: header[key] for key in ("library", "torch", "kind", "class", "params", "macs")}
+    write(folder / WEIGHTS, header, tensors)
+    _write_text(folder / _SUMMARY, json.dumps(summary, indent=2) + "\n")
+    _write_text(folder / _CARD, _card(summary, report))
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "to_json_string"):
+        _write_text(folder / "config.json", config.to_json_string())
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _card(summary: dict[str, Any], report: Report | None) -> str:
+    name = str(summary["class"]).rpartition(".")[2]
+    macs = summary["macs"]
+    lines = [
+        "---",
+        "library_name: swan-surgery",
+        "tags: [pruning, structured-pruning, swan-surgery]",
+        "---",
+        "",
+        f"# {name}, pruned with swan_surgery" if macs else f"# {name}",
+        "",
+        f"{summary['params']:,} parameters."
+        + (
+            f" {macs['after']:,} of {macs['before']:,} MACs ({macs['after'] / macs['before']:.1%}) at "
+            f"inputs of {', '.join('x'.join(map(str, shape)) for shape in macs['input_shapes'])}."
+            if macs
+            else ""
+        ),
+        "",
+        "```python",
+        "import swan_surgery as swan",
+        "",
+        f"model = swan.load(folder, model={name}(...))  # {summary['class']}, built as before pruning",
+        "```",
+        "",
+    ]
+    if report is not None:
+        lines.append(report.to_markdown())
+    return "\n".join(lines)

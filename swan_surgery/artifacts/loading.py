@@ -1,0 +1,176 @@
+"""`load`: a saved model, rebuilt from a new instance of the class it was cut out of."""
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.artifacts.container import read
+from swan_surgery.artifacts.folders import WEIGHTS
+from swan_surgery.artifacts.saving import cut_shapes, map_digest
+from swan_surgery.artifacts.structures import decode
+from swan_surgery.channels import Inputs, as_inputs, copy_of
+from swan_surgery.channels.attributes import Attribute
+from swan_surgery.conversion import swanify
+from swan_surgery.errors import ArtifactError, InputError, SwanError
+from swan_surgery.gates import GatedModel
+from swan_surgery.plan import PruningPlan
+from swan_surgery.preconditions import check_model
+from swan_surgery.provenance import Provenance, all_tensors, architecture_of, difference, note_
+from swan_surgery.pruning import apply_plan
+from swan_surgery.resizing import RESIZABLE
+
+
+_LAYOUTS = {
+    "channels_last": torch.channels_last,
+    "channels_last_3d": torch.channels_last_3d,
+}
+
+
+def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = None) -> nn.Module:
+    """Rebuild a saved model; nothing in the file is executed.
+
+    Args:
+        path: a file written by `swan.save`, or a folder written by `swan.save_pretrained`.
+        model: the base model, newly built as it was before `swanify`; its weights do not matter and
+            it is not changed. It may lie on the meta device; the result is then on the CPU,
+            otherwise where the model is.
+        example_inputs: for a gated model, if those in the file are not to be used.
+
+    Returns:
+        The model as it was saved: bitwise the same outputs.
+
+    Raises:
+        ArtifactError: no such file, damaged, by a newer version, or saved from another model.
+        ModelError: `model` is not a plain `nn.Module`.
+    """
+    check_model(model)
+    path = Path(path)
+    header, tensors = read(path / WEIGHTS if path.is_dir() else path)
+    try:
+        return _rebuilt(path, header, tensors, model, example_inputs)
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as err:
+        raise ArtifactError(f"{path} holds what swan.save does not write: {err!r}") from err
+
+
+def _rebuilt(
+    path: Path,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    example_inputs: Any,
+) -> nn.Module:
+    provenance = Provenance.from_json(json.dumps({"version": 1, **header["provenance"]}))
+    differs = difference(provenance.base, architecture_of(model))
+    if differs is not None:
+        raise ArtifactError(
+            f"{path} was saved from another model: {differs}; pass model= as it was before swanify, "
+            f"a new {provenance.base.name}"
+        )
+    result = copy_of(model)
+    plans = [PruningPlan.from_json(cut.plan) for cut in provenance.cuts]
+    shapes = cut_shapes(provenance.base, plans)
+    for plan in plans:
+        _check_plan(result, plan)
+        result = apply_plan(result, plan)
+    own = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+    _fill_(result, own, header, shapes)
+    for name, width in header["bare_norms"].items():
+        result.get_submodule(name).num_features = int(width)  # type: ignore[assignment]
+    frozen = set(header["frozen"])
+    for name, parameter in result.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    result.train(bool(header["training"]))
+    note_(result, provenance)
+    if header["kind"] == "gated":
+        return _gated(path, header["gating"], tensors, result, example_inputs)
+    return result
+
+
+def _check_plan(model: nn.Module, plan: PruningPlan) -> None:
+    """Nothing but whole numbers that are there already may be written into a model."""
+    for entry in plan.attributes:
+        found = Attribute(entry.module, entry.name, entry.index).read(model)
+        if entry.name.startswith("_") or type(found) is not int or type(entry.value) is not int:
+            raise ArtifactError(f"the file sets {entry.module}.{entry.name}, which is no width")
+    for number in plan.numbers:
+        if number.function not in RESIZABLE or type(number.value) not in (int, float):
+            raise ArtifactError(f"the file replaces numbers in {number.function!r}")
+
+
+def _fill_(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Put tensors where they belong, ties included, on the device of what was there."""
+    aliases, layouts = header["aliases"], header["layouts"]
+    names = [name for name, _ in all_tensors(model)]
+    if set(names) != {*tensors, *aliases}:
+        odd = set(names) ^ {*tensors, *aliases}
+        raise ArtifactError(f"the file and the model differ in the tensor {min(odd)!r}")
+    done: dict[str, Tensor] = {}
+    for name in names:
+        source = aliases.get(name, name)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        slots: Any = owner._parameters  # noqa: SLF001 - its store
+        key = name.rpartition(".")[2]
+        if key not in slots:
+            slots = owner._buffers  # noqa: SLF001
+        if source not in done:
+            old: Tensor = slots[key]
+            new = tensors[source]
+            if tuple(new.shape) != shapes[source]:
+                raise ArtifactError(
+                    f"{source!r} has shape {tuple(new.shape)}, not {shapes[source]}"
+                )
+            # A copy, because it lies where torch puts tensors: kernels round by alignment.
+            new = new.to("cpu" if old.is_meta else old.device, copy=True)
+            if source in layouts:
+                new = new.contiguous(memory_format=_LAYOUTS[layouts[source]])
+            done[source] = nn.Parameter(new, False) if isinstance(old, nn.Parameter) else new  # noqa: FBT003
+        slots[key] = done[source]
+
+
+def _gated(
+    path: Path,
+    gating: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    base: nn.Module,
+    example_inputs: Any,
+) -> GatedModel:
+    inputs = _inputs(gating, tensors) if example_inputs is None else as_inputs(example_inputs)
+    try:
+        gated = swanify(base, inputs, ignore=gating["ignore"], in_place=gating["in_place"])
+    except SwanError as err:
+        raise ArtifactError(f"{path}: the model could not be gated again: {err}") from err
+    if map_digest(gated.channels) != gating["map"]:
+        raise ArtifactError(
+            f"{path}: this version maps other units than the one that saved it; load it with "
+            f"swan_surgery as named in the file, prune there, and save the pruned model"
+        )
+    state = {n.removeprefix("gates/"): t for n, t in tensors.items() if n.startswith("gates/")}
+    gated.gates.load_state_dict(state)
+    gated.gates.mode = gating["mode"]
+    gated.gates.min_width = gating["min_width"]
+    gated.train(bool(gating["training"]))
+    return gated
+
+
+def _inputs(gating: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Inputs:
+    if gating["inputs"] is None:
+        raise InputError("the example inputs could not be saved: pass example_inputs to load")
+    given = [n for n in tensors if n.startswith("inputs/")]
+    by_index = sorted(given, key=lambda name: int(name.partition("/")[2]))
+    args, kwargs = decode(gating["inputs"], [tensors[name] for name in by_index])
+    return Inputs(args, kwargs)
+
+
+__all__ = ["load"]

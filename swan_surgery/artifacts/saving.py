@@ -1,0 +1,171 @@
+"""`save`: a pruned, plain or gated model to one file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from swan_surgery.artifacts.container import write
+from swan_surgery.artifacts.structures import encode
+from swan_surgery.channels import ChannelMap
+from swan_surgery.errors import InputError, ModelError
+from swan_surgery.gates import GatedModel
+from swan_surgery.plan import PruningPlan
+from swan_surgery.preconditions import check_data, check_model
+from swan_surgery.provenance import (
+    Architecture,
+    Provenance,
+    all_tensors,
+    architecture_of,
+    provenance_of,
+    shapes_of,
+)
+
+
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def save(model: nn.Module, path: str | PathLike[str]) -> None:
+    """Write a model to one file from which `swan.load` rebuilds it; no pickle, no code.
+
+    The file is safetensors with a JSON header: the class and settings of the base model, the plan of
+    every cut, and a checksum. Weights, buffers, dtypes, memory formats, ties, `requires_grad` and the
+    training mode come back as they are. Written whole or not at all.
+
+    Args:
+        model: what `swan.prune` returned, trained on or not; a gated model in the middle of its
+            training; or any plain model.
+        path: usually ends in `.swan` or `.safetensors`; an existing file is replaced.
+
+    Raises:
+        ModelError: not a model, or on the meta device.
+        InputError: the model was changed after the cut, or keeps state that is no tensor.
+        WritingError: the file could not be written; an older one is as it was.
+    """
+    header, tensors = contents(model)
+    write(Path(path), header, tensors)
+
+
+def contents(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, GatedModel):
+        header, tensors = _plain(model.model)
+        gating, own = _gating(model)
+        return {**header, "kind": "gated", "gating": gating}, {**tensors, **own}
+    check_model(model)
+    return _plain(model)
+
+
+def _plain(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    check_data(model, to="save")
+    stateful = [k for k, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if stateful:
+        raise InputError(
+            f"{stateful[0]!r} in the state of {type(model).__name__} is no tensor and cannot be saved"
+        )
+    provenance = provenance_of(model) or Provenance(architecture_of(model))
+    _check_unchanged(model, provenance)
+    tensors, aliases, layouts = _distinct(model)
+    last = provenance.cuts[-1] if provenance.cuts else None
+    header = {
+        "library": version("swan-surgery"),
+        "torch": torch.__version__,
+        "kind": "model",
+        "class": provenance.base.name,
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs": None
+        if last is None
+        else {
+            "before": provenance.cuts[0].macs_before,
+            "after": last.macs_after,
+            "input_shapes": last.input_shapes,
+        },
+        "training": model.training,
+        "aliases": aliases,
+        "layouts": layouts,
+        "frozen": [n for n, p in model.named_parameters() if not p.requires_grad],
+        "bare_norms": {
+            name: module.num_features
+            for name, module in model.named_modules()
+            if isinstance(module, _InstanceNorm) and not module.affine
+        },
+        "provenance": asdict(provenance),
+    }
+    return header, tensors
+
+
+def _check_unchanged(model: nn.Module, provenance: Provenance) -> None:
+    wanted = cut_shapes(provenance.base, [PruningPlan.from_json(c.plan) for c in provenance.cuts])
+    found = shapes_of(model)
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            raise InputError(
+                f"{name!r} has shape {found.get(name)}, but {wanted.get(name)} after the cut: the model "
+                f"was changed since, and could not be rebuilt; save it before such changes, or take "
+                f"safetensors.torch.save_model for the weights alone"
+            )
+
+
+def cut_shapes(base: Architecture, plans: list[PruningPlan]) -> Mapping[str, tuple[int, ...]]:
+    """The shapes that cuts leave of a base model's tensors."""
+    shapes = {name: list(shape) for name, shape in base.shapes.items()}
+    for plan in plans:
+        for entry in plan.positions:
+            shapes[entry.tensor][entry.axis] = len(entry.kept)
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Every tensor once and contiguous; the other names of tied ones; memory formats."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    layouts: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in all_tensors(model):
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+            continue
+        first[id(tensor)] = name
+        layout = _LAYOUTS.get(tensor.ndim)
+        if (
+            layout is not None
+            and not tensor.is_contiguous()
+            and tensor.is_contiguous(memory_format=layout)
+        ):
+            layouts[name] = str(layout).removeprefix("torch.")
+        # Two views of one memory are two tensors in the file.
+        tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return tensors, aliases, layouts
+
+
+def _gating(gated: GatedModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    inputs, given = encode((gated.example_inputs.args, dict(gated.example_inputs.kwargs)))
+    bank = gated.gates
+    tensors = {f"gates/{name}": t.detach().contiguous() for name, t in bank.state_dict().items()}
+    tensors |= {f"inputs/{index}": t.detach().clone().contiguous() for index, t in enumerate(given)}
+    gating = {
+        "ignore": list(gated.ignored),
+        "in_place": gated.runs_in_place,
+        "mode": bank.mode,
+        "min_width": bank.min_width,
+        "training": gated.training,
+        "map": map_digest(gated.channels),
+        "inputs": inputs,
+    }
+    return gating, tensors
+
+
+def map_digest(channels: ChannelMap) -> str:
+    """Names which units lie where."""
+    text = json.dumps([[e.tensor, e.axis, e.units] for e in channels.tensors])
+    return hashlib.sha256(text.encode()).hexdigest()

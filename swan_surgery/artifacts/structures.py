@@ -1,0 +1,55 @@
+"""Nested arguments of a model as JSON and a list of tensors, and back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from swan_surgery.errors import ArtifactError
+
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def encode(value: Any) -> tuple[Any, list[Tensor]]:
+    """JSON of nested tuples, lists, dicts and plain values; None where it holds anything else."""
+    tensors: list[Tensor] = []
+    try:
+        return _encoded(value, tensors), tensors
+    except TypeError:
+        return None, []
+
+
+def _encoded(value: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return ["tensor", len(tensors) - 1]
+    if type(value) in _PLAIN:
+        return ["value", value]
+    if type(value) in (tuple, list):
+        return [type(value).__name__, [_encoded(item, tensors) for item in value]]
+    if isinstance(value, dict) and all(type(key) is str for key in value):
+        return ["dict", {key: _encoded(item, tensors) for key, item in value.items()}]
+    raise TypeError(type(value).__name__)
+
+
+def decode(structure: Any, tensors: Sequence[Tensor]) -> Any:
+    """What `encode` was given.
+
+    Raises:
+        ArtifactError: not a structure that `encode` makes.
+    """
+    try:
+        kind, content = structure
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "value" and type(content) in _PLAIN:
+            return content
+        if kind in ("tuple", "list"):
+            items = [decode(item, tensors) for item in content]
+            return items if kind == "list" else tuple(items)
+        if kind == "dict" and isinstance(content, Mapping):
+            return {str(key): decode(item, tensors) for key, item in content.items()}
+    except (TypeError, ValueError, IndexError) as err:
+        raise ArtifactError(f"the example inputs in the file cannot be read: {err}") from err
+    raise ArtifactError(f"the example inputs in the file hold {kind!r}")
