@@ -21,6 +21,9 @@ BUILTIN = {
     "PathError": RuntimeError,
     "VerificationError": RuntimeError,
     "MissingExtraError": ImportError,
+    "ArtifactError": ValueError,
+    "WritingError": OSError,
+    "ExportError": RuntimeError,
 }
 
 

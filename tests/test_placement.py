@@ -421,3 +421,23 @@ def test_pinned_channels_pass_every_gate_untouched() -> None:
     assert torch.allclose(seen[0][:, [0, 4]], wanted[:, [0, 4]], rtol=1e-12, atol=1e-14)
     assert bool((seen[0][:, [0, 4]] != 0).any())
     assert seen[0][:, [2, 3]].count_nonzero() == 0
+
+
+TUPLES = {
+    "reversed": lambda x: torch.cat(x.split(2, 1)[::-1], 1),
+    "sliced twice": lambda x: torch.cat(x.chunk(2, 1)[::-1][::-1], 1),
+}
+
+
+@pytest.mark.parametrize("name", TUPLES)
+def test_no_way_around_the_gates_through_a_tuple(name: str) -> None:
+    """The branch alone was gated, and covered the units of the sum: the trunk was overlooked."""
+
+    def run(m, x):
+        x = TUPLES[name](F.relu(m.bn(m.a(x))))
+        return m.last(m.b(F.relu(m.bn2(x))) + x)
+
+    layers = conv_bn(3, 4) | {"b": conv(4, 4), "bn2": nn.BatchNorm2d(4), "last": conv(4, 2)}
+    assert_closed_equals_cut(prepared(Net(run, **layers)), image(*X))
+    gated = swan.swanify(prepared(Net(run, **layers)), image(*X), in_place=False)
+    assert gated.channels.num_units == 2

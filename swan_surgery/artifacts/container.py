@@ -1,4 +1,4 @@
-"""The file: safetensors whose metadata holds a JSON header and a SHA-256 of all the rest.
+"""The file: safetensors whose metadata holds a JSON header, with a SHA-256 of all the rest.
 
 Any safetensors tool can read the weights. The digest covers every byte of the file with its own 64
 characters taken as zeros, so that a flipped bit, a cut or a swapped header is seen before anything
@@ -22,7 +22,7 @@ from swan_surgery.errors import ArtifactError, WritingError
 
 
 VERSION = 1
-_HEADER, _DIGEST = "swan_surgery", "sha256"
+_HEADER, _DIGEST = "swan_surgery", "sha256"  # one entry: safetensors writes several in any order
 _EMPTY = "0" * 64
 _CHUNK = 1 << 22
 # What safetensors itself accepts as the length of a header.
@@ -35,16 +35,15 @@ def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     Raises:
         WritingError: the folder is missing or read-only, the disk is full.
     """
-    text = json.dumps({"format": VERSION, **header}, separators=(",", ":"))
+    full = {_DIGEST: _EMPTY, "format": VERSION, **header}
+    text = json.dumps(full, separators=(",", ":"))
     with replacing(path) as temporary:
-        save_file(dict(tensors), temporary, {_HEADER: text, _DIGEST: _EMPTY})
-        start, metadata = _parts(temporary)
-        place = start.index(f'"{_DIGEST}":"{_EMPTY}"'.encode()) + len(_DIGEST) + 4
+        save_file(dict(tensors), temporary, {_HEADER: text})
+        place = _parts(temporary)[0].index(_EMPTY.encode())
         digest = _digest(temporary, place)
         with temporary.open("r+b") as file:
             file.seek(place)
             file.write(digest.encode())
-        assert metadata[_DIGEST] == _EMPTY  # noqa: S101 - written above
 
 
 @contextmanager
@@ -89,10 +88,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     start, metadata = _parts(path)
-    text, digest = metadata[_HEADER], metadata[_DIGEST]
+    header = json.loads(metadata[_HEADER])
+    digest = header.pop(_DIGEST)
     if len(digest) != len(_EMPTY) or _digest(path, start.index(digest.encode())) != digest:
         raise ArtifactError(f"{path} is damaged: its checksum does not fit; get it anew")
-    header = json.loads(text)
     if header["format"] > VERSION:
         raise ArtifactError(
             f"{path} is of format {header['format']}, written by swan_surgery "

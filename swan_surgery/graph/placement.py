@@ -55,7 +55,7 @@ def place(model: nn.Module, graph: fx.Graph, facts: dict[fx.Node, NodeFacts]) ->
         if source is None or not facts[source].units >= wanted:
             uncovered |= wanted
             continue
-        sites = frozenset() if facts[node].is_stale else walk.sites_above(source)
+        sites = (None if facts[node].is_stale else walk.sites_above(source)) or frozenset()
         gated = frozenset(unit for site in sites for unit in facts[site].units)
         # Without sites that cover what is summed over, the gate goes right before the consumer.
         reads[source, node] = sites if gated >= wanted else frozenset()
@@ -112,11 +112,11 @@ class _Walk:
         self._model = model
         self._facts = facts
         self._zero = ZeroTest(model, facts)
-        self._memo: dict[fx.Node, frozenset[fx.Node]] = {}
+        self._memo: dict[fx.Node, frozenset[fx.Node] | None] = {}
         self._steps: dict[fx.Node, _Step] = {}
 
-    def sites_above(self, node: fx.Node) -> frozenset[fx.Node]:
-        """The nodes behind which gates make `node` read zero."""
+    def sites_above(self, node: fx.Node) -> frozenset[fx.Node] | None:
+        """The nodes behind which gates make `node` read zero; None if there is a way around them."""
         pending = [node]  # a stack of our own: residual trunks are deeper than Python's
         while pending:
             top = pending[-1]
@@ -129,10 +129,13 @@ class _Walk:
                 continue
             pending.pop()
             known = [self._memo[source] for source in step.above]
+            found = [sites for sites in known if sites is not None]
             if step.one_is_enough:
-                self._memo[top] = min(known, key=self._price)
+                self._memo[top] = min(found, key=self._price, default=None)
+            elif len(found) < len(known):
+                self._memo[top] = None
             else:
-                self._memo[top] = step.own.union(*known)
+                self._memo[top] = step.own.union(*found) or None
         return self._memo[node]
 
     def _step(self, node: fx.Node) -> _Step:
@@ -164,7 +167,8 @@ class _Walk:
         facts = self._facts[node]
         if facts.shape is not None:
             return bool(facts.units)
-        return any(self._facts[user].units for user in node.users)
+        # A tuple of tensors, or a part of one.
+        return any(self._carries(user) for user in node.users)
 
     def _price(self, sites: frozenset[fx.Node]) -> tuple[int, int, str]:
         """Prefer gates that fold into a layer, then fewer gates."""
