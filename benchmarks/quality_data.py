@@ -130,4 +130,4 @@ def batches(
         x = F.pad(normalised(images.x[own]), (_PAD,) * 4)
         index = torch.arange(size, device=x.device)[:, None, None]
         x = x[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        yield x.contiguous(), images.y[own]
+        yield x.contiguous(memory_format=torch.channels_last), images.y[own]
