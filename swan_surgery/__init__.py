@@ -36,6 +36,7 @@ from swan_surgery.errors import (
     VerificationError,
     WritingError,
 )
+from swan_surgery.exporting import Exported, export
 from swan_surgery.gates import GatedModel, acting_gates, soft_gates
 from swan_surgery.importance import importance
 from swan_surgery.latency import LatencyTable
@@ -56,6 +57,7 @@ __all__ = [
     "CostError",
     "EmptyLayerError",
     "ExportError",
+    "Exported",
     "GateError",
     "GatedModel",
     "InputError",
@@ -81,6 +83,7 @@ __all__ = [
     "distillation_loss",
     "expected_macs",
     "expected_params",
+    "export",
     "hard_macs",
     "hard_params",
     "importance",

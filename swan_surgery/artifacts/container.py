@@ -7,10 +7,8 @@ is used.
 
 import hashlib
 import json
-import os
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swan_surgery.errors import ArtifactError, WritingError
+from swan_surgery.errors import ArtifactError
+from swan_surgery.writing import replacing
 
 
 VERSION = 1
@@ -44,28 +43,6 @@ def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         with temporary.open("r+b") as file:
             file.seek(place)
             file.write(digest.encode())
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what is written there takes its place at the end of the block.
-
-    Raises:
-        WritingError: the operating system refused; the old file is as it was.
-    """
-    target = path.resolve()  # a link stays one
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            yield temporary
-            with temporary.open("r+b") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as err:
-        reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
-        raise WritingError(f"cannot write {path}: {reason}") from err
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

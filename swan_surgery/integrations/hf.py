@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from swan_surgery.errors import InputError
+from swan_surgery.extras import needed_from
 from swan_surgery.gates import GatedModel
-from swan_surgery.integrations.extras import needed_from
 from swan_surgery.integrations.steps import add_penalty, check_inside, finish
 from swan_surgery.objective import Objective
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from swan_surgery.integrations.extras import needed_from
+from swan_surgery.extras import needed_from
 from swan_surgery.integrations.steps import add_penalty, check_inside, finish
 from swan_surgery.objective import Objective
 

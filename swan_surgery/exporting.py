@@ -1,0 +1,252 @@
+"""`export`: a model as ONNX or torch.export file, run and compared with the model before it is kept."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from swan_surgery.channels import Inputs, as_inputs, copy_of
+from swan_surgery.errors import ExportError, InputError, ModelError
+from swan_surgery.extras import needed_from
+from swan_surgery.gates import GatedModel
+from swan_surgery.preconditions import check_data, check_model
+from swan_surgery.verification import tensor_error
+from swan_surgery.writing import replacing
+
+
+# Other runtimes order sums in other ways; relative to the largest output.
+_TOLERANCE = 1e-4
+# Batches that a file of any batch size is run on.
+_BATCHES = (1, 2, 5)
+
+Run = Callable[[Inputs], Sequence[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An export that was run and compared.
+
+    Attributes:
+        path: the file.
+        relative_error: largest difference of any output over the largest output, over all runs.
+        batches: batch sizes it was run with; a single one where the batch is fixed.
+        size_bytes: of the file.
+    """
+
+    path: Path
+    relative_error: float
+    batches: tuple[int, ...]
+    size_bytes: int
+
+    @property
+    def has_dynamic_batch(self) -> bool:
+        """Whether the file takes any batch size."""
+        return len(self.batches) > 1
+
+
+def export(
+    model: nn.Module,
+    path: str | PathLike[str],
+    example_inputs: Any,
+    *,
+    dynamic_batch: bool = True,
+) -> Exported:
+    """Write a model in eval mode for another runtime; what is kept was run and agrees with it.
+
+    `.onnx` is made by torch's dynamo exporter and run by onnxruntime on the CPU, `.pt2` by
+    `torch.export` and run by torch. The file takes any batch size where the model allows it.
+
+    Args:
+        model: a plain model, usually what `swan.prune` returned; it is not changed.
+        path: ends in `.onnx` or `.pt2`; an existing file is replaced once the new one has agreed.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        dynamic_batch: False fixes the batch size of the example inputs.
+
+    Raises:
+        InputError: another suffix, or the model cannot be run on the inputs.
+        ModelError: not a plain model: gated ones are pruned first.
+        MissingExtraError: `.onnx` needs `pip install 'swan-surgery[export]'`.
+        ExportError: torch cannot export the model, or the export computes something else.
+        WritingError: the file could not be written.
+    """
+    path = Path(path)
+    if path.suffix not in EXPORTERS:
+        raise InputError(
+            f"{path.name!r}: the suffix says what to export to, and must be one of "
+            f"{', '.join(EXPORTERS)}"
+        )
+    if isinstance(model, GatedModel):
+        raise ModelError("the model is gated: export what swan.prune(gated) returns")
+    check_model(model)
+    inputs = as_inputs(example_inputs)
+    check_data(model, inputs, to="export")
+    private = copy_of(model).eval()
+    inputs = _named(private, inputs)
+    wanted = _wanted(private, inputs)
+    with replacing(path) as temporary:
+        run, own = _exported(
+            private, temporary, wanted, EXPORTERS[path.suffix], dynamic=dynamic_batch
+        )
+        worst = max(_error(run(given), outputs) for given, outputs in own.values())
+        if not worst <= _TOLERANCE:
+            raise ExportError(
+                f"the export of {type(model).__name__} to {path.suffix} computes something else: "
+                f"relative error {worst:.1e}, allowed are {_TOLERANCE:.0e}; nothing was kept"
+            )
+        size = temporary.stat().st_size
+    return Exported(path, worst, tuple(own), size)
+
+
+Wanted = Mapping[int, tuple[Inputs, Sequence[Tensor]]]
+Exporter = Callable[[nn.Module, Path, Inputs, Any], Run]
+
+
+def _exported(
+    model: nn.Module, path: Path, wanted: Wanted, exporter: Exporter, *, dynamic: bool
+) -> tuple[Run, Wanted]:
+    """Export for any batch where asked for and possible, else for that of the example inputs."""
+    first = next(iter(wanted))
+    if dynamic and len(wanted) > 1:
+        # A batch of one would be taken for a constant.
+        sample = wanted[max(wanted)][0]
+        batch = max(wanted)
+
+        def dimensions(leaf: Any) -> Any:
+            is_batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+            return {0: torch.export.Dim.AUTO} if is_batched else None
+
+        shapes = tree_map(dimensions, dict(sample.kwargs) or sample.args)
+        try:
+            run = exporter(model, path, sample, shapes)
+            for given, outputs in wanted.values():
+                _error(run(given), outputs)
+        except (ExportError, RuntimeError, ValueError):
+            pass  # a batch that the model fixes in its code
+        else:
+            return run, wanted
+    return exporter(model, path, wanted[first][0], None), {first: wanted[first]}
+
+
+def _wanted(model: nn.Module, inputs: Inputs) -> Wanted:
+    """What the model returns, for every batch size that it takes."""
+    found: dict[int, tuple[Inputs, Sequence[Tensor]]] = {}
+    for size, given in _sizes(inputs):
+        try:
+            found[size] = given, _outputs(model, given)
+        except Exception as err:
+            if not found:
+                raise InputError(
+                    f"{type(model).__name__} cannot be run on the example inputs: "
+                    f"{type(err).__name__}: {str(err).splitlines()[0] if str(err) else ''}"
+                ) from err
+    return found
+
+
+def _sizes(inputs: Inputs) -> Iterator[tuple[int, Inputs]]:
+    """The example inputs at their own batch size, then at others; once without any batch."""
+    leaves = [x for x in tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(x, Tensor)]
+    batch = next((x.shape[0] for x in leaves if x.ndim), 0)
+    yield batch, inputs
+    if not batch:
+        return
+
+    def repeated(size: int) -> Callable[[Tensor], Tensor]:
+        def repeat(x: Tensor) -> Tensor:
+            if not x.ndim or x.shape[0] != batch:
+                return x
+            return x.repeat(-(-size // batch), *[1] * (x.ndim - 1))[:size]
+
+        return repeat
+
+    for size in _BATCHES:
+        if size != batch:
+            yield size, inputs.map(repeated(size))
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> Sequence[Tensor]:
+    with torch.no_grad():
+        result = model(*inputs.args, **inputs.kwargs)
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    if len(found) != len(wanted):
+        return float("inf")
+    return max((tensor_error(a, b.cpu()) for a, b in zip(found, wanted, strict=True)), default=0.0)
+
+
+def _to_pt2(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
+    with _torch_errors(".pt2"):
+        program = torch.export.export(
+            model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes
+        )
+        torch.export.save(program, path)
+        loaded = torch.export.load(path).module()
+
+    def run(given: Inputs) -> Sequence[Tensor]:
+        return [tensor.cpu() for tensor in _outputs(loaded, given)]
+
+    return run
+
+
+def _to_onnx(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
+    with needed_from("export"):
+        import onnxruntime  # noqa: PLC0415 - an optional extra
+        import onnxscript  # noqa: F401, PLC0415 - the exporter's own need, said before it runs
+    with _torch_errors(".onnx"):
+        program = torch.onnx.export(
+            model.to("cpu"),
+            inputs.map(Tensor.cpu).args,
+            kwargs=dict(inputs.map(Tensor.cpu).kwargs),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+        assert program is not None  # noqa: S101 - the dynamo exporter returns one
+        program.save(path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(given: Inputs) -> Sequence[Tensor]:
+        leaves = tree_leaves((given.args, dict(given.kwargs)))
+        tensors = [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
+        names = [entry.name for entry in session.get_inputs()]
+        results = session.run(None, dict(zip(names, tensors, strict=True)))
+        return [torch.from_numpy(np.asarray(result)) for result in results]
+
+    return run
+
+
+def _named(model: nn.Module, inputs: Inputs) -> Inputs:
+    """All by name where some are: torch.export wants one or the other."""
+    if not inputs.kwargs:
+        return inputs
+    bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    if len(bound.kwargs) + len(bound.args) != len(bound.arguments):
+        raise InputError("give a model that takes *args or **kwargs its example inputs in a tuple")
+    return Inputs((), dict(bound.arguments))
+
+
+@contextmanager
+def _torch_errors(kind: str) -> Iterator[None]:
+    """Torch's exporters raise all sorts of errors, and warn about matters of their own."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except OSError:
+        raise
+    except Exception as err:
+        text = next((line for line in str(err).splitlines() if line.strip()), "")
+        raise ExportError(f"cannot be exported to {kind}: {type(err).__name__}: {text}") from err
+
+
+EXPORTERS: Mapping[str, Exporter] = {".onnx": _to_onnx, ".pt2": _to_pt2}

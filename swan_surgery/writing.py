@@ -1,0 +1,38 @@
+"""Files that are written whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from swan_surgery.errors import WritingError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; what is written there takes its place at the end of the block.
+
+    Where the block raises, `path` stays as it was and nothing is left over.
+
+    Raises:
+        WritingError: the operating system refused.
+    """
+    target = path.resolve()  # a link stays one
+    if not target.parent.is_dir():
+        raise WritingError(f"cannot write {path}: there is no folder {target.parent}")
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        try:
+            yield temporary
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as err:
+        if isinstance(err, WritingError):
+            raise
+        reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
+        raise WritingError(f"cannot write {path}: {reason}") from err

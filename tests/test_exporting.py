@@ -1,0 +1,127 @@
+"""Exports agree with the model, take any batch where the model does, and nothing wrong is kept."""
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import swan_surgery as swan
+from swan_surgery import exporting
+from tests.closing import close_random_
+from tests.small_nets import Net, conv
+from tests.zoo import ZOO
+
+
+SUFFIXES = (".onnx", ".pt2")
+
+
+def small(name: str = "vgg") -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A pruned network in float32, which onnxruntime runs, and one sample."""
+    model, inputs = ZOO[name]()
+    gated = swan.swanify(model, inputs)
+    close_random_(gated, 0.4, 0)
+    return swan.prune(gated).float(), tuple(x[:1].float() for x in inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", ["vgg", "shufflenet", "two_stems"])
+def test_agrees_at_any_batch_size(name, suffix, tmp_path) -> None:
+    model, inputs = small(name if name in ZOO else "vgg")
+    before = [p.detach().clone() for p in model.parameters()]
+    model.train()
+    found = swan.export(model, tmp_path / f"x{suffix}", inputs)
+    assert found.batches == (1, 2, 5)
+    assert found.has_dynamic_batch
+    assert found.relative_error <= 1e-4
+    assert found.size_bytes == (tmp_path / f"x{suffix}").stat().st_size
+    assert [p.name for p in tmp_path.iterdir()] == [f"x{suffix}"]
+    assert model.training
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_batch_that_the_code_fixes_stays_fixed(suffix, tmp_path) -> None:
+    net = Net(lambda m, x: m.a(x).view(3, 4, 16).sum(2), a=conv(2, 4)).eval()
+    found = swan.export(net, tmp_path / f"x{suffix}", torch.randn(3, 2, 4, 4))
+    assert found.batches == (3,)
+    assert not found.has_dynamic_batch
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_fixed_batch_can_be_asked_for(suffix, tmp_path) -> None:
+    net = Net(lambda m, x: m.a(x), a=conv(2, 4)).eval()
+    found = swan.export(net, tmp_path / f"x{suffix}", torch.randn(2, 2, 4, 4), dynamic_batch=False)
+    assert found.batches == (2,)
+
+
+class Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = conv(2, 4)
+
+    def forward(self, x, y, *, scale=1.0):
+        return {"out": self.a(x) * scale + y, "pair": (x, y.flatten(1))}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_several_inputs_by_name_and_nested_outputs(suffix, as_dict, tmp_path) -> None:
+    x, y = torch.randn(2, 2, 4, 4), torch.randn(2, 4, 4, 4)
+    inputs = {"x": x, "y": y, "scale": 2.0} if as_dict else (x, y)
+    found = swan.export(Keywords(), tmp_path / f"x{suffix}", inputs)
+    assert found.batches == (2, 1, 5)
+
+
+def test_the_file_is_what_other_tools_read(tmp_path) -> None:
+    model, inputs = small()
+    swan.export(model, tmp_path / "x.pt2", inputs)
+    loaded = torch.export.load(tmp_path / "x.pt2").module()
+    with torch.no_grad():
+        assert torch.equal(loaded(*inputs), model.eval()(*inputs))
+
+
+class TestRefusals:
+    def test_suffix(self, tmp_path) -> None:
+        with pytest.raises(swan.InputError, match=r"'x\.tflite': .* one of \.onnx, \.pt2"):
+            swan.export(nn.Linear(2, 2), tmp_path / "x.tflite", torch.randn(1, 2))
+
+    def test_gated(self, tmp_path) -> None:
+        with pytest.raises(swan.ModelError, match=r"export what swan\.prune\(gated\) returns"):
+            swan.export(swan.swanify(*ZOO["vgg"]()), tmp_path / "x.pt2", ZOO["vgg"]()[1])
+
+    def test_inputs_that_do_not_fit(self, tmp_path) -> None:
+        with pytest.raises(swan.InputError, match="Linear cannot be run on the example inputs"):
+            swan.export(nn.Linear(2, 2), tmp_path / "x.pt2", torch.randn(1, 3))
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_what_cannot_be_exported(self, suffix, tmp_path) -> None:
+        net = Net(lambda m, x: m.a(x) * (2.0 if float(x.sum()) > 0 else 3.0), a=conv(2, 4))
+        (tmp_path / f"x{suffix}").write_text("the old file")
+        with pytest.raises(swan.ExportError, match=f"cannot be exported to {suffix}: ") as err:
+            swan.export(net, tmp_path / f"x{suffix}", torch.randn(2, 2, 4, 4))
+        assert "\n" not in str(err.value)
+        assert (tmp_path / f"x{suffix}").read_text() == "the old file"
+
+    def test_what_computes_something_else_is_not_kept(self, tmp_path, monkeypatch) -> None:
+        def wrong(model, path, inputs, shapes):
+            run = exporting._to_pt2(model, path, inputs, shapes)
+            return lambda given: [1.01 * tensor for tensor in run(given)]
+
+        monkeypatch.setattr(exporting, "EXPORTERS", {".pt2": wrong})
+        with pytest.raises(
+            swan.ExportError, match=r"computes something else: relative error 9\.9e-03"
+        ):
+            swan.export(nn.Linear(2, 2), tmp_path / "x.pt2", torch.randn(2, 2))
+        assert not list(tmp_path.iterdir())
+
+    def test_the_extra_is_named_where_it_is_missing(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(swan.MissingExtraError, match=r"pip install 'swan-surgery\[export\]'"):
+            swan.export(nn.Linear(2, 2), tmp_path / "x.onnx", torch.randn(2, 2))
+
+    def test_an_unwritable_place(self, tmp_path) -> None:
+        with pytest.raises(swan.WritingError, match="cannot write"):
+            swan.export(nn.Linear(2, 2), tmp_path / "none" / "x.pt2", torch.randn(2, 2))

@@ -1,0 +1,41 @@
+"""Whole or not at all."""
+
+import pytest
+
+import swan_surgery as swan
+from swan_surgery.writing import replacing
+
+
+def test_the_new_file_takes_the_place_of_the_old_one(tmp_path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        assert temporary.suffix == ".txt"
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_an_error_leaves_the_old_one(tmp_path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_what_the_system_refuses_is_a_writing_error(tmp_path) -> None:
+    def write() -> None:
+        with replacing(tmp_path / "none" / "x.txt") as temporary:
+            temporary.write_text("x")
+
+    with pytest.raises(swan.WritingError, match=r"cannot write .*x\.txt: there is no folder"):
+        write()
