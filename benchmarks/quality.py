@@ -43,7 +43,7 @@ from torch import Tensor, nn
 import swan_surgery as swan
 
 
-RATES = (0.01, 0.02, 0.04)
+RATES = (0.02, 0.04, 0.08)
 TUNED_AT = 0.25
 METHODS = (
     "dense",

@@ -47,6 +47,7 @@ from swan_surgery.plan import PruningPlan
 from swan_surgery.pruning import prune, prune_by_score
 from swan_surgery.ramps import CosineRamp
 from swan_surgery.reporting import Report, report
+from swan_surgery.runtimes import MeasuredLatency, measure_latency
 
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "GatedModel",
     "InputError",
     "LatencyTable",
+    "MeasuredLatency",
     "MissingExtraError",
     "ModelError",
     "NoGateableChannelsError",
@@ -90,6 +92,7 @@ __all__ = [
     "load",
     "marginal_macs",
     "measure_latencies",
+    "measure_latency",
     "parameter_groups",
     "prune",
     "prune_by_score",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from swan_surgery.channels import Inputs, as_inputs, copy_of
-from swan_surgery.errors import ExportError, InputError, ModelError
+from swan_surgery.errors import ExportError, InputError, ModelError, SwanError
 from swan_surgery.extras import needed_from
 from swan_surgery.gates import GatedModel
 from swan_surgery.preconditions import check_data, check_model
@@ -200,7 +200,6 @@ def _to_pt2(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
 
 def _to_onnx(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
     with needed_from("export"):
-        import onnxruntime  # noqa: PLC0415 - an optional extra
         import onnxscript  # noqa: F401, PLC0415 - the exporter's own need, said before it runs
     with _torch_errors(".onnx"):
         program = torch.onnx.export(
@@ -213,16 +212,42 @@ def _to_onnx(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
         )
         assert program is not None  # noqa: S101 - the dynamo exporter returns one
         program.save(path)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = OnnxSession(path)
 
     def run(given: Inputs) -> Sequence[Tensor]:
-        leaves = tree_leaves((given.args, dict(given.kwargs)))
-        tensors = [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
-        names = [entry.name for entry in session.get_inputs()]
-        results = session.run(None, dict(zip(names, tensors, strict=True)))
+        results = session.run(session.feed(given))
         return [torch.from_numpy(np.asarray(result)) for result in results]
 
     return run
+
+
+class OnnxSession:
+    """An ONNX file in onnxruntime on the CPU."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Load a file; 0 threads: as many as onnxruntime likes.
+
+        Raises:
+            MissingExtraError: onnxruntime is not installed.
+        """
+        with needed_from("export"):
+            import onnxruntime  # noqa: PLC0415 - an optional extra
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+
+    def feed(self, inputs: Inputs) -> dict[str, Any]:
+        """Example inputs by the names that the exporter gave them."""
+        leaves = tree_leaves((inputs.args, dict(inputs.kwargs)))
+        tensors = [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
+        names = [entry.name for entry in self._session.get_inputs()]
+        return dict(zip(names, tensors, strict=True))
+
+    def run(self, feed: Mapping[str, Any]) -> Sequence[Any]:
+        """The outputs as arrays."""
+        return list(self._session.run(None, feed))
 
 
 def _named(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -242,7 +267,7 @@ def _torch_errors(kind: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except OSError:
+    except (OSError, SwanError):
         raise
     except Exception as err:
         text = next((line for line in str(err).splitlines() if line.strip()), "")

@@ -136,22 +136,36 @@ def paired_latencies(
     *,
     seconds_per_model: float = _SECONDS_PER_MODEL,
 ) -> list[Latency]:
-    """Time models in turns, so that what else the machine does hits them alike.
+    """Time models in turns; see `latencies_in_turns`."""
+    return latencies_in_turns(
+        [_pass_of(model, inputs) for model, inputs in runs], batch, seconds_each=seconds_per_model
+    )
+
+
+def latencies_in_turns(
+    passes: Sequence[Callable[[], object]],
+    batch: int,
+    *,
+    seconds_each: float = _SECONDS_PER_MODEL,
+) -> list[Latency]:
+    """Time functions in turns, so that what else the machine does hits them alike.
 
     Up to 200 rounds while the time lasts, and never fewer than 3; 30 take 2 s where a pass takes
     70 ms. Each latency says how many.
     """
-    samples: list[list[float]] = [[] for _ in runs]
+    samples: list[list[float]] = [[] for _ in passes]
     with torch.no_grad():
-        for model, inputs in runs:
+        for run in passes:
             for _ in range(_WARM_UP):
-                _seconds(model, inputs)
-        deadline = time.perf_counter() + seconds_per_model * len(runs)
+                run()
+        deadline = time.perf_counter() + seconds_each * len(passes)
         for done in range(_MAX_REPEATS):
             if done >= _MIN_REPEATS and time.perf_counter() > deadline:
                 break
-            for own, (model, inputs) in zip(samples, runs, strict=True):
-                own.append(_seconds(model, inputs))
+            for own, run in zip(samples, passes, strict=True):
+                start = time.perf_counter()
+                run()
+                own.append(time.perf_counter() - start)
     found = []
     for own in samples:
         lower, median, upper = (float(q) * 1e3 for q in np.percentile(own, (25, 50, 75)))
@@ -159,13 +173,15 @@ def paired_latencies(
     return found
 
 
-def _seconds(model: nn.Module, inputs: Inputs) -> float:
+def _pass_of(model: nn.Module, inputs: Inputs) -> Callable[[], None]:
     device = device_of(model)
-    wait_for(device)
-    start = time.perf_counter()
-    model(*inputs.args, **inputs.kwargs)
-    wait_for(device)
-    return time.perf_counter() - start
+
+    def run() -> None:
+        wait_for(device)
+        model(*inputs.args, **inputs.kwargs)
+        wait_for(device)
+
+    return run
 
 
 def device_of(model: nn.Module) -> torch.device:
