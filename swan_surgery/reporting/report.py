@@ -1,7 +1,7 @@
 """`report`: measure two models on the same inputs and say what changed."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from swan_surgery.channels import Inputs, as_inputs, copy_of
+from swan_surgery.channels import ChannelMap, Inputs, as_inputs, copy_of
 from swan_surgery.cost import count_macs, count_params
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
@@ -22,6 +22,7 @@ from swan_surgery.reporting.figures import (
     LayerChange,
     LayerFigures,
 )
+from swan_surgery.reporting.page import page
 
 
 _VERSION = 1
@@ -78,6 +79,55 @@ class Report:
             ]
         )
 
+    def to_html(
+        self,
+        *,
+        channels: ChannelMap | None = None,
+        probabilities: Mapping[str, Tensor] | None = None,
+        runs: Sequence[tuple[str, float, float]] = (),
+        relative_error: float | None = None,
+    ) -> str:
+        """The whole report as one HTML file: no scripts, no network, light and dark.
+
+        Args:
+            channels: `gated.channels`, for which layers hang together and which channels stay.
+            probabilities: gate probabilities, shape (num_units,), by the name of the moment they were
+                taken at, as in `{"epoch 3": gated.gates.probabilities()}`; drawn as histograms.
+            runs: name, share of MACs in (0, 1] and accuracy of several runs, drawn as a Pareto front.
+            relative_error: between the gated and the pruned model, if it was measured.
+        """
+        old, new = self.before, self.after
+        tiles = [
+            ("MACs left", rendering.share(old.macs, new.macs), rendering.format_macs(new.macs)),
+            (
+                "parameters left",
+                rendering.share(old.params, new.params),
+                rendering.scaled(new.params).strip(),
+            ),
+        ]
+        if old.latencies:
+            first, then = old.latencies[0], new.latencies[0]
+            gain = f"{first.median_ms / then.median_ms:.2f} x"
+            tiles.append(("faster", gain, f"{then.median_ms:.3g} ms at batch {then.batch}"))
+        if old.accuracy is not None and new.accuracy is not None:
+            change = f"{new.accuracy - old.accuracy:+.3g}"
+            tiles.append(("accuracy", f"{new.accuracy:.4g}", f"{change} to before"))
+        notes = self._footnotes()
+        if relative_error is not None:
+            notes.insert(
+                0, f"gated and pruned model agree to {relative_error:.1e} of the largest output"
+            )
+        return page(
+            self._title(),
+            tiles,
+            rendering.summary_rows(old, new, self.batch),
+            self.layers,
+            notes,
+            channels=channels,
+            probabilities=probabilities,
+            runs=runs,
+        )
+
     def to_json(self) -> str:
         """The figures as versioned JSON."""
         return json.dumps({"version": _VERSION, **asdict(self)}, indent=2)
@@ -112,7 +162,10 @@ class Report:
 
     def _footnotes(self) -> list[str]:
         shapes = ["x".join(map(str, shape)) or "scalar" for shape in self.input_shapes]
-        return rendering.footnotes(self.before, self.after, shapes, self.environment)
+        return [
+            *rendering.speed_notes(self.before, self.after, self.layers),
+            *rendering.footnotes(self.before, self.after, shapes, self.environment),
+        ]
 
 
 def _figures(data: dict[str, Any]) -> Figures:

@@ -1,0 +1,206 @@
+"""`prune`, `report`, `export` and `latency`: from a model's name and a file to what is shipped."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from swan_surgery.artifacts import save
+from swan_surgery.channels import Inputs
+from swan_surgery.cli.models import build_model
+from swan_surgery.cli.subjects import inputs_of, subject_of, with_weights
+from swan_surgery.cli.waiting import waiting
+from swan_surgery.conversion import swanify
+from swan_surgery.cost import count_macs, count_params
+from swan_surgery.errors import InputError
+from swan_surgery.exporting import export
+from swan_surgery.gates import GatedModel
+from swan_surgery.importance import importance
+from swan_surgery.pruning import prune, prune_by_score
+from swan_surgery.reporting import report
+from swan_surgery.reporting.measurement import device_of, environment, latencies_in_turns
+from swan_surgery.runtimes import forward_pass
+from swan_surgery.writing import replacing
+
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A torchvision name (resnet50, torchvision:fcn_resnet50), timm:NAME, or "
+        "package.module:factory, as it was before pruning."
+    ),
+]
+Saved = Annotated[Path, typer.Argument(help="What swan.save or `prune` wrote.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", help="Input shape, like 1,3,224,224; once per input. Guessed by default."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of torch; default: its own choice.")]
+
+
+def prune_command(
+    model: Name,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the smaller model.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights to start from: of swan.save (gated too), or a safetensors file."
+        ),
+    ] = None,
+    macs: Annotated[float | None, typer.Option(help="Share of the multiply-adds to keep.")] = None,
+    params: Annotated[float | None, typer.Option(help="Share of the parameters to keep.")] = None,
+    score: Annotated[
+        str, typer.Option(help="For a model without gates: magnitude, bn_scale or random.")
+    ] = "magnitude",
+    round_to: Annotated[int, typer.Option(help="Widths become multiples of this.")] = 1,
+    shapes: Shapes = None,
+    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+) -> None:
+    """Cut a model: by the gates of a gated file, or in one shot by a score of its weights."""
+    if score not in ("magnitude", "bn_scale", "random"):
+        raise InputError(f"--score {score}: without data there are magnitude, bn_scale and random")
+    with waiting(f"pruning {model}"):
+        base, inputs = subject_of(model, weights, shapes or [])
+        if isinstance(base, GatedModel):
+            small = prune(base, macs=macs, params=params, round_to=round_to)
+            before: nn.Module = base.model
+        else:
+            if macs is None and params is None:
+                raise InputError("say how small it shall get: --macs 0.5 or --params 0.5")
+            gated, before = swanify(base, inputs), base
+            scores = importance(gated, score)  # type: ignore[arg-type]  # checked above
+            small = prune_by_score(gated, scores, macs=macs, params=params, round_to=round_to)
+        save(small, out)
+        macs_of = [count_macs(own, inputs) for own in (before, small)]
+        params_of = [count_params(own) for own in (before, small)]
+    if as_json:
+        typer.echo(json.dumps({"file": str(out), "macs": macs_of, "params": params_of}))
+        return
+    parts = [
+        f"{new:,} of {old:,} {what} ({new / old:.1%})"
+        for what, (old, new) in (("MACs", macs_of), ("parameters", params_of))
+    ]
+    typer.echo(f"{out}: {', '.join(parts)}")
+
+
+def report_command(
+    model: Name,
+    file: Saved,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
+    markdown: Annotated[bool, typer.Option(help="Print markdown.")] = False,  # noqa: FBT002
+    shapes: Shapes = None,
+    threads: Threads = None,
+    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+) -> None:
+    """Compare a model before and after: cost, size, memory, latency, and widths layer by layer."""
+    with waiting(f"measuring {model}"), _threads(threads):
+        before, after, inputs = _both(model, file, shapes)
+        found = report(before, after, inputs)
+        channels = after.channels if isinstance(after, GatedModel) else None
+        if html is not None:
+            with replacing(html) as temporary:
+                temporary.write_text(found.to_html(channels=channels), encoding="utf-8")
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        typer.echo(found.to_markdown() if markdown else str(found))
+
+
+def export_command(
+    model: Name,
+    file: Saved,
+    out: Annotated[Path, typer.Argument(help="Ends in .onnx or .pt2.")],
+    shapes: Shapes = None,
+    fixed_batch: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool, typer.Option("--fixed-batch", help="Only the batch size of the inputs.")
+    ] = False,
+    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+) -> None:
+    """Export a pruned model to ONNX or torch.export; run it, and keep it if it agrees."""
+    with waiting(f"exporting {file}"):
+        small, inputs = subject_of(model, file, shapes or [])
+        found = export(small, out, inputs, dynamic_batch=not fixed_batch)
+    facts = {
+        "file": str(out),
+        "relative_error": found.relative_error,
+        "batches": found.batches,
+        "size_bytes": found.size_bytes,
+    }
+    kind = "any batch size" if found.has_dynamic_batch else f"batch {found.batches[0]} only"
+    typer.echo(
+        json.dumps(facts)
+        if as_json
+        else f"{out}: {found.size_bytes / 1e6:.1f} MB, {kind}, agrees to {found.relative_error:.1e}"
+    )
+
+
+def latency_command(
+    model: Name,
+    file: Annotated[
+        Path | None, typer.Argument(help="A pruned model to compare with, of swan.save.")
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="eager, compile or onnxruntime.")] = "eager",
+    shapes: Shapes = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure each model.")] = 2.0,
+    threads: Threads = None,
+    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+) -> None:
+    """Measure milliseconds per forward pass; of two models in turns."""
+    with waiting(f"measuring {model}"), _threads(threads):
+        if file is None:
+            base, inputs = subject_of(model, None, shapes or [])
+            models: dict[str, nn.Module] = {"dense": base}
+        else:
+            before, after, inputs = _both(model, file, shapes)
+            models = {"before": before, "after": after}
+        passes = [forward_pass(own, inputs, runtime) for own in models.values()]  # type: ignore[arg-type]
+        batch = next((x.shape[0] for x in inputs.args if isinstance(x, torch.Tensor)), 1)
+        timed = latencies_in_turns(passes, batch, seconds_each=seconds)
+        where = environment(device_of(next(iter(models.values()))))
+    facts: dict[str, Any] = {
+        "runtime": runtime,
+        "batch": batch,
+        "threads": where.threads,
+        "device": where.device,
+        "torch": where.torch,
+        "median_ms": {name: own.median_ms for name, own in zip(models, timed, strict=True)},
+        "quartiles_ms": {
+            name: [own.lower_quartile_ms, own.upper_quartile_ms]
+            for name, own in zip(models, timed, strict=True)
+        },
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"{runtime}, batch {batch}, {where.threads} threads, {where.device}")
+    for name, own in zip(models, timed, strict=True):
+        low, high = own.lower_quartile_ms, own.upper_quartile_ms
+        typer.echo(
+            f"{name}: {own.median_ms:.3g} ms [{low:.3g}, {high:.3g}] over {own.repeats} passes"
+        )
+    if len(timed) == 2:
+        typer.echo(f"{timed[0].median_ms / timed[1].median_ms:.2f} times as fast")
+
+
+def _both(name: str, file: Path, shapes: list[str] | None) -> tuple[nn.Module, nn.Module, Inputs]:
+    subject = build_model(name, with_data=True)
+    inputs = inputs_of(subject, shapes or [])
+    return subject.model, with_weights(subject.model, file), inputs
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

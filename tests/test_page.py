@@ -1,0 +1,138 @@
+"""The report as a page: everything in one file, nothing from the network, every number there."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from torch import nn
+
+import swan_surgery as swan
+from swan_surgery.reporting import charts
+
+
+VOID = ("meta", "rect", "line", "circle", "polyline", "br")
+
+
+class Reader(HTMLParser):
+    """Tags that are closed in order, and all the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    return reader
+
+
+def net(width: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 4, 1))
+
+
+@pytest.fixture(scope="module")
+def report():
+    return swan.report(net(16), net(4), torch.randn(2, 3, 8, 8), evaluate=lambda _: 91.5)
+
+
+@pytest.fixture(scope="module")
+def gated():
+    return swan.swanify(net(16), torch.randn(2, 3, 8, 8))
+
+
+def test_nothing_comes_from_the_network_and_nothing_runs(report) -> None:
+    html = report.to_html()
+    reader = read(html)
+    assert not any(tag in ("script", "link", "img", "iframe") for tag, _ in reader.tags)
+    assert not any("src" in attrs or "href" in attrs for _, attrs in reader.tags)
+    assert not re.search(r"url\(|@import|https?:", html)
+
+
+def test_it_has_the_figures_and_a_bar_for_every_layer(report) -> None:
+    reader = read(report.to_html())
+    assert "16 -> 4" in reader.text
+    assert "25.0 %" in reader.text
+    assert "91.5" in reader.text
+    bars = [attrs for tag, attrs in reader.tags if attrs.get("class") == "bars"]
+    assert [bar["aria-label"] for bar in bars] == ["4 of 16", "4 of 4"]
+    assert "torch threads" in reader.text
+    assert "agree to" not in reader.text
+
+
+def test_it_follows_the_screen(report) -> None:
+    html = report.to_html()
+    assert "prefers-color-scheme:dark" in html
+    assert "width=device-width" in html
+    assert "max-width:600px" in html
+
+
+def test_gates_coupling_and_error_where_they_are_given(report, gated) -> None:
+    p = gated.gates.probabilities()
+    html = report.to_html(
+        channels=gated.channels, probabilities={"epoch <1>": p}, relative_error=2.5e-7
+    )
+    reader = read(html)
+    assert "epoch <1>: 16 gates" in reader.text
+    assert "16 of 20 output channels are gated by 16 units" in reader.text
+    assert "4 stay: part of the model's output" in reader.text
+    assert "agree to 2.5e-07" in reader.text
+
+
+def test_runs_are_drawn_and_the_front_is_joined(report) -> None:
+    runs = [("a", 0.25, 70.0), ("b", 0.25, 60.0), ("c", 1.0, 90.0), ("d", 0.5, 70.0)]
+    reader = read(report.to_html(runs=runs))
+    circles = [attrs for tag, attrs in reader.tags if tag == "circle"]
+    assert len(circles) == 4
+    (line,) = [attrs["points"] for tag, attrs in reader.tags if tag == "polyline"]
+    ends = [tuple(map(float, point.split(","))) for point in line.split()]
+    places = [(float(c["cx"]), float(c["cy"])) for c in circles]
+    assert ends == [places[0], places[2]]  # b and d are beaten
+    assert places[0][1] < places[1][1]  # more accurate is higher
+
+
+def test_a_histogram_counts_every_gate() -> None:
+    svg = charts.histogram("x", torch.tensor([0.0, 0.01, 0.5, 1.0]).double().numpy())
+    counts = [int(n) for n in re.findall(r"<title>(\d+) gates with", svg)]
+    assert (len(counts), sum(counts)) == (20, 4)
+    assert (counts[0], counts[10], counts[-1]) == (2, 1, 1)
+
+
+class TestSpeedNotes:
+    def slower(self, report, gain: float):
+        """The same report, with a pruned model that is `gain` times as fast."""
+        latencies = tuple(
+            dataclasses.replace(own, median_ms=old.median_ms / gain)
+            for own, old in zip(report.after.latencies, report.before.latencies, strict=True)
+        )
+        return dataclasses.replace(
+            report, after=dataclasses.replace(report.after, latencies=latencies)
+        )
+
+    def test_a_speed_up_far_below_the_macs_is_explained(self, report) -> None:
+        text = str(self.slower(report, 1.5))
+        assert "times fewer MACs, but only 1.50 times at batch 2" in text
+        assert "2 of 2 layers have a width that is no multiple of 8" in text
+
+    def test_one_that_keeps_up_is_not(self, report) -> None:
+        assert "times fewer MACs" not in str(self.slower(report, 10.0))
