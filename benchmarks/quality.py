@@ -43,7 +43,7 @@ from torch import Tensor, nn
 import swan_surgery as swan
 
 
-RATES = (0.02, 0.04, 0.08)
+RATES = (0.01, 0.02, 0.04, 0.08)
 TUNED_AT = 0.25
 METHODS = (
     "dense",
@@ -55,6 +55,9 @@ METHODS = (
     "tp-l2",
     "tp-taylor",
     "tp-bn-sparse",
+    "tp-l2-global",
+    "tp-taylor-global",
+    "tp-bn-sparse-global",
     "random",
     "thin",
 )
@@ -237,10 +240,10 @@ class Run:
         )
         self.finish(swan.prune_by_score(gated, scores, macs=self.row.budget), 0)
 
-    def by_torch_pruning(self, importance: Any, *, sparse: bool = False) -> None:
-        """Torch-Pruning, global ranking; the ratio that comes nearest to the budget is bisected."""
+    def by_torch_pruning(self, importance: Any) -> None:
+        """Torch-Pruning; the ratio that comes nearest to the budget is bisected."""
         model, first = copy.deepcopy(self.dense), 0
-        if sparse:
+        if "sparse" in self.row.method:
             pruner = self.pruner(model, importance, 0.5)
             pruner.update_regularizer()
             first = round(self.schedule.joint * self.steps)
@@ -262,7 +265,7 @@ class Run:
         self.finish(best, first)
 
     def pruner(self, model: nn.Module, importance: Any, ratio: float) -> Any:
-        """Torch-Pruning's pruner with its defaults, over the whole network at once."""
+        """Torch-Pruning's pruner: the same ratio in every layer (its default), or one global ranking."""
         outputs = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 10]
         return tp.pruner.BNScalePruner(
             model,
@@ -271,7 +274,7 @@ class Run:
             reg=1e-4,
             pruning_ratio=ratio,
             max_pruning_ratio=1.0,
-            global_pruning=True,
+            global_pruning=self.row.method.endswith("-global"),
             ignored_layers=outputs,
         )
 
@@ -303,8 +306,8 @@ class Run:
             "ours-gradient": {"learning": "gradient"},
             "paper": {"preset": "paper"},
         }
-        if method in peers:
-            self.by_torch_pruning(peers[method](), sparse=method == "tp-bn-sparse")
+        if (peer := method.removesuffix("-global")) in peers:
+            self.by_torch_pruning(peers[peer]())
         elif method in learners:
             self.learn_gates(**learners[method])
         elif method == "dense":

@@ -308,6 +308,9 @@ _QUALITY = {
     "tp-l2": "Torch-Pruning, group L2",
     "tp-taylor": "Torch-Pruning, group Taylor",
     "tp-bn-sparse": "Torch-Pruning, batch-norm scales with sparse training",
+    "tp-l2-global": "Torch-Pruning, group L2, global ranking",
+    "tp-taylor-global": "Torch-Pruning, group Taylor, global ranking",
+    "tp-bn-sparse-global": "Torch-Pruning, batch-norm scales, sparse training, global",
     "random": "random channels",
     "thin": "uniformly thinner, from scratch, trained as long",
 }
