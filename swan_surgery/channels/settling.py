@@ -151,6 +151,8 @@ def _follows_by_code(
     if failure.labels_only:
         return False
     op = trace.recording.ops[failure.index]
+    if op.module in hypotheses.busy:
+        return True  # what was changed about the module in this round has not run yet
     if is_explained_by_attributes(op, failure):
         if (trace.training, failure.index) in hypotheses.active:
             resizes.forget(op.module)
