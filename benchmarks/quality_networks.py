@@ -18,13 +18,14 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
-        self.pad = (out_channels - in_channels) // 2
+        added = out_channels - in_channels
+        self.pad = (added // 2, added - added // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']."""
         h = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.stride > 1:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, *self.pad))
         return F.relu(h + x)
 
 
