@@ -54,9 +54,53 @@ class Provenance:
     base: Architecture
     cuts: tuple[Cut, ...] = field(default=())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with a version; every class with its settings stands there once."""
+        kinds: dict[str, int] = {}
+        modules = {
+            name: kinds.setdefault(json.dumps(entry), len(kinds))
+            for name, entry in self.base.modules.items()
+        }
+        return {
+            "version": _VERSION,
+            "class": self.base.name,
+            "kinds": [json.loads(kind) for kind in kinds],
+            "modules": modules,
+            "shapes": {name: list(shape) for name, shape in self.base.shapes.items()},
+            "cuts": [asdict(cut) for cut in self.cuts],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Provenance":
+        """Read what `to_dict` gave.
+
+        Raises:
+            InputError: not a provenance, or of another version.
+        """
+        try:
+            if data["version"] != _VERSION:
+                raise InputError(f"provenance of version {data['version']}, not {_VERSION}")
+            kinds = [(str(kind), dict(own)) for kind, own in data["kinds"]]
+            modules = {str(name): kinds[index] for name, index in data["modules"].items()}
+            shapes = {str(k): tuple(map(int, shape)) for k, shape in data["shapes"].items()}
+            cuts = tuple(
+                Cut(
+                    str(cut["plan"]),
+                    int(cut["macs_before"]),
+                    int(cut["macs_after"]),
+                    tuple(tuple(map(int, shape)) for shape in cut["input_shapes"]),
+                )
+                for cut in data["cuts"]
+            )
+            return cls(Architecture(str(data["class"]), modules, shapes), cuts)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as err:
+            if isinstance(err, InputError):
+                raise
+            raise InputError(f"not a provenance: {type(err).__name__}: {err}") from err
+
     def to_json(self) -> str:
-        """Versioned JSON."""
-        return json.dumps({"version": _VERSION, **asdict(self)}, separators=(",", ":"))
+        """As `to_dict`, in JSON."""
+        return json.dumps(self.to_dict(), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "Provenance":
@@ -67,25 +111,9 @@ class Provenance:
         """
         try:
             data = json.loads(text)
-            if data["version"] != _VERSION:
-                raise InputError(f"provenance of version {data['version']}, not {_VERSION}")
-            base = data["base"]
-            modules = {str(k): (str(kind), dict(own)) for k, (kind, own) in base["modules"].items()}
-            shapes = {str(k): tuple(map(int, shape)) for k, shape in base["shapes"].items()}
-            cuts = tuple(
-                Cut(
-                    str(cut["plan"]),
-                    int(cut["macs_before"]),
-                    int(cut["macs_after"]),
-                    tuple(tuple(map(int, shape)) for shape in cut["input_shapes"]),
-                )
-                for cut in data["cuts"]
-            )
-            return cls(Architecture(str(base["name"]), modules, shapes), cuts)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
-            if isinstance(err, InputError):
-                raise
-            raise InputError(f"not a provenance: {type(err).__name__}: {err}") from err
+        except (ValueError, RecursionError) as err:
+            raise InputError(f"not a provenance: {err}") from err
+        return cls.from_dict(data)
 
 
 def architecture_of(model: nn.Module) -> Architecture:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.artifacts import container
+from swan_surgery.artifacts import container, structures
 from tests.closing import close_, close_random_, image, outputs, prepared
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.small_nets import Net, conv
@@ -114,6 +114,33 @@ class TestRoundTrip:
         swan.save(small, tmp_path / "x.swan")
         loaded = swan.load(tmp_path / "x.swan", model=fresh("vgg"))
         assert_same(loaded, small, [x.to(torch.bfloat16) for x in inputs])
+
+    def test_modes_of_single_modules(self, tmp_path) -> None:
+        model, inputs = ZOO["vgg"]()
+        model.train()
+        model.features[1].eval()
+        gated = swan.swanify(model, inputs)
+        for own in (gated, swan.prune(gated)):
+            swan.save(own, tmp_path / "x.swan")
+            loaded = swan.load(tmp_path / "x.swan", model=fresh("vgg"))
+            modes = [[m.training for m in x.modules()] for x in (own, loaded)]
+            assert modes[0] == modes[1]
+
+    def test_views_of_one_memory_and_strange_names(self, tmp_path) -> None:
+        class Views(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                memory = torch.arange(8.0)
+                self.register_buffer("low", memory[:4])
+                self.register_buffer("high", memory[4:])
+                self.add_module("inputs/0", nn.Linear(4, 2))
+
+            def forward(self, x):
+                return getattr(self, "inputs/0")(x + self.low - self.high)
+
+        model = Views()
+        swan.save(model, tmp_path / "x.swan")
+        assert_same(swan.load(tmp_path / "x.swan", model=Views()), model, torch.randn(2, 4))
 
     def test_tied_weights_stay_tied(self, tmp_path) -> None:
         def tied() -> Net:
@@ -316,8 +343,11 @@ class TestTheFile:
 FORGED = {
     "no provenance": lambda h: h.pop("provenance"),
     "alias of nothing": lambda h: h.update(aliases={"features.0.weight": "features.9.weight"}),
-    "no cut": lambda h: h["provenance"]["cuts"].clear(),
-    "broken plan": lambda h: h["provenance"]["cuts"][0].update(plan="{"),
+    "no cut": lambda h: set_provenance(h, lambda p: p["cuts"].clear()),
+    "broken plan": lambda h: set_provenance(h, lambda p: p["cuts"][0].update(plan="{")),
+    "no text": lambda h: h.update(provenance="%%"),
+    "cut off text": lambda h: h.update(provenance=h["provenance"][:-8]),
+    "endless text": lambda h: h.update(provenance=structures.pack("0" * (1 << 28))),
     "a method": lambda h: set_plan(h, attributes=[["", "forward", None, 3]]),
     "a class": lambda h: set_plan(h, attributes=[["", "__class__", None, 3]]),
     "a store": lambda h: set_plan(h, attributes=[["features", "_modules", None, 3]]),
@@ -422,9 +452,18 @@ class TestRefusals:
         assert refused == 500
 
 
+def set_provenance(header: dict, change) -> None:
+    data = json.loads(structures.unpack(header["provenance"]))
+    change(data)
+    header["provenance"] = structures.pack(json.dumps(data))
+
+
 def set_plan(header: dict, **entries: object) -> None:
-    cut = header["provenance"]["cuts"][0]
-    cut["plan"] = json.dumps(json.loads(cut["plan"]) | entries)
+    def change(data: dict) -> None:
+        cut = data["cuts"][0]
+        cut["plan"] = json.dumps(json.loads(cut["plan"]) | entries)
+
+    set_provenance(header, change)
 
 
 def rewrite(path: Path, change) -> None:

@@ -63,7 +63,7 @@ def test_back_from_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "3", '{"version":1}', '{"version":1,"base":{"name":"a"},"cuts":[]}']
+    "text", ["{", "3", '{"version":1}', '{"version":1,"class":"a","kinds":[],"modules":{"":0}}']
 )
 def test_what_is_no_provenance_is_an_input_error(text) -> None:
     with pytest.raises(swan.InputError, match="not a provenance"):

@@ -1,6 +1,5 @@
 """`load`: a saved model, rebuilt from a new instance of the class it was cut out of."""
 
-import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from swan_surgery.artifacts.container import read
 from swan_surgery.artifacts.folders import WEIGHTS
 from swan_surgery.artifacts.saving import cut_shapes, map_digest
-from swan_surgery.artifacts.structures import decode
+from swan_surgery.artifacts.structures import decode, unpack
 from swan_surgery.channels import Inputs, as_inputs, copy_of
 from swan_surgery.channels.attributes import Attribute
 from swan_surgery.conversion import swanify
@@ -55,7 +54,7 @@ def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = N
         return _rebuilt(path, header, tensors, model, example_inputs)
     except ArtifactError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as err:
         raise ArtifactError(f"{path} holds what swan.save does not write: {err!r}") from err
 
 
@@ -66,7 +65,7 @@ def _rebuilt(
     model: nn.Module,
     example_inputs: Any,
 ) -> nn.Module:
-    provenance = Provenance.from_json(json.dumps({"version": 1, **header["provenance"]}))
+    provenance = Provenance.from_json(unpack(header["provenance"]))
     differs = difference(provenance.base, architecture_of(model))
     if differs is not None:
         raise ArtifactError(
@@ -79,7 +78,12 @@ def _rebuilt(
     for plan in plans:
         _check_plan(result, plan)
         result = apply_plan(result, plan)
-    own = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+    is_gated = header["kind"] == "gated"
+    own = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (is_gated and name.startswith(("gates/", "inputs/")))
+    }
     _fill_(result, own, header, shapes)
     for name, width in header["bare_norms"].items():
         result.get_submodule(name).num_features = int(width)  # type: ignore[assignment]
@@ -87,8 +91,10 @@ def _rebuilt(
     for name, parameter in result.named_parameters():
         parameter.requires_grad_(name not in frozen)
     result.train(bool(header["training"]))
+    for name in header["other_mode"]:
+        result.get_submodule(name).training = not header["training"]
     note_(result, provenance)
-    if header["kind"] == "gated":
+    if is_gated:
         return _gated(path, header["gating"], tensors, result, example_inputs)
     return result
 
@@ -160,7 +166,9 @@ def _gated(
     gated.gates.load_state_dict(state)
     gated.gates.mode = gating["mode"]
     gated.gates.min_width = gating["min_width"]
-    gated.train(bool(gating["training"]))
+    # The base model has its modes already.
+    gated.training = gated.gates.training = bool(gating["training"])
+    gated.sites.train(bool(gating["training"]))
     return gated
 
 

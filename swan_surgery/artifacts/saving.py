@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from swan_surgery.artifacts.container import write
-from swan_surgery.artifacts.structures import encode
+from swan_surgery.artifacts.structures import encode, pack
 from swan_surgery.channels import ChannelMap
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
@@ -91,6 +90,7 @@ def _plain(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "input_shapes": last.input_shapes,
         },
         "training": model.training,
+        "other_mode": [n for n, m in model.named_modules() if m.training != model.training],
         "aliases": aliases,
         "layouts": layouts,
         "frozen": [n for n, p in model.named_parameters() if not p.requires_grad],
@@ -99,7 +99,7 @@ def _plain(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             for name, module in model.named_modules()
             if isinstance(module, _InstanceNorm) and not module.affine
         },
-        "provenance": asdict(provenance),
+        "provenance": pack(provenance.to_json()),
     }
     return header, tensors
 
@@ -131,6 +131,7 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], dict
     aliases: dict[str, str] = {}
     layouts: dict[str, str] = {}
     first: dict[int, str] = {}
+    memories: set[int] = set()
     for name, tensor in all_tensors(model):
         if id(tensor) in first:
             aliases[name] = first[id(tensor)]
@@ -143,8 +144,13 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], dict
             and tensor.is_contiguous(memory_format=layout)
         ):
             layouts[name] = str(layout).removeprefix("torch.")
-        # Two views of one memory are two tensors in the file.
-        tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        memory = tensor.untyped_storage()
+        is_whole = memory.nbytes() == tensor.numel() * tensor.element_size()
+        tensors[name] = tensor.detach()
+        if not (tensor.is_contiguous() and is_whole and memory.data_ptr() not in memories):
+            # Two views of one memory are two tensors in the file.
+            tensors[name] = tensors[name].clone(memory_format=torch.contiguous_format)
+        memories.add(memory.data_ptr())
     return tensors, aliases, layouts
 
 

@@ -1,5 +1,7 @@
-"""Nested arguments of a model as JSON and a list of tensors, and back."""
+"""What a header holds besides plain JSON: nested arguments of a model, and long texts, packed."""
 
+import base64
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,3 +55,30 @@ def decode(structure: Any, tensors: Sequence[Tensor]) -> Any:
     except (TypeError, ValueError, IndexError) as err:
         raise ArtifactError(f"the example inputs in the file cannot be read: {err}") from err
     raise ArtifactError(f"the example inputs in the file hold {kind!r}")
+
+
+# More than the description of any model; a few bytes could ask for all memory otherwise.
+_LONGEST_TEXT = 1 << 28
+
+
+def pack(text: str) -> str:
+    """A long text as a short one: zlib, then base64."""
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def unpack(packed: str) -> str:
+    """What `pack` was given.
+
+    Raises:
+        ArtifactError: not a packed text, or one that is longer than any description of a model.
+    """
+    try:
+        reader = zlib.decompressobj()
+        data = reader.decompress(base64.b64decode(packed, validate=True), _LONGEST_TEXT)
+        if not reader.eof:
+            raise ArtifactError("a text in the file is cut off, or longer than can be")
+        return data.decode()
+    except (ValueError, TypeError, zlib.error) as err:
+        if isinstance(err, ArtifactError):
+            raise
+        raise ArtifactError(f"a text in the file cannot be unpacked: {err}") from err
