@@ -101,7 +101,7 @@ class PruningPlan:
         except (ValueError, KeyError, TypeError, IndexError, RecursionError) as err:
             if isinstance(err, InputError):
                 raise
-            raise InputError(f"not a pruning plan: {type(err).__name__}: {err}") from err
+            raise InputError(f"not a pruning plan: {err}") from err
 
 
 def _packed(positions: tuple[int, ...]) -> str:

@@ -621,9 +621,9 @@ class TestPlan:
             ("", "not a pruning plan"),
             ("[]", "not a pruning plan"),
             ("{}", "not a pruning plan: 'version'"),
-            ('{"version": 99}', "plan version 99 is not 2"),
-            ('{"version": 1, "num_units": 2}', "plan version 1 is not 2"),
-            ('{"version": 2, "num_units": 2}', "not a pruning plan: 'positions'"),
+            ('{"version": 99}', "plan version 99 is not 3"),
+            ('{"version": 1, "num_units": 2}', "plan version 1 is not 3"),
+            ('{"version": 3, "num_units": 2}', "not a pruning plan: 'kept'"),
         ],
     )
     def test_not_a_plan(self, text, match) -> None:
