@@ -54,30 +54,32 @@ class Provenance:
     base: Architecture
     cuts: tuple[Cut, ...] = field(default=())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data with a version; every class with its settings stands there once."""
+    def to_json(self) -> str:
+        """Versioned JSON; every class with its settings stands there once."""
         kinds: dict[str, int] = {}
         modules = {
             name: kinds.setdefault(json.dumps(entry), len(kinds))
             for name, entry in self.base.modules.items()
         }
-        return {
+        data = {
             "version": _VERSION,
             "class": self.base.name,
             "kinds": [json.loads(kind) for kind in kinds],
             "modules": modules,
-            "shapes": {name: list(shape) for name, shape in self.base.shapes.items()},
+            "shapes": self.base.shapes,
             "cuts": [asdict(cut) for cut in self.cuts],
         }
+        return json.dumps(data, separators=(",", ":"))
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Provenance":
-        """Read what `to_dict` gave.
+    def from_json(cls, text: str) -> "Provenance":
+        """Read what `to_json` wrote.
 
         Raises:
             InputError: not a provenance, or of another version.
         """
         try:
+            data = json.loads(text)
             if data["version"] != _VERSION:
                 raise InputError(f"provenance of version {data['version']}, not {_VERSION}")
             kinds = [(str(kind), dict(own)) for kind, own in data["kinds"]]
@@ -93,27 +95,10 @@ class Provenance:
                 for cut in data["cuts"]
             )
             return cls(Architecture(str(data["class"]), modules, shapes), cuts)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as err:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
             if isinstance(err, InputError):
                 raise
             raise InputError(f"not a provenance: {type(err).__name__}: {err}") from err
-
-    def to_json(self) -> str:
-        """As `to_dict`, in JSON."""
-        return json.dumps(self.to_dict(), separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Provenance":
-        """Read what `to_json` wrote.
-
-        Raises:
-            InputError: not a provenance, or of another version.
-        """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as err:
-            raise InputError(f"not a provenance: {err}") from err
-        return cls.from_dict(data)
 
 
 def architecture_of(model: nn.Module) -> Architecture:

@@ -14,10 +14,14 @@ from swan_surgery.channels import Inputs, as_inputs, copy_of
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.exporting import OnnxSession, export
 from swan_surgery.gates import GatedModel
-from swan_surgery.machine import wait_for
 from swan_surgery.preconditions import check_data, check_model
 from swan_surgery.reporting import Environment, Latency
-from swan_surgery.reporting.measurement import device_of, environment, latencies_in_turns
+from swan_surgery.reporting.measurement import (
+    device_of,
+    environment,
+    latencies_in_turns,
+    timed_pass,
+)
 
 
 Runtime = Literal["eager", "compile", "onnxruntime"]
@@ -102,13 +106,7 @@ def forward_pass(model: nn.Module, inputs: Inputs, runtime: Runtime) -> Callable
         return _in_onnxruntime(model, inputs)
     private = copy_of(model).eval()
     ready: Callable[..., Any] = torch.compile(private) if runtime == "compile" else private
-    device = device_of(private)
-
-    def run() -> None:
-        wait_for(device)
-        ready(*inputs.args, **inputs.kwargs)
-        wait_for(device)
-
+    run = timed_pass(ready, inputs, device_of(private))
     try:
         with torch.no_grad():
             run()

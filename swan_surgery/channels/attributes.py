@@ -84,14 +84,14 @@ class Hypotheses:
     ) -> bool:
         """Take back what did not help at this operation and try something else; False if nothing is left.
 
+        Not for a module that is busy: nothing is known yet about what was changed there.
+
         Args:
             place: the mode and the operation that did not follow.
             model: at full width.
             module: where the operation ran.
             widths: label vectors of the axes that shrink there.
         """
-        if module in self.busy and place not in self.active:
-            return True
         for attribute in self.active.pop(place, []):
             self.accepted.pop(attribute, None)
             self.busy.add(module)

@@ -138,7 +138,9 @@ def paired_latencies(
 ) -> list[Latency]:
     """Time models in turns; see `latencies_in_turns`."""
     return latencies_in_turns(
-        [_pass_of(model, inputs) for model, inputs in runs], batch, seconds_each=seconds_per_model
+        [timed_pass(model, inputs, device_of(model)) for model, inputs in runs],
+        batch,
+        seconds_each=seconds_per_model,
     )
 
 
@@ -173,12 +175,14 @@ def latencies_in_turns(
     return found
 
 
-def _pass_of(model: nn.Module, inputs: Inputs) -> Callable[[], None]:
-    device = device_of(model)
+def timed_pass(
+    forward: Callable[..., Any], inputs: Inputs, device: torch.device
+) -> Callable[[], None]:
+    """One forward pass, done when the device is: what `latencies_in_turns` takes."""
 
     def run() -> None:
         wait_for(device)
-        model(*inputs.args, **inputs.kwargs)
+        forward(*inputs.args, **inputs.kwargs)
         wait_for(device)
 
     return run
