@@ -1,18 +1,22 @@
-"""Is the pruned network really faster? Latency ratio beside MAC ratio.
+"""Is the pruned network really faster? Speed-up beside the MACs that are left.
 
     python benchmarks/latency.py
 
-Half of the units closed, at random and by lowest p (the importance order that gates start in), cut
-with `round_to=8`; 224x224 pixels, float32, eval mode. The dense and both pruned networks take turns.
+Cut to a half and a quarter of the MACs in the order that gates start in, with widths that are
+multiples of the number that `swan.measure_latencies` finds to be the fastest (`round_to="auto"`);
+224x224 pixels, float32, eval mode, in torch and in onnxruntime. All of them take turns in one loop.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 import torchvision
 from _measure import (
+    Sample,
     arguments,
     console,
     environment,
@@ -22,113 +26,127 @@ from _measure import (
     ratio,
     report,
     spread,
+    summary,
     wall,
     write,
 )
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 import swan_surgery as swan
+from swan_surgery.channels import Inputs
+from swan_surgery.runtimes import forward_pass
 
 
-MODELS = ("vgg16_bn", "resnet50")
+MODELS = ("resnet50", "vgg16_bn", "mobilenet_v3_large", "vit_b_16")
+RUNTIMES = ("eager", "onnxruntime")
 SIZE = 224
 BATCHES = (1, 8)
-THREADS = (1, 2)
-SHARE = 0.5
-ROUND_TO = 8
-CLOSINGS = ("random", "lowest p")
+THREADS = (1,)
+BUDGETS = (0.5, 0.25)
+DENSE = 1.0
 
 
-def closed_units(gated: swan.GatedModel, closing: str) -> Tensor:
-    """Exactly half of the units, as a bool mask."""
-    number = gated.channels.num_units
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(number, generator=generator)
-    if closing == "lowest p":
-        p = gated.gates.probabilities().detach()
-        order = p.argsort(stable=True)
-    closed = torch.zeros(number, dtype=torch.bool)
-    closed[order[: round(SHARE * number)]] = True
-    return closed
+@dataclass(frozen=True)
+class Cut:
+    """A network and what it costs; `budget` 1 is the dense one."""
+
+    budget: float
+    model: nn.Module
+    macs: int
+    params: int
 
 
-def pruned_models(name: str, size: int) -> Iterator[tuple[str, nn.Module, dict[str, float]]]:
-    """The dense model and each pruned one, with their costs."""
+def cuts_of(name: str, size: int, repeats: int) -> tuple[list[Cut], swan.LatencyTable]:
+    """The dense model and the pruned ones."""
     torch.manual_seed(0)
-    dense = torchvision.models.get_model(name, weights=None).eval()
+    dense = torchvision.models.get_model(name, weights=None, num_classes=1000).eval()
     example = torch.randn(1, 3, size, size)
     gated = swan.swanify(dense, example)
-    started = gated.gates.logits.detach().clone()
-    macs, params = swan.count_macs(dense, example), swan.count_params(dense)
-    yield "dense", dense, {"macs": macs, "params": params, "closed_share": 0.0}
-    for closing in CLOSINGS:
-        gated.gates.logits.data.copy_(started)
-        closed = closed_units(gated, closing)
-        gated.gates.logits.data = torch.where(closed, -3.0, 3.0)
-        pruned = swan.prune(gated, round_to=ROUND_TO).eval()
-        costs = {"macs": swan.count_macs(pruned, example), "params": swan.count_params(pruned)}
-        yield closing, pruned, costs | {"closed_share": float(closed.double().mean())}
-
-
-def forward_of(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    def run() -> object:
-        with torch.inference_mode():
-            return model(images)
-
-    return run
+    table = swan.measure_latencies(gated, repeats=repeats)
+    found = [Cut(DENSE, dense, swan.count_macs(dense, example), swan.count_params(dense))]
+    for budget in BUDGETS:
+        pruned = swan.prune(gated, macs=budget, round_to="auto", latency_table=table).eval()
+        macs, params = swan.count_macs(pruned, example), swan.count_params(pruned)
+        found.append(Cut(budget, pruned, macs, params))
+    return found, table
 
 
 def measure(
     name: str, options: argparse.Namespace, bar: Progress, save: Callable[[dict[str, Any]], None]
 ) -> None:
     size = 64 if options.smoke else SIZE
-    models = list(pruned_models(name, size))
-    costs = {key: cost for key, _, cost in models}
-    for threads in options.threads:
+    torch.set_num_threads(options.threads[0])
+    cuts, table = cuts_of(name, size, 2 if options.smoke else 10)
+    multiples = {
+        str(own.multiple): {"macs_share": own.macs_share, "milliseconds": own.milliseconds}
+        for own in table.multiples
+    }
+    for threads, runtime, batch in product(options.threads, options.runtimes, options.batches):
         torch.set_num_threads(threads)
-        for batch in options.batches:
-            images = torch.randn(batch, 3, size, size)
-            functions = {key: forward_of(model, images) for key, model, _ in models}
-            label = f"{name}, batch {batch}, threads {threads}"
-            task = bar.add_task(label, total=options.repeats + 2)
-            samples = paired(
-                functions, repeats=options.repeats, tick=lambda task=task: bar.advance(task)
-            )
-            for closing in CLOSINGS:
-                row = {"model": name, "closing": closing, "batch": batch, "threads": threads}
-                save(row | compare(samples, costs, closing))
+        inputs = Inputs((torch.randn(batch, 3, size, size),), {})
+        passes = {
+            f"{cut.budget:g}": untracked(forward_pass(cut.model, inputs, runtime)) for cut in cuts
+        }
+        label = f"{name}, {runtime}, batch {batch}, threads {threads}"
+        task = bar.add_task(label, total=options.repeats + 2)
+        samples = paired(passes, repeats=options.repeats, tick=lambda task=task: bar.advance(task))
+        for cut in cuts[1:]:
+            row = {
+                "model": name,
+                "budget": cut.budget,
+                "runtime": runtime,
+                "batch": batch,
+                "threads": threads,
+                "round_to": table.best_multiple,
+                "multiples": multiples,
+            }
+            save(row | compare(samples, cut, cuts[0]))
 
 
-def compare(
-    samples: dict[str, list[tuple[float, float]]], costs: dict[str, dict[str, float]], closing: str
-) -> dict[str, Any]:
-    dense, own = costs["dense"], costs[closing]
+def untracked(run: Callable[[], None]) -> Callable[[], None]:
+    def quiet() -> None:
+        with torch.inference_mode():
+            run()
+
+    return quiet
+
+
+def compare(samples: dict[str, list[Sample]], cut: Cut, dense: Cut) -> dict[str, Any]:
+    """What one cut saves; `kept` is its speed-up over that of its MACs."""
+    before, after = samples[f"{DENSE:g}"], samples[f"{cut.budget:g}"]
+    share = cut.macs / dense.macs
+    taken = ratio(after, before)
     return {
-        "closed_share": own["closed_share"],
-        "macs_ratio": own["macs"] / dense["macs"],
-        "params_ratio": own["params"] / dense["params"],
-        "macs": own["macs"],
-        "dense_macs": dense["macs"],
-        "dense": wall(samples["dense"]),
-        "pruned": wall(samples[closing]),
-        "latency_ratio": ratio(samples[closing], samples["dense"]),
-        "samples": {"dense": samples["dense"], "pruned": samples[closing]},
+        "macs_ratio": share,
+        "params_ratio": cut.params / dense.params,
+        "macs": cut.macs,
+        "dense_macs": dense.macs,
+        "dense": wall(before),
+        "pruned": wall(after),
+        "latency_ratio": taken,
+        "kept": summary([share * b[0] / a[0] for a, b in zip(after, before, strict=True)]),
+        "samples": {"dense": before, "pruned": after},
     }
 
 
 def show(rows: list[dict[str, Any]]) -> Table:
-    table = Table("model", "closed", "batch", "threads", "dense ms", "latency ratio", "MAC ratio")
+    table = Table(
+        *("model", "MACs %", "runtime", "batch", "threads", "dense ms", "pruned ms"),
+        *("speed-up", "speed-up / MAC ratio"),
+    )
     for row in rows:
         table.add_row(
             row["model"],
-            row["closing"],
+            f"{100 * row['macs_ratio']:.1f}",
+            row["runtime"],
             str(row["batch"]),
             str(row["threads"]),
             f"{1e3 * row['dense']['median']:.1f}",
-            spread(row["latency_ratio"]),
-            f"{row['macs_ratio']:.3f}",
+            f"{1e3 * row['pruned']['median']:.1f}",
+            f"{1 / row['latency_ratio']['median']:.2f}",
+            spread(row["kept"], 2),
         )
     return table
 
@@ -138,7 +156,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--threads", nargs="+", type=int, default=list(THREADS))
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=RUNTIMES)
+    parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
     if options.smoke:
         options.models, options.batches, options.threads = ["resnet18"], [1], [1]
@@ -152,7 +171,7 @@ def main() -> None:
     path = output_path("latency", options)
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"theme": "latency", "environment": environment(), "rows": rows}
-    result["config"] = {"size": SIZE, "closed_share": SHARE, "round_to": ROUND_TO, "seed": 0}
+    result["config"] = {"size": SIZE, "budgets": BUDGETS, "round_to": "auto", "seed": 0}
 
     def save(row: dict[str, Any]) -> None:
         rows.append(row)

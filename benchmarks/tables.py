@@ -152,7 +152,9 @@ def zoo_markdown(results: Sequence[Result]) -> str:
 
 def merged(results: Sequence[Result], *keys: str) -> list[Mapping[str, Any]]:
     """All rows; a later one replaces an earlier one with the same keys."""
-    found = {tuple(row[key] for key in keys): row for result in results for row in result["rows"]}
+    found = {
+        tuple(row.get(key) for key in keys): row for result in results for row in result["rows"]
+    }
     return list(found.values())
 
 
@@ -250,24 +252,110 @@ _OVERHEADS = ("folded", "explicit", "folded_with_optimizer", "explicit_with_opti
 
 
 def latency_markdown(results: Sequence[Result]) -> str:
-    """Latency ratio beside MAC ratio."""
-    header = ["model", "closed", "batch", "threads", "dense ms", "pruned ms"]
-    header += ["latency ratio", "MAC ratio", "parameter ratio"]
+    """Speed-up beside the MACs that are left, and the multiples that were measured."""
+    header = ["model", "MACs left %", "runtime", "batch", "threads", "dense ms", "pruned ms"]
+    header += ["latency ratio", "speed-up / MAC ratio", "parameters left %"]
+    rows = [row for row in merged(results, *_LATENCY) if "kept" in row]
     cells = [
         [
             row["model"],
-            row["closing"],
+            f"{100 * row['macs_ratio']:.1f}",
+            row["runtime"],
             str(row["batch"]),
             str(row["threads"]),
             f"{1e3 * row['dense']['median']:.1f}",
             f"{1e3 * row['pruned']['median']:.1f}",
             spread(row["latency_ratio"]),
-            f"{row['macs_ratio']:.3f}",
-            f"{row['params_ratio']:.3f}",
+            spread(row["kept"], 2),
+            f"{100 * row['params_ratio']:.1f}",
         ]
-        for row in merged(results, "model", "closing", "batch", "threads")
+        for row in rows
     ]
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+    multiples = {row["model"]: (row["multiples"], row["round_to"]) for row in rows}
+    found = sorted({int(m) for own, _ in multiples.values() for m in own})
+    per_mac = [
+        [name, *(milliseconds_per_mac(own, str(m)) for m in found), str(best)]
+        for name, (own, best) in multiples.items()
+    ]
+    said = "Milliseconds per MAC at half the MACs, of those at multiples of 1 (`round_to=1`):"
+    tables = (
+        markdown(header, cells),
+        said,
+        markdown(["widths are multiples of", *map(str, found), "taken"], per_mac),
+        source_line(results),
+    )
+    return "\n\n".join(tables)
+
+
+def milliseconds_per_mac(multiples: Mapping[str, Mapping[str, float]], which: str) -> str:
+    """Relative to the least multiple measured; empty where widths are no such multiples."""
+    per_mac = {m: own["milliseconds"] / own["macs_share"] for m, own in multiples.items()}
+    least = min(per_mac, key=int, default="")
+    return f"{per_mac[which] / per_mac[least]:.3f}" if which in per_mac else ""
+
+
+_LATENCY = ("model", "budget", "runtime", "batch", "threads")
+
+
+def shipping_cells(rows: Mapping[str, Any]) -> Cells:
+    """Per model: size of its file, whether it came back bitwise, and its exports."""
+    header = ["model", "parameters left %", "file MB", "over the weights %", "load s", "loaded"]
+    header += ["ONNX", "torch.export"]
+    cells = []
+    for name, row in rows.items():
+        if "file_bytes" not in row:
+            cells.append([name, *[""] * 4, row.get("detail", "fails"), "", ""])
+            continue
+        over = row["file_bytes"] / row["weight_bytes"] - 1
+        is_same = row["bitwise"] and row["same_class"]
+        cells.append(
+            [
+                f"{name} ({row['suite']})",
+                f"{100 * row['pruned_params'] / row['params']:.1f}",
+                f"{row['file_bytes'] / 1e6:.1f}",
+                f"{100 * over:.2f}",
+                f"{row['load_seconds']:.2f}",
+                "bitwise" if is_same else "**differs**",
+                *(export_cell(row.get(suffix, {})) for suffix in (".onnx", ".pt2")),
+            ]
+        )
+    return header, cells
+
+
+def export_cell(facts: Mapping[str, Any]) -> str:
+    """Its error; refusals are told below the table."""
+    if "relative_error" not in facts:
+        return "refused"
+    fixed = "" if len(facts["batches"]) > 1 else ", fixed batch"
+    return f"{facts['relative_error']:.0e}{fixed}"
+
+
+def shipping_markdown(results: Sequence[Result]) -> str:
+    """The table, its totals, and what could not be exported and why."""
+    rows: dict[str, Any] = {}
+    for result in results:
+        rows |= result["rows"]
+    good = [row for row in rows.values() if "file_bytes" in row]
+    same = sum(row["bitwise"] and row["same_class"] for row in good)
+    over = [row["file_bytes"] / row["weight_bytes"] - 1 for row in good]
+    said = (
+        f"{len(rows)} models: {same} come back bitwise; files are at most "
+        f"{100 * max(over, default=0):.2f} % larger than the weights"
+    )
+    reasons = []
+    for suffix, text in ((".onnx", "ONNX"), (".pt2", "torch.export")):
+        errors = [row[suffix]["relative_error"] for row in good if "refused" not in row[suffix]]
+        said += (
+            f"; {len(errors)} export to {text}, worst relative error {max(errors, default=0):.0e}"
+        )
+        reasons += [
+            f"- {name}, {text}: {row[suffix]['refused']}"
+            for name, row in rows.items()
+            if "refused" in row.get(suffix, {})
+        ]
+    refused = "Refused, nothing was written:\n\n" + "\n".join(reasons) if reasons else ""
+    parts = [f"{said}.", markdown(*shipping_cells(rows)), refused, source_line(results)]
+    return "\n\n".join(part for part in parts if part)
 
 
 METHODS = {
@@ -366,6 +454,7 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "overhead": overhead_markdown,
     "planning": planning_markdown,
     "quality": quality_markdown,
+    "shipping": shipping_markdown,
     "speed": speed_markdown,
     "vit": vit_markdown,
     "zoo_timm": zoo_markdown,

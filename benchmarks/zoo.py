@@ -68,6 +68,10 @@ def work(job: str, suite_name: str, name: str, memory_gib: float) -> None:
             from zoo_work import work_swan  # noqa: PLC0415 - each process imports what it needs
 
             work_swan(suite_name, name, emit)
+        elif job == "ship":
+            from zoo_ship import work_ship  # noqa: PLC0415 - each process imports what it needs
+
+            work_ship(suite_name, name, emit)
         else:
             from zoo_peer import work_peer  # noqa: PLC0415 - each process imports what it needs
 

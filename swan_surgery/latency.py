@@ -24,7 +24,9 @@ from swan_surgery.gates import GatedModel
 from swan_surgery.preconditions import check_gated
 
 
-_VERSION = 1
+_VERSION = 2
+# Two multiples this close are the same: medians of a busy machine differ by more.
+_SAME = 1.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,18 @@ class LayerLatency:
 
 
 @dataclass(frozen=True, slots=True)
+class MultipleLatency:
+    """What the whole model takes with about half its MACs, all widths multiples of a number.
+
+    `macs_share` is what the cut kept of the MACs, `milliseconds` what it took.
+    """
+
+    multiple: int
+    macs_share: float
+    milliseconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class LatencyTable:
     """Measured latencies of a model's layers, and where they were measured; plain data.
 
@@ -67,6 +81,8 @@ class LatencyTable:
         torch: its version.
         inputs: types and shapes that the model was run on, batch included.
         repeats: the number of runs that each median is taken over.
+        multiples: the whole model at widths that are multiples of 1, 2, 4, ...; empty where it has
+            no such widths.
     """
 
     layers: tuple[LayerLatency, ...]
@@ -76,6 +92,17 @@ class LatencyTable:
     torch: str
     inputs: str
     repeats: int
+    multiples: tuple[MultipleLatency, ...] = ()
+
+    @property
+    def best_multiple(self) -> int:
+        """The multiple of channels with the fewest milliseconds per MAC; of equals the smallest.
+
+        Those within 3 % of the best count as equal. 1 where none was measured.
+        """
+        per_mac = {own.multiple: own.milliseconds / own.macs_share for own in self.multiples}
+        best = min(per_mac.values(), default=0.0)
+        return min((m for m, taken in per_mac.items() if taken <= _SAME * best), default=1)
 
     @property
     def total_ms(self) -> float:
@@ -102,7 +129,8 @@ class LatencyTable:
             if version != _VERSION:
                 raise InputError(f"latency table version {version} is not {_VERSION}")
             layers = tuple(LayerLatency(**entry) for entry in data.pop("layers"))
-            return cls(layers=layers, **data)
+            multiples = tuple(MultipleLatency(**entry) for entry in data.pop("multiples"))
+            return cls(layers=layers, multiples=multiples, **data)
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as err:
             raise InputError(f"not a latency table: {err}") from err
 
@@ -226,4 +254,11 @@ def _axis(units: Sequence[int]) -> CostAxis:
     return CostAxis(tuple(counts), tuple(counts.values()), len(units) - counts.total())
 
 
-__all__ = ["LatencyTable", "LayerLatency", "fit_layer", "fit_rest", "latency_cost"]
+__all__ = [
+    "LatencyTable",
+    "LayerLatency",
+    "MultipleLatency",
+    "fit_layer",
+    "fit_rest",
+    "latency_cost",
+]

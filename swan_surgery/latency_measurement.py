@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from swan_surgery.budget import limits_of, widest_mask
 from swan_surgery.channels import PINNED, ChannelMap, Inputs, Layer, copy_of
-from swan_surgery.errors import InputError
+from swan_surgery.errors import BudgetError, InputError
 from swan_surgery.gates import GatedModel
-from swan_surgery.latency import LatencyTable, LayerLatency, fit_layer, fit_rest
+from swan_surgery.latency import LatencyTable, LayerLatency, MultipleLatency, fit_layer, fit_rest
 from swan_surgery.machine import device_name, wait_for
 from swan_surgery.preconditions import check_data, check_gated, described
 from swan_surgery.pruning import cut_to
@@ -23,6 +24,8 @@ from swan_surgery.pruning import cut_to
 
 _WARM_UP = 3
 _SHARES = (0.25, 0.5, 0.75, 1.0)
+_MULTIPLES = (1, 2, 4, 8, 16, 32)
+_MACS_OF_MULTIPLES = 0.5
 # torch's own classes: what a subclass does besides is no part of the layer.
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -58,7 +61,8 @@ def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
 
     The whole model is timed as well, with all its units and with 75, 50 and 25 % of every group: what
     is no layer, or is called as a function on bare parameters (torch's multi-head attention), is put
-    down to a constant and to the size of the layers' outputs.
+    down to a constant and to the size of the layers' outputs. Last, the model is cut to half its MACs
+    at random, with widths that are multiples of 1, 2, 4, 8, 16 and 32: what `round_to="auto"` needs.
 
     Args:
         gated: the gated model; it is not changed.
@@ -85,6 +89,7 @@ def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
             for layer, own in zip(layers, seen, strict=True)
         ]
         taken = _median_ms([partial(_run, whole, [inputs]) for whole in wholes], device, repeats)
+        multiples = _measure_multiples(gated, inputs, repeats)
     widths = [[_open_widths(layer, mask.tolist()) for layer in layers] for mask in masks]
     shared, rest_ms = fit_rest(fits, [own.size for own in seen], widths, taken)
     return LatencyTable(
@@ -95,6 +100,38 @@ def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
         torch=str(torch.__version__),
         inputs=described(inputs),
         repeats=repeats,
+        multiples=multiples,
+    )
+
+
+def _measure_multiples(
+    gated: GatedModel, inputs: Inputs, repeats: int
+) -> tuple[MultipleLatency, ...]:
+    """The whole model at the same share of its MACs, with widths that are multiples of a number.
+
+    The order in which units stay is drawn once, so that widths differ from group to group and
+    without rounding are as odd as those that training leaves.
+    """
+    gates = gated.gates
+    scores = torch.rand(gates.num_units, generator=torch.Generator().manual_seed(0))
+    scores = scores.to(gates.logits.device)
+    least, order = gates.least_mask(scores), scores.argsort(descending=True)
+    (limit,) = limits_of(gated, macs=_MACS_OF_MULTIPLES)
+    masks: dict[int, Tensor] = {}
+    for multiple in _MULTIPLES:
+        try:
+            mask = widest_mask(gated, order, [limit], least=least, round_to=multiple)
+        except BudgetError:  # so coarse, or so many pinned, that half the MACs are too few
+            continue
+        if not any(bool((mask == other).all()) for other in masks.values()):
+            masks[multiple] = mask
+    cut = [cut_to(gated, mask, verify=False).eval() for mask in masks.values()]
+    taken = _median_ms(
+        [partial(_run, whole, [inputs]) for whole in cut], gates.logits.device, repeats
+    )
+    return tuple(
+        MultipleLatency(multiple, limit.used(mask) / limit.table.total, milliseconds)
+        for (multiple, mask), milliseconds in zip(masks.items(), taken, strict=True)
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def prune(
     params: float | None = None,
     latency_ms: float | None = None,
     latency_table: LatencyTable | None = None,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     verify: bool = True,
 ) -> nn.Module:
     """Remove the closed channels: a plain model of the given class, `forward` and state-dict keys.
@@ -49,7 +50,8 @@ def prune(
         latency_ms: milliseconds to take at most, by `latency_table`.
         latency_table: from `swan.measure_latencies(gated)`.
         round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
-            the best of the closed units.
+            the best of the closed units. "auto" takes the multiple that `latency_table` found to be
+            the fastest per MAC.
         verify: run both models on the example inputs and compare.
 
     Raises:
@@ -63,14 +65,18 @@ def prune(
     check_gated(gated)
     check_data(gated, to="prune")
     gated.gates.check()
-    _check_round_to(round_to)
+    multiple = _multiple(round_to, latency_table)
     limits = limits_of(
-        gated, macs=macs, params=params, latency_ms=latency_ms, latency_table=latency_table
+        gated,
+        macs=macs,
+        params=params,
+        latency_ms=latency_ms,
+        latency_table=_for_budget(latency_table, latency_ms, round_to),
     )
     if limits:
-        mask = widest_mask(gated, ranking(gated), limits, round_to=round_to)
+        mask = widest_mask(gated, ranking(gated), limits, round_to=multiple)
     else:
-        mask = round_widths(gated, gated.gates.open_mask(), round_to)
+        mask = round_widths(gated, gated.gates.open_mask(), multiple)
     return cut_to(gated, mask, verify=verify)
 
 
@@ -83,7 +89,7 @@ def prune_by_score(
     latency_ms: float | None = None,
     latency_table: LatencyTable | None = None,
     per_cost: bool = True,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     verify: bool = True,
 ) -> nn.Module:
     """One-shot pruning: keep the units with the highest scores within a budget; gates play no part.
@@ -97,7 +103,7 @@ def prune_by_score(
         latency_table: from `swan.measure_latencies(gated)`.
         per_cost: rank by score per cost saved, with costs taken anew as units go; False ranks by
             the bare score.
-        round_to: widths become multiples of this many channels.
+        round_to: widths become multiples of this many channels; "auto" as in `prune`.
         verify: run both models on the example inputs and compare.
 
     Raises:
@@ -109,7 +115,7 @@ def prune_by_score(
     """
     check_gated(gated)
     check_data(gated, to="prune")
-    _check_round_to(round_to)
+    multiple = _multiple(round_to, latency_table)
     if scores.shape != (gated.gates.num_units,):
         raise InputError(
             f"scores must have shape ({gated.gates.num_units},), one per unit; got "
@@ -118,20 +124,41 @@ def prune_by_score(
     if not bool((scores >= 0).all() & scores.isfinite().all()):
         raise InputError("scores must be finite and not negative")
     limits = limits_of(
-        gated, macs=macs, params=params, latency_ms=latency_ms, latency_table=latency_table
+        gated,
+        macs=macs,
+        params=params,
+        latency_ms=latency_ms,
+        latency_table=_for_budget(latency_table, latency_ms, round_to),
     )
     if not limits:
         raise InputError("say how small the model shall get: macs=0.5 or params=0.5")
     scores = scores.to(gated.gates.logits.device)
     least = gated.gates.least_mask(scores)
     order = order_by_price(scores, limits if per_cost else (), least)
-    mask = widest_mask(gated, order, limits, least=least, round_to=round_to)
+    mask = widest_mask(gated, order, limits, least=least, round_to=multiple)
     return cut_to(gated, mask, verify=verify)
 
 
-def _check_round_to(round_to: int) -> None:
-    if round_to < 1 or int(round_to) != round_to:
-        raise InputError(f"round_to must be a whole number of channels >= 1; got {round_to!r}")
+def _multiple(round_to: object, table: LatencyTable | None) -> int:
+    if round_to == "auto":
+        if not isinstance(table, LatencyTable):
+            raise InputError(
+                'round_to="auto" takes the multiple that was measured to be the fastest: pass '
+                "latency_table=swan.measure_latencies(gated)"
+            )
+        return table.best_multiple
+    if not isinstance(round_to, int) or round_to < 1:
+        raise InputError(
+            f'round_to must be a whole number of channels >= 1, or "auto"; got {round_to!r}'
+        )
+    return round_to
+
+
+def _for_budget(
+    table: LatencyTable | None, latency_ms: float | None, round_to: int | Literal["auto"]
+) -> LatencyTable | None:
+    """The table where it is a budget's; with `round_to="auto"` it may be there for that alone."""
+    return None if round_to == "auto" and latency_ms is None else table
 
 
 def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module:

@@ -554,7 +554,7 @@ class TestBudget:
         gated = gated_zoo()
         refuse(
             swan.InputError,
-            rf"round_to must be a whole number of channels >= 1; got {round_to}",
+            rf'round_to must be a whole number of channels >= 1, or "auto"; got {round_to}',
             lambda: swan.prune(gated, round_to=round_to),
             gated,
         )

@@ -9,7 +9,7 @@ import pytest
 
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("latency", "overhead", "planning", "quality", "speed", "zoo")
+SCRIPTS = ("latency", "overhead", "planning", "quality", "shipping", "speed", "zoo")
 ENVIRONMENT = {
     "processor": "abacus",
     "cpus": 2,

@@ -67,6 +67,15 @@ class TestPrune:
         rows = {tuple(row.flatten().tolist()) for row in net()[0].weight}
         assert {tuple(row.flatten().tolist()) for row in loaded[0].weight} <= rows
 
+    def test_with_a_measured_multiple(self, tmp_path) -> None:
+        gated = swan.swanify(net(), torch.randn(1, 3, 6, 6))
+        swan.save(gated, tmp_path / "gated.swan")
+        for weights in ((), ("--weights", tmp_path / "gated.swan")):
+            out = tmp_path / "x.swan"
+            auto = ("--round-to", "auto", "--macs", 0.5)
+            facts = json.loads(done("prune", NAME, *weights, *SHAPE, *auto, "-o", out, "--json"))
+            assert 0 < facts["macs"][1] <= 0.5 * facts["macs"][0]
+
     def test_says_what_is_left(self, tmp_path) -> None:
         text = done("prune", NAME, *SHAPE, "--params", 0.5, "-o", tmp_path / "x.swan")
         assert "MACs (" in text
@@ -99,6 +108,9 @@ class TestPrune:
         assert "--macs 0.5 or --params 0.5" in refused("prune", NAME, *SHAPE, *out)
         assert "without data there are magnitude" in refused(
             "prune", NAME, *SHAPE, *out, "--macs", 0.5, "--score", "taylor"
+        )
+        assert "a number of channels, or auto" in refused(
+            "prune", NAME, *SHAPE, *out, "--macs", 0.5, "--round-to", "-8"
         )
         assert "no such file" in refused(
             "prune", NAME, *SHAPE, *out, "--macs", 0.5, "--weights", tmp_path / "none"

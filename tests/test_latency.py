@@ -10,7 +10,14 @@ import torch
 import swan_surgery as swan
 from swan_surgery.budget import limits_of
 from swan_surgery.gates import GatedModel
-from swan_surgery.latency import LatencyTable, LayerLatency, fit_layer, fit_rest, latency_cost
+from swan_surgery.latency import (
+    LatencyTable,
+    LayerLatency,
+    MultipleLatency,
+    fit_layer,
+    fit_rest,
+    latency_cost,
+)
 from tests.test_plan import mlp, zoo_gated
 
 
@@ -110,19 +117,34 @@ class TestFitOfTheRest:
 
 class TestTable:
     def test_json_round_trip(self) -> None:
-        table = made_up(zoo_gated("vgg"))
+        multiples = (MultipleLatency(1, 0.5, 2.0), MultipleLatency(8, 0.48, 1.5))
+        table = replace(made_up(zoo_gated("vgg")), multiples=multiples)
         again = LatencyTable.from_json(table.to_json())
         assert again == table
         assert again.total_ms == table.total_ms
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version": 1, "x": 2}'])
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2}', '{"version": 2, "x": 2}'])
     def test_what_is_no_table(self, text) -> None:
         with pytest.raises(swan.InputError, match="not a latency table"):
             LatencyTable.from_json(text)
 
+    @pytest.mark.parametrize(
+        ("taken", "best"),
+        [
+            ({}, 1),
+            ({1: (0.5, 4.0), 8: (0.5, 3.0), 16: (0.5, 3.5)}, 8),
+            ({1: (0.5, 4.0), 8: (0.4, 3.5)}, 1),  # less time, but for fewer MACs: slower per MAC
+            ({2: (0.5, 3.08), 4: (0.5, 3.0), 8: (0.5, 2.999)}, 2),  # equal to 3 %: the smallest
+            ({2: (0.5, 3.1), 4: (0.5, 3.0), 8: (0.5, 2.999)}, 4),
+        ],
+    )
+    def test_the_best_multiple(self, taken, best) -> None:
+        multiples = tuple(MultipleLatency(m, *own) for m, own in taken.items())
+        assert replace(made_up(mlp(3, 4, 2)), multiples=multiples).best_multiple == best
+
     def test_another_version(self) -> None:
         data = json.loads(made_up(mlp(3, 4, 2)).to_json()) | {"version": 99}
-        with pytest.raises(swan.InputError, match="version 99 is not 1"):
+        with pytest.raises(swan.InputError, match="version 99 is not 2"):
             LatencyTable.from_json(json.dumps(data))
 
     @pytest.mark.parametrize(

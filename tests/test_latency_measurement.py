@@ -1,5 +1,7 @@
 """What is timed, at which widths, on what; never how long it took."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 import swan_surgery as swan
 from swan_surgery import latency_measurement
 from swan_surgery.channels import Inputs
-from swan_surgery.latency import LatencyTable
+from swan_surgery.latency import LatencyTable, MultipleLatency
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.test_plan import mlp, zoo_gated
 
@@ -181,7 +183,72 @@ def test_really_measured_and_nothing_is_touched(name) -> None:
     assert swan.count_macs(small, gated.example_inputs) > 0
 
 
+def test_multiples_are_of_half_the_macs_and_differ(clock) -> None:
+    gated = mlp(8, 64, 64, 64, 8)
+    table = swan.measure_latencies(gated)
+    found = {own.multiple: own for own in table.multiples}
+    assert {1, 8, 16, 32} <= set(found)  # 2 or 4 may happen to be met already
+    assert 0.49 < found[1].macs_share <= 0.5
+    total = swan.count_macs(gated.model, gated.example_inputs)
+    scores = torch.rand(192, generator=torch.Generator().manual_seed(0))
+    for multiple, own in found.items():
+        assert 0.3 < own.macs_share <= 0.5
+        small = swan.prune_by_score(
+            gated, scores, macs=0.5, per_cost=False, round_to=multiple, verify=False
+        )
+        widths = [layer.out_features for layer in small if isinstance(layer, nn.Linear)][:3]
+        assert all(width % multiple == 0 for width in widths)
+        assert own.macs_share == swan.count_macs(small, gated.example_inputs) / total
+        inputs = gated.own_inputs()
+        taken = sum(milliseconds(m) for m in small if isinstance(m, nn.Linear))
+        assert own.milliseconds == pytest.approx(taken + rest_of(small, inputs))
+
+
+def test_multiples_that_are_too_coarse_are_left_out(clock) -> None:
+    multiples = swan.measure_latencies(mlp(3, 4, 4, 2)).multiples
+    assert [own.multiple for own in multiples] == [1, 2]
+
+
+class TestRoundToAuto:
+    @pytest.mark.parametrize("multiple", [1, 4, 8])
+    def test_takes_the_best_of_the_table(self, multiple, clock) -> None:
+        gated = mlp(8, 64, 64, 8)
+        scores = torch.rand(128, generator=torch.Generator().manual_seed(1))
+        table = replace(
+            swan.measure_latencies(gated, repeats=1),
+            multiples=(MultipleLatency(multiple, 0.5, 1.0), MultipleLatency(32, 0.5, 2.0)),
+        )
+        for cut, own in ((swan.prune, ()), (swan.prune_by_score, (scores,))):
+            auto = cut(gated, *own, macs=0.6, round_to="auto", latency_table=table)
+            given = cut(gated, *own, macs=0.6, round_to=multiple)
+            assert [m.weight.shape for m in auto if isinstance(m, nn.Linear)] == [
+                m.weight.shape for m in given if isinstance(m, nn.Linear)
+            ]
+            both = {"latency_ms": 0.7 * table.total_ms, "latency_table": table}
+            timed = cut(gated, *own, round_to="auto", **both)
+            assert timed[0].out_features % multiple == 0
+
+    def test_without_a_budget_open_units_stay(self, clock) -> None:
+        gated = mlp(8, 64, 64, 8)
+        gated.gates.logits.data[:50] = -3.0
+        table = replace(
+            swan.measure_latencies(gated, repeats=1), multiples=(MultipleLatency(8, 0.5, 1.0),)
+        )
+        assert swan.prune(gated, round_to="auto", latency_table=table)[0].out_features == 16
+
+
 class TestBadInput:
+    def test_auto_without_a_table(self) -> None:
+        gated = mlp(8, 64, 8)
+        for cut in (
+            lambda **own: swan.prune(gated, macs=0.5, **own),
+            lambda **own: swan.prune_by_score(gated, torch.ones(64), macs=0.5, **own),
+        ):
+            with pytest.raises(swan.InputError, match=r"latency_table=swan.measure_latencies"):
+                cut(round_to="auto")
+            with pytest.raises(swan.InputError, match="or \"auto\"; got 'fast'"):
+                cut(round_to="fast")
+
     @pytest.mark.parametrize("repeats", [0, -1, 1.5])
     def test_repeats(self, repeats) -> None:
         with pytest.raises(swan.InputError, match="repeats must be a whole number >= 1"):

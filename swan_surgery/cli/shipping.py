@@ -21,6 +21,7 @@ from swan_surgery.errors import InputError
 from swan_surgery.exporting import export
 from swan_surgery.gates import GatedModel
 from swan_surgery.importance import importance
+from swan_surgery.latency_measurement import measure_latencies
 from swan_surgery.pruning import prune, prune_by_score
 from swan_surgery.reporting import report
 from swan_surgery.reporting.measurement import device_of, environment, latencies_in_turns
@@ -60,24 +61,33 @@ def prune_command(
     score: Annotated[
         str, typer.Option(help="For a model without gates: magnitude, bn_scale or random.")
     ] = "magnitude",
-    round_to: Annotated[int, typer.Option(help="Widths become multiples of this.")] = 1,
+    round_to: Annotated[
+        str,
+        typer.Option(
+            help="Widths become multiples of this number; auto measures which one is the fastest."
+        ),
+    ] = "1",
     shapes: Shapes = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
 ) -> None:
     """Cut a model: by the gates of a gated file, or in one shot by a score of its weights."""
+    if not (round_to == "auto" or round_to.isdecimal()):
+        raise InputError(f"--round-to {round_to}: a number of channels, or auto")
     if score not in ("magnitude", "bn_scale", "random"):
         raise InputError(f"--score {score}: without data there are magnitude, bn_scale and random")
     with waiting(f"pruning {model}"):
         base, inputs = subject_of(model, weights, shapes or [])
         if isinstance(base, GatedModel):
-            small = prune(base, macs=macs, params=params, round_to=round_to)
+            options = _rounding(base, round_to)
+            small = prune(base, macs=macs, params=params, **options)
             before: nn.Module = base.model
         else:
             if macs is None and params is None:
                 raise InputError("say how small it shall get: --macs 0.5 or --params 0.5")
             gated, before = swanify(base, inputs), base
             scores = importance(gated, score)  # type: ignore[arg-type]  # checked above
-            small = prune_by_score(gated, scores, macs=macs, params=params, round_to=round_to)
+            options = _rounding(gated, round_to)
+            small = prune_by_score(gated, scores, macs=macs, params=params, **options)
         save(small, out)
         macs_of = [count_macs(own, inputs) for own in (before, small)]
         params_of = [count_params(own) for own in (before, small)]
@@ -89,6 +99,12 @@ def prune_command(
         for what, (old, new) in (("MACs", macs_of), ("parameters", params_of))
     ]
     typer.echo(f"{out}: {', '.join(parts)}")
+
+
+def _rounding(gated: GatedModel, round_to: str) -> dict[str, Any]:
+    if round_to != "auto":
+        return {"round_to": int(round_to)}
+    return {"round_to": "auto", "latency_table": measure_latencies(gated)}
 
 
 def report_command(
