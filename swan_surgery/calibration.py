@@ -57,6 +57,13 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
         ModelError: `model` is not an `nn.Module`, or lies on the meta device.
         InputError: the loader yields no batch, its batches give NaN statistics, or `num_batches`
             is below 1.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> swan.calibrate(net, [torch.randn(16, 3, 8, 8) for _ in range(4)])  # batches used
+        4
+        >>> bool(net[1].running_var.ne(1).all())
+        True
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")

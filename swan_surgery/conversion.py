@@ -71,6 +71,14 @@ def swanify(
         TraceError: the model cannot be run or traced.
         UnsupportedOpError: `strict=True` and some channels are pinned by unknown operations.
         NoGateableChannelsError: every channel is pinned.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> gated.gates.num_units
+        8
+        >>> torch.equal(gated.eval()(torch.ones(1, 3)), net(torch.ones(1, 3)))
+        True
     """
     check_model(model)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
@@ -135,6 +143,16 @@ def unswanify(gated: GatedModel) -> nn.Module:
 
     Raises:
         ModelError: `gated` is not a gated model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> swan.unswanify(gated)
+        Sequential(
+          (0): Linear(in_features=3, out_features=8, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=8, out_features=2, bias=True)
+        )
     """
     check_gated(gated)
     return put_back_(copy_of(gated.model))

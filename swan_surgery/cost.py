@@ -34,12 +34,23 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     Raises:
         ModelError: not an `nn.Module`, or on the meta device.
         InputError: the model cannot be run on the inputs.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> swan.count_macs(net, torch.zeros(1, 3))
+        40
     """
     return count_operators(model, example_inputs).macs[""]
 
 
 def count_params(model: nn.Module) -> int:
-    """Parameters, a tied one once."""
+    """Parameters, a tied one once.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> swan.count_params(net)
+        50
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -257,12 +268,28 @@ def expected_macs(gated: GatedModel) -> Tensor:
     """MACs at the current probabilities: a float64 scalar, differentiable, bilinear in p.
 
     Sum over layers of macs * (open in / in) * (open out / out), with p in place of 0/1.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> gated.gates.logits.data.zero_()  # every p is a half
+        tensor([0., 0., 0., 0., 0., 0., 0., 0.])
+        >>> float(swan.expected_macs(gated).detach())
+        20.0
     """
     return cost_table(gated).macs(gated.gates.probabilities().double())
 
 
 def hard_macs(gated: GatedModel) -> int:
-    """MACs at `open_mask()`: what the pruned model will cost, exactly."""
+    """MACs at `open_mask()`: what the pruned model will cost, exactly.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> gated.gates.logits.data[:5] = -3.0
+        >>> swan.hard_macs(gated)
+        15
+    """
     table = cost_table(gated)
     return int(table.macs(gated.gates.open_mask().double()))
 
@@ -278,6 +305,12 @@ def hard_params(gated: GatedModel) -> int:
 
 
 def marginal_macs(gated: GatedModel) -> Tensor:
-    """The c_i of Eq. 10: MACs saved by closing unit i alone; float64, shape (num_units,)."""
+    """The c_i of Eq. 10: MACs saved by closing unit i alone; float64, shape (num_units,).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> swan.marginal_macs(swan.swanify(net, torch.zeros(1, 3)))
+        tensor([5., 5., 5., 5., 5., 5., 5., 5.], dtype=torch.float64)
+    """
     table = cost_table(gated)
     return table.to(torch.device("cpu")).marginal().to(table.factors.device)

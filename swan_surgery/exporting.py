@@ -78,6 +78,12 @@ def export(
         MissingExtraError: `.onnx` needs `pip install 'swan-surgery[export]'`.
         ExportError: torch cannot export the model, or the export computes something else.
         WritingError: the file could not be written.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> exported = swan.export(net, folder / "net.pt2", torch.randn(4, 3))
+        >>> exported.has_dynamic_batch, exported.relative_error < 1e-6
+        (True, True)
     """
     path = Path(path)
     if path.suffix not in EXPORTERS:

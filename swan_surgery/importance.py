@@ -56,6 +56,15 @@ def importance(
         ModelError: `gated` is not a gated model, or lies on the meta device.
         InputError: an unknown score, no batches or no loss where they are needed, or a loss that is
             no finite scalar.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> batches = [(torch.randn(16, 3), torch.randint(2, (16,)))]
+        >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> scores = swan.importance(gated, "fisher", batches=batches, loss=loss)
+        >>> scores.shape
+        torch.Size([8])
     """
     check_gated(gated)
     check_data(gated, to="score units")

@@ -71,6 +71,13 @@ def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
     Raises:
         ModelError: `gated` is not a gated model, or on the meta device.
         InputError: `repeats` below 1.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> table = swan.measure_latencies(gated, repeats=2)
+        >>> [layer.module for layer in table.layers]
+        ['0', '2']
     """
     check_gated(gated)
     check_data(gated, to="measure latencies")

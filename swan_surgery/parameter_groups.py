@@ -19,6 +19,12 @@ def parameter_groups(
 
     Raises:
         ModelError: `gated` is not a gated model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> groups = swan.parameter_groups(gated, lr=1e-3, gate_lr=1e-2, weight_decay=0.01)
+        >>> optimizer = torch.optim.AdamW(groups)
     """
     check_gated(gated)
     weights = [p for p in gated.model.parameters() if p.requires_grad]

@@ -61,6 +61,17 @@ def prune(
         BudgetError: the budget cannot be reached.
         EmptyLayerError: a layer would keep no channel (`gates.min_width = 0`).
         VerificationError: the pruned model computes something else.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> gated.gates.logits.data[:5] = -3.0
+        >>> swan.prune(gated)
+        Sequential(
+          (0): Linear(in_features=3, out_features=3, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
     """
     check_gated(gated)
     check_data(gated, to="prune")
@@ -112,6 +123,13 @@ def prune_by_score(
             `round_to` out of range.
         BudgetError: the budget cannot be reached.
         VerificationError: the pruned model computes something else.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> scores = swan.importance(gated, "magnitude")
+        >>> swan.prune_by_score(gated, scores, macs=0.5)[0]
+        Linear(in_features=3, out_features=4, bias=True)
     """
     check_gated(gated)
     check_data(gated, to="prune")

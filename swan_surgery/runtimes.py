@@ -80,6 +80,12 @@ def measure_latency(
         InputError: an unknown runtime, or the model cannot be run on the inputs.
         MissingExtraError: onnxruntime needs `pip install 'swan-surgery[export]'`.
         ExportError: the model cannot be exported for onnxruntime.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> measured = swan.measure_latency(net, torch.randn(4, 3), seconds=0.01)
+        >>> measured.latency.batch, measured.latency.median_ms > 0
+        (4, True)
     """
     inputs = as_inputs(example_inputs)
     run = forward_pass(model, inputs, runtime)

@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import inspect
 import io
 import re
 import subprocess
@@ -11,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from swan_surgery import distillation, ramps
+import swan_surgery as swan
+from swan_surgery import ramps
 
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+# As `hard_macs` and `expected_macs`.
+WITHOUT_EXAMPLE = {"expected_params", "hard_params"}
 
 
 def code_blocks() -> list[str]:
@@ -54,7 +58,25 @@ def test_readme_tables_are_what_the_results_say() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_docstring_examples_hold() -> None:
-    for module in (ramps, distillation):
+PUBLIC = [name for name in swan.__all__ if inspect.isroutine(getattr(swan, name))]
+EXAMPLES = doctest.DocTestFinder(recurse=False)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstring_examples_hold(name, tmp_path) -> None:
+    names = vars(swan) | {"torch": torch, "nn": torch.nn, "swan": swan, "folder": tmp_path}
+    for example in EXAMPLES.find(getattr(swan, name), name, globs=names):
+        told = io.StringIO()
+        found = doctest.DocTestRunner().run(example, out=told.write)
+        assert not found.failed, told.getvalue()
+
+
+def test_what_people_call_first_has_an_example() -> None:
+    without = {name for name in PUBLIC if not EXAMPLES.find(getattr(swan, name))[0].examples}
+    assert without == WITHOUT_EXAMPLE
+
+
+def test_examples_of_modules_hold() -> None:
+    for module in (ramps,):
         assert doctest.testmod(module).failed == 0
         assert doctest.testmod(module).attempted > 0

@@ -36,6 +36,15 @@ def save_pretrained(
     Raises:
         ModelError, InputError: as `swan.save`.
         WritingError: the folder cannot be written to.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> small = swan.prune(gated, macs=0.5)
+        >>> found = swan.report(net, small, torch.zeros(1, 3))
+        >>> swan.save_pretrained(small, folder / "hub", report=found)
+        >>> sorted(path.name for path in (folder / "hub").iterdir())
+        ['README.md', 'model.safetensors', 'swan.json']
     """
     header, tensors = contents(model)
     folder = Path(folder)

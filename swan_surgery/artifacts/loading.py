@@ -46,6 +46,14 @@ def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = N
     Raises:
         ArtifactError: no such file, damaged, by a newer version, or saved from another model.
         ModelError: `model` is not a plain `nn.Module`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> swan.save(gated, folder / "training.swan")
+        >>> gated = swan.load(folder / "training.swan", net)
+        >>> gated.gates.num_units
+        8
     """
     check_model(model)
     path = Path(path)

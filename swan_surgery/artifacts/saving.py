@@ -48,6 +48,13 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
         ModelError: not a model, or on the meta device.
         InputError: the model was changed after the cut, or keeps state that is no tensor.
         WritingError: the file could not be written; an older one is as it was.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> swan.save(swan.prune(gated, macs=0.5), folder / "small.swan")
+        >>> swan.load(folder / "small.swan", net)[0]
+        Linear(in_features=3, out_features=4, bias=True)
     """
     header, tensors = contents(model)
     write(Path(path), header, tensors)

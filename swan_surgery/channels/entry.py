@@ -46,6 +46,14 @@ def channel_map(
         ModelError: not an `nn.Module`.
         InputError: `ignore` names nothing, or the inputs are of the wrong kind.
         TraceError: the model cannot be run on the inputs.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> channels = swan.channel_map(net, torch.zeros(1, 3))
+        >>> print(channels.explain())
+        0: linear 3 -> 8, 8 gated by 8 units
+        2: linear 8 -> 2, no gate
+            2 stay: part of the model's output
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")

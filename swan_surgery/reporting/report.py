@@ -200,6 +200,13 @@ def report(
     Raises:
         ModelError: `before` or `after` is not an `nn.Module`.
         InputError: a model cannot be run on the inputs.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> found = swan.report(net, swan.prune(gated, macs=0.5), torch.zeros(1, 3))
+        >>> found.before.macs, found.after.macs
+        (40, 20)
     """
     for model in (before, after):
         if not isinstance(model, nn.Module):
