@@ -35,7 +35,7 @@ MODELS = {
         *("vit_b_16", "swin_t", "swin_v2_t", "maxvit_t", "fcn_resnet50", "r3d_18"),
         *("ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"),
     ),
-    "timm": ("resnet10t", "vit_tiny_patch16_224", "mixer_s32_224"),
+    "timm": ("resnet10t", "vit_tiny_patch16_224", "gmlp_ti16_224"),
     "transformers": ("bert", "vit", "gpt2", "llama"),
 }
 SMOKE = {"torchvision": ("squeezenet1_1",)}

@@ -1,11 +1,11 @@
-"""Tables in README.md, made from the result files.
+"""Tables in README.md and TABLES.md, made from the result files.
 
-    python benchmarks/tables.py            # rewrite the tables in README.md
+    python benchmarks/tables.py            # rewrite the tables
     python benchmarks/tables.py --check    # exit code 1 if one is stale or has no results
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is a theme (demo,
 latency, overhead, speed, zoo_timm, ...) and stands for all of `results/*_<theme>.json`, oldest first; a later row
-for the same thing replaces an earlier one.
+for the same thing replaces an earlier one. NAME may be a theme with `_totals`: what its table says in a sentence.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "TABLES.md"]
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n)(.*?)(<!-- /table:\2 -->)", re.DOTALL)
 Result = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]
@@ -122,6 +123,14 @@ def zoo_totals(rows: Mapping[str, Any]) -> str:
         f"{sum(classified) / max(len(classified), 1):.1f} %); channels neither gated nor pinned with "
         f"a reason: {forgotten}. Torch-Pruning on the same models: {peer}."
     )
+
+
+def totals_markdown(results: Sequence[Result]) -> str:
+    """The totals of a suite or of what is shipped, alone."""
+    rows: dict[str, Any] = {}
+    for result in results:
+        rows |= result["rows"]
+    return shipping_totals(rows) if "shipping" in results[-1]["theme"] else zoo_totals(rows)
 
 
 def zoo_reasons(rows: Mapping[str, Any]) -> str:
@@ -339,11 +348,8 @@ def export_cell(facts: Mapping[str, Any]) -> str:
     return f"{facts['relative_error']:.0e}{fixed}"
 
 
-def shipping_markdown(results: Sequence[Result]) -> str:
-    """The table, its totals, and what could not be exported and why."""
-    rows: dict[str, Any] = {}
-    for result in results:
-        rows |= result["rows"]
+def shipping_totals(rows: Mapping[str, Any]) -> str:
+    """What the table says, in one sentence."""
     good = [row for row in rows.values() if "file_bytes" in row]
     same = sum(row["bitwise"] and row["same_class"] for row in good)
     over = {
@@ -356,19 +362,36 @@ def shipping_markdown(results: Sequence[Result]) -> str:
         f"the weights, the others up to {100 * over['weight']:.2f} % (small models: safetensors' own table "
         f"of names); over a plain safetensors file of the same weights at most {100 * over['plain']:.2f} %"
     )
-    reasons = []
-    for suffix, text in ((".onnx", "ONNX"), (".pt2", "torch.export")):
+    for suffix, text in _EXPORTS.items():
         errors = [row[suffix]["relative_error"] for row in good if "refused" not in row[suffix]]
         said += (
             f"; {len(errors)} export to {text}, worst relative error {max(errors, default=0):.0e}"
         )
-        reasons += [
-            f"- {name}, {text}: {row[suffix]['refused']}"
-            for name, row in rows.items()
-            if "refused" in row.get(suffix, {})
-        ]
+    return f"{said}."
+
+
+_EXPORTS = {".onnx": "ONNX", ".pt2": "torch.export"}
+
+
+def refused_too(facts: Mapping[str, Any]) -> str:
+    """Whether the cut is to blame."""
+    return " (the dense model as well)" if facts.get("dense_refused") else " (not the dense model)"
+
+
+def shipping_markdown(results: Sequence[Result]) -> str:
+    """The table, its totals, and what could not be exported and why."""
+    rows: dict[str, Any] = {}
+    for result in results:
+        rows |= result["rows"]
+    reasons = [
+        f"- {name}, {text}{refused_too(row[suffix])}: {row[suffix]['refused']}"
+        for suffix, text in _EXPORTS.items()
+        for name, row in rows.items()
+        if "refused" in row.get(suffix, {})
+    ]
     refused = "Refused, nothing was written:\n\n" + "\n".join(reasons) if reasons else ""
-    parts = [f"{said}.", markdown(*shipping_cells(rows)), refused, source_line(results)]
+    cells = markdown(*shipping_cells(rows))
+    parts = [shipping_totals(rows), cells, refused, source_line(results)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -469,11 +492,15 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "planning": planning_markdown,
     "quality": quality_markdown,
     "shipping": shipping_markdown,
+    "shipping_totals": totals_markdown,
     "speed": speed_markdown,
     "vit": vit_markdown,
     "zoo_timm": zoo_markdown,
+    "zoo_timm_totals": totals_markdown,
     "zoo_torchvision": zoo_markdown,
+    "zoo_torchvision_totals": totals_markdown,
     "zoo_transformers": zoo_markdown,
+    "zoo_transformers_totals": totals_markdown,
 }
 
 
@@ -495,8 +522,8 @@ def renewed(text: str, folder: Path) -> str:
     def table(match: re.Match[str]) -> str:
         name = match[2]
         if name not in TABLES:
-            raise LookupError(f"README has a table {name!r}; known are {sorted(TABLES)}")
-        results = load(folder, name)
+            raise LookupError(f"there is a table {name!r}; known are {sorted(TABLES)}")
+        results = load(folder, name.removesuffix("_totals"))
         if not results:
             raise LookupError(f"no results for table {name!r} in {folder}")
         return f"{match[1]}\n{TABLES[name](results)}\n\n{match[4]}"
@@ -509,24 +536,25 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="change nothing; 1 if a table is stale"
     )
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    text = options.readme.read_text()
+    texts = {page: page.read_text() for page in options.pages}
     try:
-        new = renewed(text, options.results)
+        new = {page: renewed(text, options.results) for page, text in texts.items()}
     except LookupError as err:
         print(err, file=sys.stderr)
         return 1
-    if new == text:
+    stale = [page for page in texts if new[page] != texts[page]]
+    for page in stale:
+        if options.check:
+            print(f"tables in {page} are stale; run: python benchmarks/tables.py")
+        else:
+            page.write_text(new[page])
+            print(f"tables in {page} rewritten")
+    if not stale:
         print("tables are up to date")
-        return 0
-    if options.check:
-        print(f"tables in {options.readme} are stale; run: python benchmarks/tables.py")
-        return 1
-    options.readme.write_text(new)
-    print(f"tables in {options.readme} rewritten")
-    return 0
+    return 1 if stale and options.check else 0
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ def work_ship(suite_name: str, name: str, emit: Callable[[Facts], None]) -> None
         for suffix in SUFFIXES:
             emit(facts | {"stage": suffix})
             facts[suffix] = exported(pruned, Path(folder) / f"model{suffix}", example)
+            if "refused" in facts[suffix]:
+                whole = exported(dense.eval(), Path(folder) / f"dense{suffix}", example)
+                facts[suffix]["dense_refused"] = whole.get("refused")
     emit(facts | {"verdict": "done"})
 
 

@@ -1,6 +1,7 @@
 """`export`: a model as ONNX or torch.export file, run and compared with the model before it is kept."""
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from swan_surgery.writing import replacing
 
 # Other runtimes order sums in other ways; relative to the largest output.
 _TOLERANCE = 1e-4
+# Of torch's own words about what it cannot export, in characters.
+_LONGEST = 200
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # Batches that a file of any batch size is run on.
 _BATCHES = (1, 2, 5)
 
@@ -277,8 +281,15 @@ def _torch_errors(kind: str) -> Iterator[None]:
     except (OSError, SwanError):
         raise
     except Exception as err:
-        text = next((line for line in str(err).splitlines() if line.strip()), "")
-        raise ExportError(f"cannot be exported to {kind}: {type(err).__name__}: {text}") from err
+        raise ExportError(f"cannot be exported to {kind}: {_told(err)}") from err
+
+
+def _told(err: BaseException) -> str:
+    """What lies at the bottom of an error, in one line: the exporters wrap theirs in advice."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    text = _COLOURS.sub("", next((line for line in str(err).splitlines() if line.strip()), ""))
+    return f"{type(err).__name__}: {text if len(text) <= _LONGEST else text[:_LONGEST] + ' ...'}"
 
 
 EXPORTERS: Mapping[str, Exporter] = {".onnx": _to_onnx, ".pt2": _to_pt2}

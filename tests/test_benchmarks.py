@@ -51,7 +51,7 @@ def test_smoke_run_writes_rows_with_their_environment(smoke, tmp_path):
     readme.write_text(marked(theme))
     named = output.with_name(f"2026-11_cpu2_{theme}.json")
     output.rename(named)
-    assert run("tables", "--readme", readme, "--results", output.parent).returncode == 0
+    assert run("tables", "--pages", readme, "--results", output.parent).returncode == 0
     named.rename(output)
     assert readme.read_text().count("\n|") >= 3
 
@@ -101,7 +101,7 @@ def readme(tmp_path):
 
 @pytest.mark.slow
 def test_check_fails_until_tables_are_written_and_again_when_results_change(folder, readme):
-    options = ("--readme", readme, "--results", folder)
+    options = ("--pages", readme, "--results", folder)
     before = readme.read_text()
     assert run("tables", "--check", *options).returncode == 1
     assert readme.read_text() == before
@@ -127,7 +127,7 @@ def test_check_fails_until_tables_are_written_and_again_when_results_change(fold
 )
 def test_a_table_that_cannot_be_made_is_an_error(name, message, folder, readme):
     readme.write_text(marked(name))
-    done = run("tables", "--check", "--readme", readme, "--results", folder)
+    done = run("tables", "--check", "--pages", readme, "--results", folder)
     assert done.returncode == 1
     assert message in done.stderr
     assert readme.read_text() == marked(name)

@@ -89,7 +89,8 @@ def test_saved_weights_and_plan_rebuild_the_pruned_network(ran):
     own = folder / "seed-0"
     plan = swan.PruningPlan.from_json((own / "plan.json").read_text())
     rebuilt = apply_plan(DigitsNet(8), plan)
-    rebuilt.load_state_dict(load_file(own / "pruned.safetensors"))
+    loaded = swan.load(own / "pruned.swan", DigitsNet(8))
+    rebuilt.load_state_dict(loaded.state_dict())
     assert accuracy(rebuilt, load_digits().test) == study.results[0].test["swan"]
     assert swan.count_params(rebuilt) == report.after.params
     dense = DigitsNet(8)
@@ -102,6 +103,9 @@ def test_report_files_match_the_report(ran):
     own = folder / "seed-0"
     assert swan.Report.from_json((own / "report.json").read_text()) == report
     assert (own / "report.md").read_text() == report.to_markdown()
+    page = (own / "report.html").read_text()
+    for shown in ("start", "epoch 1", "block1.conv2", "one-shot, fine-tuned"):
+        assert shown in page
     assert report.after.accuracy == study.results[0].test["swan"]
     assert json.loads((folder / "results.json").read_text())["settings"]["num_train"] == 100
 
@@ -206,6 +210,6 @@ def test_command_tells_the_story(tmp_path, monkeypatch):
         "DigitsNet before and after",
         "SWAN, fine-tuned",
         "than the dense one trained as long",
-        str(tmp_path / "seed-0" / "report.md"),
+        str(tmp_path / "seed-0" / "report.html"),
     ):
         assert text in result.stdout

@@ -80,8 +80,9 @@ def file_list(folder: Path, study: Study) -> str:
     """Where everything lies."""
     own = folder / f"seed-{study.results[0].seed}"
     lines = {
-        own / "report.md": "before and after, layer by layer (report.json: as data)",
-        own / "pruned.safetensors": "weights of the smaller network (dense.safetensors: the large)",
+        own
+        / "report.html": "before and after, to look at (report.md: as text, report.json: as data)",
+        own / "pruned.swan": "the smaller network (dense.safetensors: weights of the large one)",
         own / "plan.json": "which channels stayed",
         folder / "results.json": "settings, versions and the numbers above",
     }

@@ -1,17 +1,19 @@
 """One seed of the demo: four ways to spend the same epochs, all from the same dense network."""
 
 import copy
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swan_surgery.budget import limits_of, ranking, widest_mask
 from swan_surgery.calibration import calibrate
+from swan_surgery.channels import ChannelMap
 from swan_surgery.conversion import swanify
 from swan_surgery.cost import count_macs, hard_macs
 from swan_surgery.demo.data import Digits, shuffled_batches
@@ -71,11 +73,16 @@ class SeedResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Networks:
-    """What a seed leaves behind: the longest trained dense network, the pruned one, and the plan."""
+    """What a seed leaves behind: the longest trained dense network, the pruned one, and the plan.
+
+    `probabilities` are those of the gates at a few moments of their training, by name.
+    """
 
     dense: nn.Module
     pruned: nn.Module
     plan: PruningPlan
+    channels: ChannelMap
+    probabilities: Mapping[str, Tensor]
 
 
 def run_seed(
@@ -103,7 +110,7 @@ def run_seed(
         bench.record("one_shot_cut", one_shot)
         bench.train(one_shot, "Fine-tuning a one-shot magnitude cut", settings.later_epochs, seed)
         bench.record("one_shot", one_shot)
-        pruned, plan = _swan(gated, bench, seed)
+        networks = _swan(gated, dense, bench=bench, seed=seed)
     result = SeedResult(
         seed=seed,
         validation=bench.validation,
@@ -114,16 +121,16 @@ def run_seed(
             for (name, wide), once, learned in zip(
                 _widths(dense).items(),
                 _widths(one_shot).values(),
-                _widths(pruned).values(),
+                _widths(networks.pruned).values(),
                 strict=True,
             )
         },
         seconds=time.perf_counter() - started,
     )
-    return result, Networks(dense, pruned, plan)
+    return result, networks
 
 
-def _swan(gated: GatedModel, bench: "_Bench", seed: int) -> tuple[nn.Module, PruningPlan]:
+def _swan(gated: GatedModel, dense: nn.Module, *, bench: "_Bench", seed: int) -> Networks:
     """The library's flow: joint training, calibrate, prune, fine-tune."""
     settings = bench.settings
     ramp = CosineRamp(length=settings.ramp * settings.joint_epochs)
@@ -133,6 +140,12 @@ def _swan(gated: GatedModel, bench: "_Bench", seed: int) -> tuple[nn.Module, Pru
         f"Gates go in: {gated.gates.num_units} switches for "
         f"{gated.channels.num_gated_channels} channels (coupled channels share one)."
     )
+    probabilities = {"start": gated.gates.probabilities().detach().clone()}
+
+    def note(epoch: int) -> None:
+        if epoch % max(1, settings.joint_epochs // 4) == 0:
+            probabilities[f"epoch {epoch}"] = gated.gates.probabilities().detach().clone()
+
     bench.train(
         gated,
         f"Training weights and gates, to {100 * settings.macs:g} % MACs",
@@ -140,6 +153,7 @@ def _swan(gated: GatedModel, bench: "_Bench", seed: int) -> tuple[nn.Module, Pru
         seed,
         schedule_epochs=settings.later_epochs,
         objective=objective,
+        after_epoch=note,
     )
     # The last optimizer step moved the logits: meet the budget once more before calibrating.
     objective(settings.joint_epochs)
@@ -158,7 +172,7 @@ def _swan(gated: GatedModel, bench: "_Bench", seed: int) -> tuple[nn.Module, Pru
         schedule_epochs=settings.later_epochs,
     )
     bench.record("swan", pruned)
-    return pruned, plan
+    return Networks(dense, pruned, plan, gated.channels, probabilities)
 
 
 def _widths(model: nn.Module) -> dict[str, int]:
@@ -189,6 +203,7 @@ class _Bench:
         start: int = 0,
         schedule_epochs: int | None = None,
         objective: Objective | None = None,
+        after_epoch: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Train in place; the same seed draws the same batches for every method."""
         settings = self.settings
@@ -206,7 +221,13 @@ class _Bench:
                 gate_lr=settings.gate_lr,
                 weight_decay=settings.weight_decay,
             )
+        done = itertools.count(1)
         with self.narrator.epochs(text, epochs) as advance:
+
+            def on_epoch() -> None:
+                after_epoch(next(done))
+                advance()
+
             train(
                 model,
                 groups,
@@ -217,7 +238,7 @@ class _Bench:
                 start=start,
                 schedule_epochs=schedule_epochs,
                 objective=objective,
-                on_epoch=advance,
+                on_epoch=on_epoch,
             )
 
     def calibrate(self, model: nn.Module, seed: int) -> None:

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 import torch
 from safetensors.torch import save_file
 
+from swan_surgery.artifacts import save
 from swan_surgery.demo.data import Digits, load_digits
 from swan_surgery.demo.experiment import METHODS, Narrator, Networks, SeedResult, run_seed
 from swan_surgery.demo.settings import DemoSettings
@@ -79,7 +80,7 @@ def run_study(
         results.append(result)
         narrator.say("Measuring both networks.")
         reports.append(_report(networks, digits))
-        _write(own, networks, reports[-1])
+        _write(own, networks, reports[-1], runs=_runs(result))
     study = Study(settings, tuple(results), environment(torch.device("cpu")))
     (folder / "results.json").write_text(study.to_json() + "\n", encoding="utf-8")
     return study, reports[0]
@@ -94,14 +95,27 @@ def _report(networks: Networks, digits: Digits) -> Report:
     )
 
 
-def _write(folder: Path, networks: Networks, measured: Report) -> None:
-    for name, model in (("pruned", networks.pruned), ("dense", networks.dense)):
-        tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
-        save_file(tensors, folder / f"{name}.safetensors")
+def _runs(result: SeedResult) -> list[tuple[str, float, float]]:
+    """Name, share of MACs and test accuracy of what had the same epochs, for the Pareto front."""
+    return [
+        (METHODS[method], result.macs[method] / result.macs["dense"], result.test[method])
+        for method in ("dense", "one_shot", "swan")
+    ]
+
+
+def _write(
+    folder: Path, networks: Networks, measured: Report, *, runs: Sequence[tuple[str, float, float]]
+) -> None:
+    save(networks.pruned, folder / "pruned.swan")
+    dense = {key: value.contiguous() for key, value in networks.dense.state_dict().items()}
+    save_file(dense, folder / "dense.safetensors")
     texts = {
         "plan.json": networks.plan.to_json(),
         "report.json": measured.to_json(),
         "report.md": measured.to_markdown(),
+        "report.html": measured.to_html(
+            channels=networks.channels, probabilities=networks.probabilities, runs=runs
+        ),
     }
     for name, text in texts.items():
         (folder / name).write_text(text.rstrip("\n") + "\n", encoding="utf-8")

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 _BINS = 20
 # Width and height of a histogram's drawing area, in SVG units.
 _WIDE, _HIGH = 200, 64
+# Of a label of the scatter: width that is kept free, and height of a line.
+_LABEL, _LINE = 130, 15
 
 
 def bars(before: int, after: int, most: int) -> str:
@@ -53,17 +55,18 @@ def scatter(points: Sequence[tuple[str, float, float]]) -> str:
     low, high = low - room, high + room
     wide, tall, left, top = 520, 260, 56, 12
 
+    right = max(1.0, float(x.max()))
+
     def place(share: float, accuracy: float) -> tuple[float, float]:
-        right = max(1.0, float(x.max()))
         return left + wide * share / right, top + tall * (high - accuracy) / (high - low)
 
     marks = []
-    for name, share, accuracy in points:
-        px, py = place(share, accuracy)
+    places = [place(share, accuracy) for _, share, accuracy in points]
+    for (name, share, accuracy), (px, py), down in zip(points, places, _apart(places), strict=True):
         label = f"{escape(name)}: {accuracy:.4g} at {share:.1%} of the MACs"
         marks.append(
             f'<circle class="now" cx="{px:.1f}" cy="{py:.1f}" r="5"><title>{label}</title></circle>'
-            f'<text x="{px + 9:.1f}" y="{py + 4:.1f}">{escape(name)}</text>'
+            f'<text x="{px + 9:.1f}" y="{py + 4 + down:.1f}">{escape(name)}</text>'
         )
     front = [
         i for i in range(len(x)) if not any((x <= x[i]) & (y > y[i]) | (x < x[i]) & (y >= y[i]))
@@ -75,12 +78,30 @@ def scatter(points: Sequence[tuple[str, float, float]]) -> str:
         f'<text x="{left - 8}" y="{place(0, value)[1] + 4:.1f}" text-anchor="end">{value:.4g}</text>'
         for value in (low + room, high - room)
     )
+    ticks += "".join(
+        f'<text x="{left + wide * part:.1f}" y="{bottom + 18}" text-anchor="middle">'
+        f"{100 * part * right:.0f} %</text>"
+        for part in (0.0, 0.25, 0.5, 0.75, 1.0)
+    )
     return (
-        f'<svg class="scatter" viewBox="0 0 {wide + left + 120} {tall + 48}" role="img" '
+        f'<svg class="scatter" viewBox="0 0 {wide + left + 120} {tall + 60}" role="img" '
         f'aria-label="accuracy over the share of MACs">'
         f'<polyline class="front" points="{line}"/>'
         f'<line class="axis" x1="{left}" x2="{left + wide}" y1="{bottom}" y2="{bottom}"/>'
         f'<line class="axis" x1="{left}" x2="{left}" y1="{top}" y2="{bottom}"/>{ticks}'
-        f'<text x="{left + wide}" y="{bottom + 20}" text-anchor="end">share of the MACs</text>'
+        f'<text x="{left + wide}" y="{bottom + 36}" text-anchor="end">share of the MACs</text>'
         f"{''.join(marks)}</svg>"
     )
+
+
+def _apart(places: Sequence[tuple[float, float]]) -> list[float]:
+    """How far down to move the label of each point, so that no label lies on another."""
+    taken: list[tuple[float, float]] = []
+    found = []
+    for px, py in places:
+        down = 0.0
+        while any(abs(px - x) < _LABEL and abs(py + down - y) < _LINE for x, y in taken):
+            down += _LINE
+        taken.append((px, py + down))
+        found.append(down)
+    return found
