@@ -264,7 +264,8 @@ def latency_markdown(results: Sequence[Result]) -> str:
     """Speed-up beside the MACs that are left, and the multiples that were measured."""
     header = ["model", "MACs left %", "runtime", "batch", "threads", "dense ms", "pruned ms"]
     header += ["latency ratio", "speed-up / MAC ratio", "parameters left %"]
-    rows = [row for row in merged(results, *_LATENCY) if "kept" in row]
+    every = [row for row in merged(results, *_LATENCY) if "kept" in row]
+    rows = [row for row in every if row["budget"].startswith("macs")]
     cells = [
         [
             row["model"],
@@ -287,8 +288,15 @@ def latency_markdown(results: Sequence[Result]) -> str:
         for name, (own, best) in multiples.items()
     ]
     said = "Milliseconds per MAC at half the MACs, of those at multiples of 1 (`round_to=1`):"
+    timed = [
+        [row["model"], "50", spread({k: 100 * v for k, v in row["latency_ratio"].items()}, 1)]
+        for row in every
+        if row["budget"].startswith("latency")
+    ]
     tables = (
         markdown(header, cells),
+        "Budgets in milliseconds (eager, batch 1), in % of the dense network's time:",
+        markdown(["model", "asked for", "measured"], timed),
         said,
         markdown(["widths are multiples of", *map(str, found), "taken"], per_mac),
         source_line(results),
