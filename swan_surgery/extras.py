@@ -1,9 +1,13 @@
-"""One clear error where a framework is missing."""
+"""What may or may not be there: optional packages, and functions that users name."""
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
-from swan_surgery.errors import MissingExtraError
+from swan_surgery.errors import InputError, MissingExtraError
 
 
 @contextmanager
@@ -19,3 +23,28 @@ def needed_from(extra: str) -> Iterator[None]:
         raise MissingExtraError(
             f"{err.name or err} is not installed; pip install 'swan-surgery[{extra}]'"
         ) from err
+
+
+def named_function(name: str) -> Callable[..., Any]:
+    """What `package.module:function` names; the working folder counts as on the path.
+
+    Raises:
+        InputError: no such module, or nothing in it that can be called.
+    """
+    module_name, _, attribute = name.partition(":")
+    # A console script does not have the working folder on its path; `python -m` has.
+    folder = str(os.getcwd())  # noqa: PTH109 - sys.path wants a string
+    added = folder not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        module = import_module(module_name)
+    except ImportError as err:
+        raise InputError(f"cannot import {module_name!r}: {err}") from err
+    finally:
+        if added:
+            sys.path.remove(folder)
+    function: Callable[..., Any] | None = getattr(module, attribute, None)
+    if not callable(function):
+        raise InputError(f"module {module_name!r} has no function {attribute!r}")
+    return function

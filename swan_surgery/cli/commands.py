@@ -21,6 +21,7 @@ from swan_surgery.cli.shipping import (
     prune_command,
     report_command,
 )
+from swan_surgery.cli.training import train_command
 from swan_surgery.cli.waiting import waiting
 from swan_surgery.demo import DemoSettings, run_study
 from swan_surgery.reporting.measurement import own_version
@@ -154,6 +155,7 @@ def demo(
         console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
 
 
+app.command("train")(train_command)
 app.command("prune")(prune_command)
 app.command("report")(report_command)
 app.command("export")(export_command)

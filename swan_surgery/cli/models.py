@@ -2,8 +2,6 @@
 
 import difflib
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from swan_surgery.channels import Inputs, as_inputs
 from swan_surgery.errors import InputError
+from swan_surgery.extras import named_function
 
 
 _TORCHVISION, _TIMM = "torchvision:", "timm:"
@@ -44,22 +43,23 @@ class Subject:
     takes_images: bool = False
 
 
-def build_model(name: str, *, with_data: bool = False) -> Subject:
+def build_model(name: str, *, with_data: bool = False, classes: int | None = None) -> Subject:
     """A torchvision model (`torchvision:` in front or not), a timm model, or what a factory returns.
 
     A factory may return a model, or a model and its example inputs. Weights are never loaded.
     Models are built on the meta device where they can be, so that size does not matter; `with_data`
-    builds them with random weights.
+    builds them with random weights. `classes` is the number of outputs of torchvision's and timm's
+    models; by default their own.
 
     Raises:
         InputError: no such model or factory, the factory fails, or timm is not installed.
     """
     if name.startswith(_TIMM):
-        return _timm_model(name.removeprefix(_TIMM), with_data=with_data)
+        return _timm_model(name.removeprefix(_TIMM), with_data=with_data, classes=classes)
     wanted = name.removeprefix(_TORCHVISION)
     known = torchvision.models.list_models()
     if wanted in known:
-        return _torchvision_model(wanted, with_data=with_data)
+        return _torchvision_model(wanted, with_data=with_data, classes=classes)
     if ":" in name and not name.startswith(_TORCHVISION):
         return _from_factory(name)
     raise InputError(
@@ -73,10 +73,12 @@ def _nearest(wanted: str, known: list[str], library: str) -> str:
     return f"nearest {library} names: {', '.join(near)}" if near else f"see {library}'s models"
 
 
-def _torchvision_model(name: str, *, with_data: bool) -> Subject:
+def _torchvision_model(name: str, *, with_data: bool, classes: int | None) -> Subject:
     builder = torchvision.models.get_model_builder(name)
     known = inspect.signature(builder).parameters
     options: dict[str, Any] = {"weights": None}
+    if classes is not None:
+        options["num_classes"] = classes
     # A segmentation or detection model would download its backbone by default.
     if "weights_backbone" in known:
         options["weights_backbone"] = None
@@ -94,7 +96,7 @@ def _torchvision_model(name: str, *, with_data: bool) -> Subject:
     return Subject(model.eval(), Inputs(([image],), {}), takes_images=True)
 
 
-def _timm_model(name: str, *, with_data: bool) -> Subject:
+def _timm_model(name: str, *, with_data: bool, classes: int | None) -> Subject:
     try:
         timm = import_module("timm")
     except ImportError as err:
@@ -102,7 +104,9 @@ def _timm_model(name: str, *, with_data: bool) -> Subject:
     known: list[str] = timm.list_models()
     if name.partition(".")[0] not in known:
         raise InputError(f"no model {_TIMM + name!r}; {_nearest(name, known, 'timm')}")
-    model = (_on_cpu if with_data else _on_meta)(lambda: timm.create_model(name, pretrained=False))
+    options = {} if classes is None else {"num_classes": classes}
+    build = _on_cpu if with_data else _on_meta
+    model = build(lambda: timm.create_model(name, pretrained=False, **options))
     shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if shape is None:
         return Subject(model)
@@ -129,7 +133,7 @@ def _on_cpu(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _from_factory(name: str) -> Subject:
-    factory = _factory(name)
+    factory = named_function(name)
     try:
         made = factory()
     except Exception as err:
@@ -142,26 +146,6 @@ def _from_factory(name: str) -> Subject:
             f"{name} returned {type(made).__name__}, not a torch.nn.Module or (model, example_inputs)"
         )
     return Subject(model, inputs)
-
-
-def _factory(name: str) -> Callable[[], object]:
-    module_name, _, attribute = name.partition(":")
-    # A console script does not have the working folder on its path; `python -m` has.
-    folder = str(os.getcwd())  # noqa: PTH109 - sys.path wants a string
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    try:
-        module = import_module(module_name)
-    except ImportError as err:
-        raise InputError(f"cannot import {module_name!r}: {err}") from err
-    finally:
-        if added:
-            sys.path.remove(folder)
-    factory: Callable[[], object] | None = getattr(module, attribute, None)
-    if not callable(factory):
-        raise InputError(f"module {module_name!r} has no function {attribute!r}")
-    return factory
 
 
 def parse_inputs(texts: list[str], subject: Subject) -> Inputs | None:

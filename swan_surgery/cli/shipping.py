@@ -1,8 +1,6 @@
 """`prune`, `report`, `export` and `latency`: from a model's name and a file to what is shipped."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +12,7 @@ from swan_surgery.artifacts import save
 from swan_surgery.channels import Inputs
 from swan_surgery.cli.models import build_model
 from swan_surgery.cli.subjects import inputs_of, subject_of, with_weights
-from swan_surgery.cli.waiting import waiting
+from swan_surgery.cli.waiting import on_threads, waiting
 from swan_surgery.conversion import swanify
 from swan_surgery.cost import count_macs, count_params
 from swan_surgery.errors import InputError
@@ -117,7 +115,7 @@ def report_command(
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
 ) -> None:
     """Compare a model before and after: cost, size, memory, latency, and widths layer by layer."""
-    with waiting(f"measuring {model}"), _threads(threads):
+    with waiting(f"measuring {model}"), on_threads(threads):
         before, after, inputs = _both(model, file, shapes)
         found = report(before, after, inputs)
         channels = after.channels if isinstance(after, GatedModel) else None
@@ -170,7 +168,7 @@ def latency_command(
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
 ) -> None:
     """Measure milliseconds per forward pass; of two models in turns."""
-    with waiting(f"measuring {model}"), _threads(threads):
+    with waiting(f"measuring {model}"), on_threads(threads):
         if file is None:
             base, inputs = subject_of(model, None, shapes or [])
             models: dict[str, nn.Module] = {"dense": base}
@@ -210,13 +208,3 @@ def _both(name: str, file: Path, shapes: list[str] | None) -> tuple[nn.Module, n
     subject = build_model(name, with_data=True)
     inputs = inputs_of(subject, shapes or [])
     return subject.model, with_weights(subject.model, file), inputs
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,115 @@
+"""What an experiment is: one flat record whose fields say what they trade."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from swan_surgery.errors import InputError
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """Settings of `swan-surgery train`; `help_of` says what each one means.
+
+    Raises:
+        InputError: values that cannot be run, all of them in one message.
+    """
+
+    model: str = _setting(
+        "torchvision:resnet18",
+        "torchvision:NAME, timm:NAME, or package.module:factory of your own",
+    )
+    classes: int = _setting(
+        0, "outputs of a torchvision or timm model; 0: as many as the data has classes"
+    )
+    weights: str = _setting("", "file to start from: of swan.save, or safetensors of a state dict")
+    data: str = _setting(
+        "sklearn:digits",
+        "folder with train/<class>/* and test/ or val/, root of a torchvision dataset (MNIST, "
+        "FashionMNIST, CIFAR10, CIFAR100), sklearn:digits, or package.module:function that returns "
+        "two datasets, to train and to test",
+    )
+    size: int = _setting(0, "side in pixels that images are resized to; 0: as they are")
+    mean: tuple[float, ...] = _setting((0.5,), "of the images in [0, 1], per channel or for all")
+    std: tuple[float, ...] = _setting((0.5,), "of the images in [0, 1], per channel or for all")
+    shift: int = _setting(0, "random moves in pixels while training")
+    flip: bool = _setting(False, "random mirror images while training")  # noqa: FBT003
+    held_out: float = _setting(
+        0.2, "share of the images to test on, where the data has no test part"
+    )
+    workers: int = _setting(0, "processes that decode images; 0: none besides this one")
+    dense_epochs: int = _setting(10, "before the gates; 0 for a model that is trained already")
+    gate_epochs: int = _setting(10, "weights and gates together, while the budget falls")
+    finetune_epochs: int = _setting(10, "of the cut model")
+    macs: float = _setting(0.5, "share of the multiply-adds to keep; 0: no such budget")
+    params: float = _setting(0.0, "share of the parameters to keep; 0: no such budget")
+    min_width: int | float | dict[str, Any] = field(
+        default=1,
+        metadata={"help": "units that every layer keeps: a number, a share, or a table by layer"},
+    )
+    ignore: tuple[str, ...] = _setting((), "modules that stay whole, as names or patterns")
+    round_to: int = _setting(1, "widths become multiples of this; 8 or 16 suit most hardware")
+    learning: str = _setting("curvature", "how gates learn: curvature or gradient")
+    ramp: float = _setting(0.6, "share of gate_epochs in which the budget falls: longer is gentler")
+    freeze: float = _setting(0.1, "last share of gate_epochs, in which gates stay as they are")
+    batch: int = _setting(64, "images per step")
+    optimizer: str = _setting("adamw", "adamw, or sgd with Nesterov momentum 0.9")
+    lr: float = _setting(1e-3, "peak learning rate; every stage has a cosine of its own")
+    gate_lr: float = _setting(1e-2, "of the gates, where they learn by gradient")
+    finetune_lr: float = _setting(0.0, "peak of the fine-tuning; 0: lr")
+    warmup: float = _setting(0.0, "epochs of rising learning rate at the start of each stage")
+    weight_decay: float = _setting(0.01, "of the weights; gates have none")
+    label_smoothing: float = _setting(0.0, "share of a label that goes to the other classes")
+    distillation: float = _setting(0.0, "share of the loss that follows the dense model's outputs")
+    temperature: float = _setting(4.0, "of distillation: higher shows more of the wrong classes")
+    calibration: int = _setting(50, "batches for batch-norm statistics before the cut")
+    precision: str = _setting("fp32", "fp32, or bf16 for forward and backward passes")
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:1, ...")
+    threads: int = _setting(0, "of torch on the CPU; 0: its own choice")
+    seed: int = _setting(0, "of weights, order and augmentation; report more than one")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        shares = ("macs", "params", "held_out", "ramp", "freeze", "distillation", "label_smoothing")
+        faults = [
+            f"{name} is a share in [0, 1]; got {getattr(self, name)}"
+            for name in shares
+            if not 0 <= getattr(self, name) <= 1
+        ]
+        counts = dict.fromkeys(_COUNTS, 0) | {"gate_epochs": 1, "batch": 1, "round_to": 1}
+        faults += [
+            f"{name} must be at least {least}; got {getattr(self, name)}"
+            for name, least in counts.items()
+            if getattr(self, name) < least
+        ]
+        faults += [
+            f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
+            for name, known in _CHOICES.items()
+            if getattr(self, name) not in known
+        ]
+        if not (self.macs or self.params):
+            faults.append("say how small the model shall get: macs or params")
+        if not (0 < self.lr < float("inf") and self.temperature > 0):
+            faults.append("lr and temperature must be above 0")
+        if faults:
+            raise InputError("; ".join(faults))
+
+
+_COUNTS = (
+    *("classes", "size", "shift", "workers", "dense_epochs", "finetune_epochs", "calibration"),
+    *("threads", "warmup", "weight_decay", "finetune_lr", "gate_lr"),
+)
+_CHOICES = {
+    "learning": ("curvature", "gradient"),
+    "optimizer": ("adamw", "sgd"),
+    "precision": ("fp32", "bf16"),
+}
+
+
+def help_of(name: str) -> str:
+    """What a setting means."""
+    text: str = {own.name: own for own in fields(TrainSettings)}[name].metadata["help"]
+    return text

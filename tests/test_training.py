@@ -1,0 +1,398 @@
+"""`train`: settings as files, data, and a run that a kill does not change."""
+
+import csv
+import json
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from hypothesis import given, settings as hypothesis_settings, strategies as st
+from PIL import Image
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import swan_surgery as swan
+from swan_surgery.training import (
+    Data,
+    TrainSettings,
+    input_channels,
+    load_data,
+    read_settings,
+    run_experiment,
+    text_of,
+    write_outputs,
+    write_settings,
+)
+from swan_surgery.training.checkpoint import read_checkpoint, write_checkpoint
+
+
+TINY = TrainSettings(
+    macs=0.5, dense_epochs=2, gate_epochs=3, finetune_epochs=2, batch=8, threads=1, lr=1e-2
+)
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+class Listener:
+    """Hears a run, and stops it after so many epochs."""
+
+    def __init__(self, patience: int = 1000) -> None:
+        self.patience, self.said = patience, []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    @contextmanager
+    def epochs(self, text, total):
+        def advance(note):
+            self.patience -= 1
+            if not self.patience:
+                raise InterruptedRunError
+
+        yield advance
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1)),
+            *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)),
+        )
+
+
+def data() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    x = torch.randn(60, 1, 4, 4, generator=generator) + y[:, None, None, None]
+    return Data(TensorDataset(x[:40], y[:40]), TensorDataset(x[40:], y[40:]), 3, "made up")
+
+
+def run(folder, settings=TINY, *, patience=1000, model=None):
+    folder.mkdir(exist_ok=True)
+    listener = Listener(patience)
+    outcome = run_experiment(model or net(), settings, data(), folder=folder, narrator=listener)
+    return outcome, listener
+
+
+def same(one, other) -> bool:
+    states = one.state_dict(), other.state_dict()
+    return states[0].keys() == states[1].keys() and all(
+        map(torch.equal, states[0].values(), states[1].values())
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(folder)[0], folder
+
+
+class TestRun:
+    def test_it_arrives_at_the_budget_and_the_cut_changes_nothing(self, whole) -> None:
+        outcome, folder = whole
+        dense, small = outcome.macs
+        assert 0.3 * dense < small <= 0.5 * dense
+        assert small == swan.count_macs(outcome.small, outcome.example)
+        assert outcome.scores["pruned"] == pytest.approx(outcome.scores["gated"])
+        assert outcome.scores["finetuned"]["accuracy"] > 60  # three separable classes
+        loaded = swan.load(folder / "pruned.swan", net())
+        x = torch.randn(5, 1, 4, 4)
+        assert torch.equal(loaded.eval()(x), outcome.small.eval()(x))
+        assert [row["stage"] for row in outcome.history] == [
+            *["dense"] * 2, *["gated"] * 3, *["finetuned"] * 2,
+        ]  # fmt: skip
+        shares = [row["hard_macs_share"] for row in outcome.history if row["stage"] == "gated"]
+        assert shares == sorted(shares, reverse=True)
+
+    def test_the_given_model_and_the_random_state_stay(self, tmp_path) -> None:
+        model, before = net(), torch.get_rng_state()
+        run(
+            tmp_path / "x",
+            replace(TINY, dense_epochs=1, gate_epochs=1, finetune_epochs=0),
+            model=model,
+        )
+        assert same(model, net())
+        assert torch.equal(before, torch.get_rng_state())
+
+    @pytest.mark.parametrize("patience", [1, 2, 3, 4, 5, 6, 7])
+    def test_a_run_that_was_interrupted_ends_bitwise_the_same(
+        self, patience, whole, tmp_path
+    ) -> None:
+        outcome, _ = whole
+        with pytest.raises(InterruptedRunError):
+            run(tmp_path / "x", patience=patience)
+        again, listener = run(tmp_path / "x")
+        assert any("Going on after epoch" in text for text in listener.said)
+        assert same(outcome.dense, again.dense)
+        assert same(outcome.gated, again.gated)
+        assert same(outcome.small, again.small)
+        assert outcome.scores == again.scores
+        assert outcome.history == again.history
+
+    def test_a_finished_run_is_not_trained_again(self, whole) -> None:
+        outcome, folder = whole
+        before = (folder / "pruned.swan").read_bytes()
+        again, _ = run(folder)
+        assert same(outcome.small, again.small)
+        assert len(again.history) == len(outcome.history)
+        assert (folder / "pruned.swan").read_bytes() == before
+
+    def test_with_all_the_options(self, tmp_path) -> None:
+        own = replace(
+            TINY,
+            macs=0.6,
+            optimizer="sgd",
+            distillation=0.5,
+            label_smoothing=0.1,
+            precision="bf16",
+            round_to=4,
+            warmup=0.5,
+            learning="gradient",
+            ignore=("4",),
+            min_width={"0": 2},
+            finetune_lr=1e-3,
+        )
+        with pytest.raises(InterruptedRunError):
+            run(tmp_path / "x", own, patience=4)
+        outcome, _ = run(tmp_path / "x", own)
+        assert outcome.small[0].out_channels == 4
+        assert outcome.small[4].out_channels == 8
+        assert outcome.macs[1] <= 0.6 * outcome.macs[0]
+
+
+class TestOutputs:
+    def test_what_is_left_agrees(self, whole) -> None:
+        outcome, folder = whole
+        result = write_outputs(outcome, TINY, data(), folder)
+        assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+        assert result["macs"]["left"] == outcome.macs[1] / outcome.macs[0]
+        assert read_settings(folder / "config.toml") == TINY
+        with (folder / "log.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [float(row["accuracy"]) for row in rows] == [
+            row["accuracy"] for row in outcome.history
+        ]
+        report = swan.Report.from_json((folder / "report.json").read_text())
+        assert report.after.accuracy == outcome.scores["finetuned"]["accuracy"]
+        page = (folder / "report.html").read_text()
+        assert "epoch 3" in page
+        assert "right after the cut" in page
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("own", [{"macs": 0.001}, {"macs": 0.2, "round_to": 8}])
+    def test_before_anything_is_trained(self, own, tmp_path) -> None:
+        with pytest.raises(swan.BudgetError, match="reachable"):
+            run(tmp_path / "x", replace(TINY, **own))
+        assert not list((tmp_path / "x").iterdir())
+
+    @pytest.mark.parametrize(
+        ("model", "error", "text"),
+        [
+            (nn.Conv2d(1, 3, 3), swan.ModelError, r"logits \[B, classes\]; this one returns"),
+            (
+                nn.Sequential(nn.Flatten(), nn.Linear(9, 3)),
+                swan.InputError,
+                "cannot be run on images",
+            ),
+            (
+                nn.Sequential(nn.Flatten(), nn.Linear(16, 2)),
+                swan.InputError,
+                "2 outputs, the data 3",
+            ),
+        ],
+    )
+    def test_models_that_do_not_fit(self, model, error, text, tmp_path) -> None:
+        with pytest.raises(error, match=text):
+            run(tmp_path / "x", model=model)
+
+    def test_a_checkpoint_of_other_settings(self, tmp_path) -> None:
+        with pytest.raises(InterruptedRunError):
+            run(tmp_path / "x", patience=1)
+        with pytest.raises(swan.InputError, match=r"other settings \(macs, batch\).*--fresh"):
+            run(tmp_path / "x", replace(TINY, macs=0.4, batch=4, workers=0))
+        run(tmp_path / "x", replace(TINY, threads=0))  # makes no difference that was asked for
+
+    def test_a_device_that_is_none(self, tmp_path) -> None:
+        with pytest.raises(swan.InputError, match="not known to torch"):
+            run(tmp_path / "x", replace(TINY, device="abacus"))
+
+
+class TestCheckpoint:
+    def test_round_trip(self, tmp_path) -> None:
+        shared = torch.randn(3)
+        state = {
+            "optimizer": {"state": {0: {"step": torch.tensor(2.0), "m": shared}, 7: {}}, "x": [1, (2.5, None)]},
+            "tied": shared,
+            "text": "#3",
+        }  # fmt: skip
+        write_checkpoint(tmp_path / "c", state)
+        again = read_checkpoint(tmp_path / "c")
+        assert again["optimizer"]["x"] == [1, (2.5, None)]
+        assert again["optimizer"]["state"].keys() == {0, 7}
+        assert torch.equal(again["optimizer"]["state"][0]["m"], shared)
+        assert torch.equal(again["tied"], shared)
+        assert again["text"] == "#3"
+
+    def test_another_file(self, tmp_path) -> None:
+        swan.save(net(), tmp_path / "x.swan")
+        with pytest.raises(swan.ArtifactError, match="no checkpoint"):
+            read_checkpoint(tmp_path / "x.swan")
+        with pytest.raises(swan.InputError, match="cannot be kept"):
+            write_checkpoint(tmp_path / "y", {"x": object()})
+
+
+SETTINGS = st.builds(
+    TrainSettings,
+    model=st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=20),
+    mean=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3).map(tuple),
+    macs=st.floats(1e-12, 1),
+    lr=st.floats(1e-12, 1e6),
+    flip=st.booleans(),
+    classes=st.integers(0, 10**9),
+    ignore=st.lists(st.text("ab.*\"'\\ #:[]", max_size=8), max_size=3).map(tuple),
+    min_width=st.one_of(
+        st.integers(1, 9),
+        st.floats(0, 1),
+        st.dictionaries(st.text("ab.*", min_size=1, max_size=5), st.integers(1, 9), min_size=1),
+    ),
+)
+
+
+class TestSettings:
+    @pytest.mark.parametrize("suffix", [".toml", ".yaml", ".yml"])
+    @hypothesis_settings(max_examples=60)
+    @given(own=SETTINGS)
+    def test_reading_what_was_written_gives_the_same(self, suffix, own, tmp_path_factory) -> None:
+        path = tmp_path_factory.mktemp("settings") / f"x{suffix}"
+        write_settings(own, path)
+        assert read_settings(path) == own
+
+    @pytest.mark.parametrize("as_yaml", [False, True])
+    def test_the_template_is_the_defaults_and_explains_each(self, as_yaml, tmp_path) -> None:
+        text = text_of(TrainSettings(), as_yaml=as_yaml)
+        path = tmp_path / ("x.yaml" if as_yaml else "x.toml")
+        path.write_text(text)
+        assert read_settings(path) == TrainSettings()
+        assert text.count("\n\n") == len(asdict(TrainSettings())) - 1
+        assert "# share of the multiply-adds to keep" in text
+
+    def test_assignments_override_the_file(self, tmp_path) -> None:
+        (tmp_path / "x.yaml").write_text("macs: 0.3\nlr: 1e-2\n")
+        own = read_settings(tmp_path / "x.yaml", ["macs=0.2", "optimizer=sgd", 'ignore=["a.*"]'])
+        assert (own.macs, own.lr, own.optimizer, own.ignore) == (0.2, 0.01, "sgd", ("a.*",))
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("x.toml", "mcas = 0.3", "no setting 'mcas'; there is macs"),
+            ("x.toml", "lr = true", "lr is like 0.001; got True"),
+            ("x.yaml", "lr: fast", "lr is like 0.001; got 'fast'"),
+            ("x.toml", "batch = 1.5", "batch is like 64; got 1.5"),
+            ("x.toml", "mean = 0.5", r"mean is like \[0.5\]; got 0.5"),
+            ("x.toml", "ignore = [1]", r"ignore is like \[\]; got \[1\]"),
+            ("x.toml", "macs = ", "is not TOML"),
+            ("x.yaml", "a: [", "is not YAML"),
+            ("x.yaml", "- 1", "holds no settings, but list"),
+            ("x.yaml", "!!python/object/apply:os.system ['true']", "is not YAML"),
+            ("x.json", "{}", "ends in .toml, .yaml or .yml"),
+            ("x.toml", "macs = 2", r"macs is a share in \[0, 1\]; got 2"),
+            ("x.toml", "macs = 0\nbatch = 0", "batch must be at least 1; got 0; say how small"),
+            ("x.toml", "optimizer = 'lion'", "optimizer must be one of adamw, sgd; got 'lion'"),
+            ("x.toml", "lr = 0.0", "lr and temperature must be above 0"),
+        ],
+    )
+    def test_what_is_refused(self, name, text, message, tmp_path) -> None:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(swan.InputError, match=message):
+            read_settings(tmp_path / name)
+
+    def test_files_that_are_not_there_and_halves(self, tmp_path) -> None:
+        with pytest.raises(swan.InputError, match="cannot read"):
+            read_settings(tmp_path / "none.toml")
+        with pytest.raises(swan.InputError, match=r"write it like macs=0\.3"):
+            read_settings(None, ["macs"])
+        assert read_settings(None) == TrainSettings()
+
+
+def images(folder, parts, size=6) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for part in parts:
+        for label in ("cat", "dog"):
+            own = folder / part / label
+            own.mkdir(parents=True)
+            for index in range(3):
+                pixels = torch.randint(256, (size, size, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(own / f"{index}.png")
+
+
+class TestData:
+    def test_digits(self) -> None:
+        found = load_data(TrainSettings(held_out=0.25))
+        assert (len(found.train), len(found.test), found.classes) == (1348, 449, 10)
+        x, y = found.train[0]
+        assert (x.shape, x.dtype, type(x)) == ((1, 8, 8), torch.float32, torch.Tensor)
+        assert -1 <= float(x.min()) <= float(x.max()) <= 1
+        assert y in range(10)
+        assert load_data(TrainSettings(), channels=3).example().shape == (1, 3, 8, 8)
+
+    @pytest.mark.parametrize(
+        ("parts", "test"), [(("train", "test"), 6), (("train", "val"), 6), (("train",), 2)]
+    )
+    def test_folders(self, parts, test, tmp_path) -> None:
+        images(tmp_path, parts)
+        found = load_data(TrainSettings(data=str(tmp_path), size=4, held_out=0.3))
+        assert len(found.test) == test
+        assert len(found.train) == (6 if test == 6 else 4)
+        assert found.example().shape == (1, 3, 4, 4)
+        assert found.classes == 2
+
+    def test_augmentation_moves_training_images_only(self, tmp_path) -> None:
+        images(tmp_path, ("train", "test"))
+        own = TrainSettings(data=str(tmp_path), flip=True, shift=2)
+        found = load_data(own)
+        train = {float(found.train[0][0].sum()) for _ in range(10)}
+        test = {float(found.test[0][0].sum()) for _ in range(10)}
+        assert len(train) > 1
+        assert len(test) == 1
+
+    def test_a_function(self, tmp_path, monkeypatch) -> None:
+        (tmp_path / "own_images.py").write_text(
+            "import torch\nfrom torch.utils.data import TensorDataset\n"
+            "def both():\n"
+            "    x = torch.full((6, 1, 4, 4), 7.0)\n"
+            "    made = TensorDataset(x, torch.arange(6) % 2)\n"
+            "    return made, made\n"
+            "def one():\n    return 3\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        found = load_data(TrainSettings(data="own_images:both"))
+        assert float(found.train[0][0].max()) == 7  # tensors of numbers are used as they are
+        assert found.classes == 2
+        with pytest.raises(swan.InputError, match="must return two data sets"):
+            load_data(TrainSettings(data="own_images:one"))
+        with pytest.raises(swan.InputError, match="cannot import 'nothing'"):
+            load_data(TrainSettings(data="nothing:here"))
+
+    def test_what_is_no_data(self, tmp_path) -> None:
+        with pytest.raises(swan.InputError, match="no folder /none; data is"):
+            load_data(TrainSettings(data="/none"))
+        with pytest.raises(swan.InputError, match="holds neither train"):
+            load_data(TrainSettings(data=str(tmp_path)))
+        images(tmp_path, ("train",))
+        with pytest.raises(swan.InputError, match="leaves none to test or none to train"):
+            load_data(TrainSettings(data=str(tmp_path), held_out=0.0))
+        (tmp_path / "test" / "bird").mkdir(parents=True)
+        (tmp_path / "test" / "bird" / "x.png").write_bytes(b"")
+        with pytest.raises(swan.InputError, match="train/ has the classes"):
+            load_data(TrainSettings(data=str(tmp_path)))
+
+    def test_channels_of_a_model(self) -> None:
+        assert input_channels(net()) == 1
+        assert input_channels(nn.Sequential(nn.Linear(3, 3), nn.Conv2d(5, 5, 1))) is None
+        assert input_channels(nn.ReLU()) is None
