@@ -44,13 +44,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
 
 
 def count_params(model: nn.Module) -> int:
-    """Parameters, a tied one once.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> swan.count_params(net)
-        50
-    """
+    """Parameters, a tied one once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -268,14 +262,6 @@ def expected_macs(gated: GatedModel) -> Tensor:
     """MACs at the current probabilities: a float64 scalar, differentiable, bilinear in p.
 
     Sum over layers of macs * (open in / in) * (open out / out), with p in place of 0/1.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> gated = swan.swanify(net, torch.zeros(1, 3))
-        >>> gated.gates.logits.data.zero_()  # every p is a half
-        tensor([0., 0., 0., 0., 0., 0., 0., 0.])
-        >>> float(swan.expected_macs(gated).detach())
-        20.0
     """
     return cost_table(gated).macs(gated.gates.probabilities().double())
 
@@ -305,12 +291,6 @@ def hard_params(gated: GatedModel) -> int:
 
 
 def marginal_macs(gated: GatedModel) -> Tensor:
-    """The c_i of Eq. 10: MACs saved by closing unit i alone; float64, shape (num_units,).
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> swan.marginal_macs(swan.swanify(net, torch.zeros(1, 3)))
-        tensor([5., 5., 5., 5., 5., 5., 5., 5.], dtype=torch.float64)
-    """
+    """The c_i of Eq. 10: MACs saved by closing unit i alone; float64, shape (num_units,)."""
     table = cost_table(gated)
     return table.to(torch.device("cpu")).marginal().to(table.factors.device)

@@ -26,7 +26,7 @@ from swan_surgery.preconditions import check_gated
 
 _VERSION = 2
 # Two multiples this close are the same: medians of a busy machine differ by more.
-_SAME = 1.03
+_SAME = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class LatencyTable:
     def best_multiple(self) -> int:
         """The multiple of channels with the fewest milliseconds per MAC; of equals the smallest.
 
-        Those within 3 % of the best count as equal. 1 where none was measured.
+        Those within 2 % of the best count as equal. 1 where none was measured.
         """
         per_mac = {own.multiple: own.milliseconds / own.macs_share for own in self.multiples}
         best = min(per_mac.values(), default=0.0)

@@ -18,8 +18,10 @@ from swan_surgery import ramps
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-# As `hard_macs` and `expected_macs`.
-WITHOUT_EXAMPLE = {"expected_params", "hard_params"}
+# As `hard_macs` and `count_macs`.
+WITHOUT_EXAMPLE = {
+    *("count_params", "expected_macs", "expected_params", "hard_params", "marginal_macs"),
+}
 
 
 def code_blocks() -> list[str]:

@@ -19,7 +19,7 @@ from swan_surgery.calibration import calibrate
 from swan_surgery.channels import copy_of
 from swan_surgery.conversion import swanify
 from swan_surgery.cost import count_macs, count_params, hard_macs
-from swan_surgery.errors import InputError, ModelError
+from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.objective import Objective
 from swan_surgery.pruning import prune
@@ -28,7 +28,7 @@ from swan_surgery.training.checkpoint import read_checkpoint, write_checkpoint
 from swan_surgery.training.data import Data, loader
 from swan_surgery.training.outcome import Narrator, Outcome, Row
 from swan_surgery.training.settings import TrainSettings
-from swan_surgery.training.steps import Step, device_of, optimizer_of, score
+from swan_surgery.training.steps import Step, check_logits, device_of, optimizer_of, score
 
 
 STAGES = ("dense", "gated", "finetuned")
@@ -54,7 +54,7 @@ def run_experiment(
     run.resume_()
     with torch.random.fork_rng():
         dense = copy_of(model).to(run.device)
-        _check_logits(dense, run)
+        check_logits(dense, run.example, num_classes=data.classes)
         # Refuse what cannot work before hours are spent on the dense model.
         run.check_reachable(swanify(dense, run.example, ignore=settings.ignore))
         dense = run.dense_stage(dense)
@@ -72,28 +72,6 @@ def run_experiment(
         probabilities=run.probabilities,
         seconds=run.seconds(),
     )
-
-
-def _check_logits(model: nn.Module, run: "_Run") -> None:
-    try:
-        with torch.no_grad():
-            logits = model.eval()(run.example)
-    except Exception as err:
-        told = str(err).splitlines()[0] if str(err) else ""
-        raise InputError(
-            f"the model cannot be run on images {tuple(run.example.shape)}: {type(err).__name__}: "
-            f"{told}; set size, or take data that fits"
-        ) from err
-    if not (isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == 1):
-        seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(
-            f"`train` is for classifiers, which return logits [B, classes]; this one returns {seen}. "
-            f"Train it with swan.swanify and swan.Objective in a loop of your own"
-        )
-    if logits.shape[1] < run.data.classes:
-        raise InputError(
-            f"the model has {logits.shape[1]} outputs, the data {run.data.classes} classes"
-        )
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swan_surgery.distillation import distillation_loss
-from swan_surgery.errors import InputError
+from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
 from swan_surgery.parameter_groups import parameter_groups
 from swan_surgery.training.data import Data, loader
@@ -27,6 +27,32 @@ def device_of(settings: TrainSettings) -> torch.device:
         except RuntimeError as err:
             raise InputError(f"device={settings.device!r} is not known to torch") from err
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_logits(model: nn.Module, example: Tensor, *, num_classes: int) -> None:
+    """Refuse what is no classifier of these images.
+
+    Raises:
+        InputError: it cannot be run on them, or has too few outputs.
+        ModelError: it returns something else than logits [B, classes].
+    """
+    try:
+        with torch.no_grad():
+            logits = model.eval()(example)
+    except Exception as err:
+        told = str(err).splitlines()[0] if str(err) else ""
+        raise InputError(
+            f"the model cannot be run on images {tuple(example.shape)}: {type(err).__name__}: "
+            f"{told}; set size, or take data that fits"
+        ) from err
+    if not (isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == 1):
+        seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(
+            f"`train` is for classifiers, which return logits [B, classes]; this one returns {seen}. "
+            f"Train it with swan.swanify and swan.Objective in a loop of your own"
+        )
+    if logits.shape[1] < num_classes:
+        raise InputError(f"the model has {logits.shape[1]} outputs, the data {num_classes} classes")
 
 
 def optimizer_of(
