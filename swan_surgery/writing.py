@@ -14,7 +14,8 @@ from swan_surgery.errors import WritingError
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; what is written there takes its place at the end of the block.
 
-    Where the block raises, `path` stays as it was and nothing is left over.
+    Where the block raises, `path` stays as it was and nothing is left over. The permissions are those
+    that `path` had, or a new file has here.
 
     Raises:
         WritingError: the operating system refused.
@@ -25,9 +26,12 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
         try:
+            temporary.touch()
+            mode = (target if target.exists() else temporary).stat().st_mode
             yield temporary
             with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
+            temporary.chmod(mode)  # safetensors makes files that nobody else can read
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)

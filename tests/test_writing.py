@@ -1,6 +1,7 @@
 """Whole or not at all."""
 
 import pytest
+from torch import nn
 
 import swan_surgery as swan
 from swan_surgery.writing import replacing
@@ -15,6 +16,18 @@ def test_the_new_file_takes_the_place_of_the_old_one(tmp_path) -> None:
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+@pytest.mark.parametrize("mode", [None, 0o600, 0o640, 0o444])
+def test_permissions_are_those_of_any_file_here_or_stay(mode, tmp_path) -> None:
+    (tmp_path / "plain").write_text("x")
+    path = tmp_path / "x.swan"
+    if mode is not None:
+        path.write_text("old")
+        path.chmod(mode)
+    swan.save(nn.Linear(2, 2), path)
+    expected = (tmp_path / "plain").stat().st_mode & 0o777 if mode is None else mode
+    assert path.stat().st_mode & 0o777 == expected
 
 
 def test_an_error_leaves_the_old_one(tmp_path) -> None:
