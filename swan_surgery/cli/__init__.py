@@ -1,4 +1,4 @@
-"""The command line: `swan-surgery inspect` and `swan-surgery demo`."""
+"""The command line: `swan-surgery inspect`, `train`, `prune`, `report`, `export`, `latency`, `demo`."""
 
 from swan_surgery.cli.commands import app, main
 
