@@ -64,7 +64,7 @@ def _options(
     pass
 
 
-@app.command("inspect")
+@app.command("inspect", short_help="What can be cut, what hangs together, what stays.")
 def inspect_command(
     model: Annotated[
         str,
@@ -121,7 +121,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@app.command()
+@app.command(short_help="A digits network, cut to a quarter and compared.")
 def demo(
     seeds: Annotated[
         int, typer.Option(min=1, help="How many seeds; more than one shows the spread.")
@@ -155,8 +155,8 @@ def demo(
         console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
 
 
-app.command("train")(train_command)
-app.command("prune")(prune_command)
-app.command("report")(report_command)
-app.command("export")(export_command)
-app.command("latency")(latency_command)
+app.command("train", short_help="From a config to a fine-tuned smaller model.")(train_command)
+app.command("prune", short_help="Cut by gates, or in one shot by a score.")(prune_command)
+app.command("report", short_help="Before and after: cost, size, latency, widths.")(report_command)
+app.command("export", short_help="To ONNX or torch.export, run and compared.")(export_command)
+app.command("latency", short_help="Milliseconds per forward pass.")(latency_command)
