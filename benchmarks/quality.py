@@ -8,7 +8,7 @@ Every method starts from the same dense network (adapted to the images, the same
 seed) and gets the same number of epochs, batches, augmentation and learning-rate schedule afterwards;
 what it prunes to costs the same MACs, as nearly as it can hit them (the table says so). The peak learning rate is chosen for every method
 alike, by validation accuracy of seed 0 at a quarter of the MACs among `RATES`. Rows that are in the
-result file already are not measured again, so a killed run goes on where it stopped.
+result file already are not measured again, so a killed run goes on where it stopped. Each network has its own file.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 import torch_pruning as tp
 from _measure import (
+    RESULTS,
     arguments,
     commit,
     console,
@@ -97,6 +98,8 @@ SCHEDULES = {
     "longer": Schedule(num_train=20_000, adapt_epochs=2, epochs=6),
     "medium": Schedule(num_train=50_000, adapt_epochs=2, epochs=10),
     "long": Schedule(num_train=50_000, adapt_epochs=10, epochs=50),
+    # Networks that come without weights for these images: the adaptation is their training.
+    "new": Schedule(num_train=10_000, adapt_epochs=10, epochs=3, adapt_lr=0.05),
 }
 
 
@@ -381,13 +384,14 @@ def dense_network(row: Row, splits: Splits, options: argparse.Namespace) -> nn.M
 def chosen_rate(rows: dict[str, Any], network: str, schedule: str, method: str) -> float:
     """The learning rate with the best validation accuracy of seed 0 at a quarter of the MACs.
 
-    Of the short schedule, where this one was not tuned: the first of its runs would settle it otherwise.
+    Of the short schedule, where this one was not tuned: the first of its runs would settle it otherwise;
+    of ResNet-20, where the network was not.
     """
-    for own in (schedule, "short"):
+    for tuned in ((network, schedule), (network, "short"), ("resnet20", "short")):
         found = {
             row["lr"]: row["validation"]
             for row in rows.values()
-            if (row["network"], row["schedule"], row["method"]) == (network, own, method)
+            if (row["network"], row["schedule"], row["method"]) == (*tuned, method)
             and row["seed"] == 0
             and not row["distil"]
             and row["budget"] in (TUNED_AT, 1.0)
@@ -399,6 +403,9 @@ def chosen_rate(rows: dict[str, Any], network: str, schedule: str, method: str) 
 
 def wanted(options: argparse.Namespace, rows: dict[str, Any]) -> list[Row]:
     """The runs asked for that are not in the file yet, cheap comparisons first."""
+    tuned = dict(rows)
+    for file in sorted(RESULTS.glob("*_quality.json")):
+        tuned |= json.loads(file.read_text())["rows"]
     found = []
     budgets = [TUNED_AT] if options.tune else options.budgets
     seeds = [0] if options.tune else options.seeds
@@ -407,7 +414,7 @@ def wanted(options: argparse.Namespace, rows: dict[str, Any]) -> list[Row]:
             for distil in (False,) if options.tune else options.distil:
                 for method in options.methods:
                     share = 1.0 if method == "dense" else budget
-                    known = chosen_rate(rows, options.network, options.schedule, method)
+                    known = chosen_rate(tuned, options.network, options.schedule, method)
                     for lr in RATES if options.tune else (known,):
                         row = Row(
                             options.network, options.schedule, method, share, distil, seed, lr
@@ -455,7 +462,8 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     terminal = console()
-    path = output_path("quality", options)
+    theme = "quality" if options.network == "resnet20" else f"{options.network}_quality"
+    path = output_path(theme, options)
     result: dict[str, Any] = {"theme": "quality", "environment": environment(), "rows": {}}
     if path is not None and path.exists():
         result = json.loads(path.read_text())
