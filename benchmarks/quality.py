@@ -17,7 +17,8 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from _measure import (
     source_hash,
     write,
 )
+from quality_candidates import CANDIDATES
 from quality_data import Images, Splits, batches, load, normalised, synthetic
 from quality_networks import build, load_pretrained_
 from safetensors.torch import load_model, save_model
@@ -50,6 +52,9 @@ METHODS = (
     "dense",
     "ours",
     "ours-gradient",
+    "hard-concrete",
+    "annealed",
+    "normalised",
     "paper",
     "score-fisher",
     "score-magnitude",
@@ -211,7 +216,7 @@ class Run:
         """The dense network with gates."""
         return swan.swanify(self.dense, self.example)
 
-    def learn_gates(self, **options: Any) -> None:
+    def learn_gates(self, candidate: str | None = None, **options: Any) -> None:
         """Weights and gates together, then the cut and fine-tuning."""
         joint = round(self.schedule.joint * self.steps)
         gated = self.gated()
@@ -221,7 +226,9 @@ class Run:
             gated, lr=self.row.lr, gate_lr=0.2, weight_decay=self.schedule.weight_decay
         )
         start = gated.gates.probabilities().detach().argsort()
-        self.train(gated, 0, joint, groups=groups, objective=objective)
+        each = None if candidate is None else CANDIDATES[candidate](gated, joint)
+        self.train(gated, 0, joint, groups=groups, objective=objective, each=each)
+        vars(gated.gates).pop("values", None)  # what a candidate put in
         objective(joint)
         now = gated.gates.open_mask()
         closed = int((~now).sum())
@@ -309,6 +316,7 @@ class Run:
             "ours": {},
             "ours-gradient": {"learning": "gradient"},
             "paper": {"preset": "paper"},
+            **{name: {"candidate": name, "learning": "gradient"} for name in CANDIDATES},
         }
         if (peer := method.removesuffix("-global")) in peers:
             self.by_torch_pruning(peers[peer]())
@@ -381,19 +389,20 @@ def dense_network(row: Row, splits: Splits, options: argparse.Namespace) -> nn.M
     return model
 
 
-def chosen_rate(rows: dict[str, Any], network: str, schedule: str, method: str) -> float:
+def chosen_rate(rows: dict[str, Any], wanted: Row) -> float:
     """The learning rate with the best validation accuracy of seed 0 at a quarter of the MACs.
 
     Of the short schedule, where this one was not tuned: the first of its runs would settle it otherwise;
-    of ResNet-20, where the network was not.
+    of ResNet-20, where the network was not; without distillation, where it was not tuned with it.
     """
-    for tuned in ((network, schedule), (network, "short"), ("resnet20", "short")):
+    places = ((wanted.network, wanted.schedule), (wanted.network, "short"), ("resnet20", "short"))
+    for (network, schedule), distil in product(places, (wanted.distil, False)):
         found = {
             row["lr"]: row["validation"]
             for row in rows.values()
-            if (row["network"], row["schedule"], row["method"]) == (*tuned, method)
+            if (row["network"], row["schedule"], row["method"], row["distil"])
+            == (network, schedule, wanted.method, distil)
             and row["seed"] == 0
-            and not row["distil"]
             and row["budget"] in (TUNED_AT, 1.0)
         }
         if len(found) == len(RATES):
@@ -411,16 +420,13 @@ def wanted(options: argparse.Namespace, rows: dict[str, Any]) -> list[Row]:
     seeds = [0] if options.tune else options.seeds
     for seed in seeds:
         for budget in budgets:
-            for distil in (False,) if options.tune else options.distil:
-                for method in options.methods:
-                    share = 1.0 if method == "dense" else budget
-                    known = chosen_rate(tuned, options.network, options.schedule, method)
-                    for lr in RATES if options.tune else (known,):
-                        row = Row(
-                            options.network, options.schedule, method, share, distil, seed, lr
-                        )
-                        if row.key() not in rows and row not in found:
-                            found.append(row)
+            for distil, method in product(options.distil, options.methods):
+                share = 1.0 if method == "dense" else budget
+                row = Row(options.network, options.schedule, method, share, distil, seed, RATES[0])
+                for lr in RATES if options.tune else (chosen_rate(tuned, row),):
+                    own = replace(row, lr=lr)
+                    if own.key() not in rows and own not in found:
+                        found.append(own)
     return found
 
 
