@@ -2,13 +2,14 @@
 
     python benchmarks/quality.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
     python benchmarks/quality.py --data ... --methods ours tp-l2 --budgets 0.25 --seeds 0 1 2
-    python benchmarks/quality.py --data ... --tune          # learning rates, by validation accuracy
+    python benchmarks/quality.py --data ... --tune --budgets 0.25    # learning rates, by validation accuracy
 
 Every method starts from the same dense network (adapted to the images, the same for all methods of a
 seed) and gets the same number of epochs, batches, augmentation and learning-rate schedule afterwards;
-what it prunes to costs the same MACs, as nearly as it can hit them (the table says so). The peak learning rate is chosen for every method
-alike, by validation accuracy of seed 0 at a quarter of the MACs among `RATES`. Rows that are in the
-result file already are not measured again, so a killed run goes on where it stopped. Each network has its own file.
+what it prunes to costs the same MACs, as nearly as it can hit them (the table says so). The peak
+learning rate is chosen for every method alike among `RATES`, by validation accuracy of seed 0 (where
+a case was not tuned, as in the nearest that was: `chosen_rate`). Rows that are in the result file
+already are not measured again, so a killed run goes on where it stopped. Each network has its own file.
 """
 
 import argparse
@@ -390,20 +391,21 @@ def dense_network(row: Row, splits: Splits, options: argparse.Namespace) -> nn.M
 
 
 def chosen_rate(rows: dict[str, Any], wanted: Row) -> float:
-    """The learning rate with the best validation accuracy of seed 0 at a quarter of the MACs.
+    """The learning rate with the best validation accuracy of seed 0: of the nearest runs that were tuned.
 
-    Of the short schedule, where this one was not tuned: the first of its runs would settle it otherwise;
-    of ResNet-20, where the network was not; without distillation, where it was not tuned with it.
+    Where this network was not tuned for this schedule: of the short one, or of ResNet-20; then, where
+    not with distillation, without; where not at this budget, at a quarter of the MACs.
     """
     places = ((wanted.network, wanted.schedule), (wanted.network, "short"), ("resnet20", "short"))
-    for (network, schedule), distil in product(places, (wanted.distil, False)):
+    dense = wanted.method == "dense"
+    budgets = (1.0,) if dense else (wanted.budget, TUNED_AT)
+    for place, distil, budget in product(places, (wanted.distil, False), budgets):
         found = {
             row["lr"]: row["validation"]
             for row in rows.values()
-            if (row["network"], row["schedule"], row["method"], row["distil"])
-            == (network, schedule, wanted.method, distil)
+            if (row["network"], row["schedule"]) == place
+            and (row["method"], row["distil"], row["budget"]) == (wanted.method, distil, budget)
             and row["seed"] == 0
-            and row["budget"] in (TUNED_AT, 1.0)
         }
         if len(found) == len(RATES):
             return float(max(found, key=lambda lr: found[lr]))
@@ -416,10 +418,9 @@ def wanted(options: argparse.Namespace, rows: dict[str, Any]) -> list[Row]:
     for file in sorted(RESULTS.glob("*_quality.json")):
         tuned |= json.loads(file.read_text())["rows"]
     found = []
-    budgets = [TUNED_AT] if options.tune else options.budgets
     seeds = [0] if options.tune else options.seeds
     for seed in seeds:
-        for budget in budgets:
+        for budget in options.budgets:
             for distil, method in product(options.distil, options.methods):
                 share = 1.0 if method == "dense" else budget
                 row = Row(options.network, options.schedule, method, share, distil, seed, RATES[0])
@@ -450,9 +451,7 @@ def parse() -> argparse.Namespace:
         "--distil", nargs="+", type=lambda text: text == "yes", default=[False], metavar="yes|no"
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: 1)")
-    parser.add_argument(
-        "--tune", action="store_true", help="all learning rates, seed 0, one budget"
-    )
+    parser.add_argument("--tune", action="store_true", help="all learning rates, seed 0")
     options = parser.parse_args()
     if options.smoke:
         options.schedule, options.seeds, options.budgets = "smoke", [0], [0.5]
