@@ -52,13 +52,16 @@ TUNED_AT = 0.25
 METHODS = (
     "dense",
     "ours",
+    "ours-additive",
     "ours-gradient",
     "hard-concrete",
     "annealed",
     "normalised",
     "paper",
     "score-fisher",
+    "score-fisher-additive",
     "score-magnitude",
+    "score-magnitude-additive",
     "tp-l2",
     "tp-taylor",
     "tp-bn-sparse",
@@ -241,7 +244,8 @@ class Run:
         self.finish(swan.prune(gated, macs=self.row.budget), joint)
 
     def by_score(self, score: str) -> None:
-        """One-shot by one of our scores."""
+        """One-shot by one of our scores; "-additive": without diminishing returns."""
+        diminishing, score = not score.endswith("-additive"), score.removesuffix("-additive")
         gated = self.gated()
         scores = swan.importance(
             gated,
@@ -250,7 +254,10 @@ class Run:
             loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
             generator=torch.Generator().manual_seed(self.row.seed),
         )
-        self.finish(swan.prune_by_score(gated, scores, macs=self.row.budget), 0)
+        self.finish(
+            swan.prune_by_score(gated, scores, macs=self.row.budget, diminishing=diminishing),
+            0,
+        )
 
     def by_torch_pruning(self, importance: Any) -> None:
         """Torch-Pruning; the ratio that comes nearest to the budget is bisected."""
@@ -315,6 +322,7 @@ class Run:
         }
         learners: dict[str, dict[str, Any]] = {
             "ours": {},
+            "ours-additive": {"diminishing": False},
             "ours-gradient": {"learning": "gradient"},
             "paper": {"preset": "paper"},
             **{name: {"candidate": name, "learning": "gradient"} for name in CANDIDATES},
@@ -327,6 +335,8 @@ class Run:
             self.finish(copy.deepcopy(self.dense), 0)
         elif method == "thin":
             self.finish(self.thin(), 0)
+        elif method == "random":
+            self.by_score("random-additive")
         else:
             self.by_score(method.removeprefix("score-"))
         return {

@@ -4,9 +4,10 @@ A gate moves by a whole step, from 1 to 0, so its gradient alone does not say wh
 To second order, closing unit i changes the loss by -dL/dg_i + F_i / 2, with F_i = E[(dL/dg_i)^2], the
 Fisher information, in place of the Hessian's diagonal. While the weights train along, the mean of
 dL/dg_i stays near zero (scaling a unit is a direction the weights move in anyway) and F_i decides.
-A unit is worth its price at the exchange rate r, loss per share of the budget, where F_i > r c_i:
+Within a layer returns diminish (`diminishing_returns`): v_i is what unit i adds to those that matter
+more. It is worth its price at the exchange rate r, loss per share of the budget, where v_i > r c_i:
 
-    z_i = log F_i - log(r c_i),    p_i = sigmoid(z_i) = F_i / (F_i + r c_i)
+    z_i = log v_i - log(r c_i),    p_i = sigmoid(z_i) = v_i / (v_i + r c_i)
 
 and r is what makes the open units fit the budget. Closed units keep their gradient (straight-through),
 so F_i goes on being measured and a unit that turns out to be worth its price opens again.
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from swan_surgery.budget import Limit, prices_within, widest_mask
+from swan_surgery.diminishing_returns import DiminishingReturns
 from swan_surgery.gates import GateBank, GatedModel
 
 
@@ -39,12 +41,13 @@ class CurvatureRule:
     Between calls the optimizer sees a zero gradient on the logits.
     """
 
-    def __init__(self, gated: GatedModel, *, decay: float) -> None:
+    def __init__(self, gated: GatedModel, *, decay: float, diminishing: bool = True) -> None:
         """Attach to a gated model; a rule that was attached before lets go.
 
         Args:
             gated: the gated model; its logits are written by `project` from now on.
             decay: of the running mean, per call of `project`.
+            diminishing: whether returns diminish within a layer; else v_i = F_i.
         """
         self._gated = gated
         self._decay = decay
@@ -52,6 +55,9 @@ class CurvatureRule:
         self._pending = torch.zeros_like(logits, dtype=torch.float64)
         self._mean = torch.zeros_like(self._pending)
         self._weight = 0.0
+        groups = gated.channels.unit_groups
+        returns = DiminishingReturns(groups, gated.gates.num_units)
+        self._worth = returns if diminishing else None
         # Until the first gradients: the order that the gates start in.
         self._start = gated.gates.probabilities().detach().double()
         release(gated)
@@ -100,9 +106,9 @@ class CurvatureRule:
         """Write the logits for limits: open are the units worth their price, as many as fit."""
         self._take_in()
         gates = self._gated.gates
-        scores = self.scores().clamp(min=torch.finfo(torch.float64).tiny)
-        value = gates.open_mask().double()
-        worth = scores / prices_within(limits, value)
+        scores = self.scores() if self._worth is None else self._worth(self.scores())
+        scores = scores.clamp(min=torch.finfo(torch.float64).tiny)
+        worth = scores / prices_within(limits, gates.open_mask().double())
         order = worth.argsort(descending=True, stable=True)
         mask = widest_mask(self._gated, order, limits, least=gates.least_mask(worth))
         # The price at which the best closed unit stays closed; cheaper ones that fill the rest, and

@@ -60,6 +60,7 @@ class Objective:
         latency_table: LatencyTable | None = None,
         learning: Learning | None = None,
         decay: float = 0.98,
+        diminishing: bool = True,
         freeze_after: float | None = None,
         l0: float = 0.0,
         flops: float = 0.0,
@@ -84,6 +85,8 @@ class Objective:
                 while it exceeds it. By default "curvature" if a budget is all there is, else
                 "gradient".
             decay: of the running mean of "curvature", per step.
+            diminishing: "curvature" with returns that diminish within a layer
+                (`diminishing_returns`); False adds units up as if each were alone.
             freeze_after: epoch from which on the objective leaves the gates as they are. Where the
                 optimizer moves them ("gradient"), set the learning rate of their group to 0 too.
             l0: lambda_0, on the mean probability (Eq. 9).
@@ -135,8 +138,9 @@ class Objective:
         by_default: Learning = "curvature" if self.limits and not penalties.act else "gradient"
         self.learning: Learning = learning or by_default
         release(gated)
-        by_curvature = self.learning == "curvature"
-        self._rule = CurvatureRule(gated, decay=decay) if by_curvature else None
+        self._rule = None
+        if self.learning == "curvature":
+            self._rule = CurvatureRule(gated, decay=decay, diminishing=diminishing)
         if preset == "paper":
             gated.gates.mode = "soft"
 

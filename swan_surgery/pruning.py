@@ -15,6 +15,7 @@ from swan_surgery.channels import copy_of
 from swan_surgery.channels.attributes import Attribute
 from swan_surgery.channels.resizes import Place
 from swan_surgery.cost import build_table
+from swan_surgery.diminishing_returns import DiminishingReturns
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.latency import LatencyTable
@@ -100,6 +101,7 @@ def prune_by_score(
     latency_ms: float | None = None,
     latency_table: LatencyTable | None = None,
     per_cost: bool = True,
+    diminishing: bool = True,
     round_to: int | Literal["auto"] = 1,
     verify: bool = True,
 ) -> nn.Module:
@@ -113,7 +115,10 @@ def prune_by_score(
         latency_ms: milliseconds to take at most, by `latency_table`.
         latency_table: from `swan.measure_latencies(gated)`.
         per_cost: rank by score per cost saved, with costs taken anew as units go; False ranks by
-            the bare score.
+            the score alone.
+        diminishing: with returns that diminish within a layer: a unit's score counts by what it adds to
+            those above it, more the fewer they are (`diminishing_returns`), so that no layer closes
+            because each of its channels alone matters little. False takes scores as they are.
         round_to: widths become multiples of this many channels; "auto" as in `prune`.
         verify: run both models on the example inputs and compare.
 
@@ -152,6 +157,9 @@ def prune_by_score(
         raise InputError("say how small the model shall get: macs=0.5 or params=0.5")
     scores = scores.to(gated.gates.logits.device)
     least = gated.gates.least_mask(scores)
+    if diminishing:
+        returns = DiminishingReturns(gated.channels.unit_groups, len(scores))
+        scores = returns(scores)
     order = order_by_price(scores, limits if per_cost else (), least)
     mask = widest_mask(gated, order, limits, least=least, round_to=multiple)
     return cut_to(gated, mask, verify=verify)
