@@ -194,7 +194,13 @@ def test_multiples_are_of_half_the_macs_and_differ(clock) -> None:
     for multiple, own in found.items():
         assert 0.3 < own.macs_share <= 0.5
         small = swan.prune_by_score(
-            gated, scores, macs=0.5, per_cost=False, round_to=multiple, verify=False
+            gated,
+            scores,
+            macs=0.5,
+            per_cost=False,
+            diminishing=False,
+            round_to=multiple,
+            verify=False,
         )
         widths = [layer.out_features for layer in small if isinstance(layer, nn.Linear)][:3]
         assert all(width % multiple == 0 for width in widths)
