@@ -14,7 +14,7 @@ so F_i goes on being measured and a unit that turns out to be worth its price op
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -55,9 +55,9 @@ class CurvatureRule:
         self._pending = torch.zeros_like(logits, dtype=torch.float64)
         self._mean = torch.zeros_like(self._pending)
         self._weight = 0.0
-        groups = gated.channels.unit_groups
-        returns = DiminishingReturns(groups, gated.gates.num_units)
-        self._worth = returns if diminishing else None
+        self._returns: Callable[[Tensor], Tensor] | None = None
+        if diminishing:
+            self._returns = DiminishingReturns(gated.channels.unit_groups, gated.gates.num_units)
         # Until the first gradients: the order that the gates start in.
         self._start = gated.gates.probabilities().detach().double()
         release(gated)
@@ -106,7 +106,9 @@ class CurvatureRule:
         """Write the logits for limits: open are the units worth their price, as many as fit."""
         self._take_in()
         gates = self._gated.gates
-        scores = self.scores() if self._worth is None else self._worth(self.scores())
+        scores = self.scores()
+        if self._returns is not None:
+            scores = self._returns(scores)
         scores = scores.clamp(min=torch.finfo(torch.float64).tiny)
         worth = scores / prices_within(limits, gates.open_mask().double())
         order = worth.argsort(descending=True, stable=True)

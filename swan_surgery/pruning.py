@@ -117,8 +117,8 @@ def prune_by_score(
         per_cost: rank by score per cost saved, with costs taken anew as units go; False ranks by
             the score alone.
         diminishing: with returns that diminish within a layer: a unit's score counts by what it adds to
-            those above it, more the fewer they are (`diminishing_returns`), so that no layer closes
-            because each of its channels alone matters little. False takes scores as they are.
+            those above it, more the fewer they are (`diminishing_returns`): a layer whose channels
+            each matter little does not close for that alone. False takes scores as they are.
         round_to: widths become multiples of this many channels; "auto" as in `prune`.
         verify: run both models on the example inputs and compare.
 
@@ -158,8 +158,7 @@ def prune_by_score(
     scores = scores.to(gated.gates.logits.device)
     least = gated.gates.least_mask(scores)
     if diminishing:
-        returns = DiminishingReturns(gated.channels.unit_groups, len(scores))
-        scores = returns(scores)
+        scores = DiminishingReturns(gated.channels.unit_groups, len(scores))(scores)
     order = order_by_price(scores, limits if per_cost else (), least)
     mask = widest_mask(gated, order, limits, least=least, round_to=multiple)
     return cut_to(gated, mask, verify=verify)

@@ -41,7 +41,7 @@ class TestWorth:
             for unit in sorted(group, key=lambda u: (-float(scores[u]), u)):
                 above += float(scores[unit])
                 share = min(float(scores[unit]) / above, 1 - 1e-9) if above else 0.0
-                assert float(worth[unit]) == pytest.approx(-total * math.log1p(-share), rel=1e-6)
+                assert float(worth[unit]) == pytest.approx(-total * math.log1p(-share), rel=1e-12)
 
     @given(scored_groups())
     def test_keeps_the_order_within_a_group(self, case) -> None:
