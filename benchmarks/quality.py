@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.machine import device_name
 
 
 RATES = (0.01, 0.02, 0.04, 0.08)
@@ -343,7 +345,8 @@ class Run:
             **asdict(self.row),
             **self.facts,
             "cpu_seconds": round(time.process_time() - started, 1),
-            "device": str(self.device),
+            "device": device_name(self.device),
+            "date": datetime.now(UTC).date().isoformat(),
             "source": source_hash(),
             "commit": commit(),
         }

@@ -490,7 +490,16 @@ def quality_markdown(results: Sequence[Result]) -> str:
                 f"{100 * statistics.fmean(row['macs_share'] for row in own):.2f}",
             ]
         )
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+    devices = sorted({str(row["device"]) for row in rows.values()})
+    days = [str(row["date"]) for row in rows.values()]
+    where = results[-1]["environment"]
+    source = (
+        f"{', '.join(devices)}, {where['cpus']} cores, torch {where['packages']['torch']}, "
+        f"{' to '.join(sorted({min(days), max(days)}))}; a row by `python benchmarks/quality.py "
+        "--data CIFAR10 --pretrained RESNETS --network resnet20 --schedule short --methods ours "
+        "--budgets 0.5 --distil no --seeds 0 1 2`"
+    )
+    return f"{markdown(header, cells)}\n\n{source}"
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
