@@ -455,29 +455,104 @@ _QUALITY = {
 }
 
 
-def quality_markdown(results: Sequence[Result]) -> str:
-    """Test accuracy after the cut and at the end per network, schedule, budget and method."""
+Comparison = tuple[str, str, float, bool]  # network, schedule, share of the MACs, distilled
+
+
+def quality_rows(results: Sequence[Result]) -> list[Mapping[str, Any]]:
+    """The rows of all files; later files replace earlier ones."""
     rows: dict[str, Mapping[str, Any]] = {}
     for result in results:
         rows |= result["rows"]
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows.values():
-        name = (row["network"], row["schedule"], row["budget"], row["distil"], row["method"])
-        groups.setdefault((*name, row["lr"]), []).append(row)
-    best: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for (*name, _), own in groups.items():
-        # Where several learning rates were tried, the one that validation accuracy chose.
-        known = best.get(tuple(name), [])
+    return list(rows.values())
+
+
+def chosen_runs(
+    rows: Iterable[Mapping[str, Any]],
+) -> dict[tuple[Comparison, str], list[Mapping[str, Any]]]:
+    """The seeds of each method: at the learning rate that validation accuracy chose, of several."""
+    groups: dict[tuple[Comparison, str, float], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        where = (row["network"], row["schedule"], row["budget"], row["distil"])
+        groups.setdefault((where, row["method"], row["lr"]), []).append(row)
+    best: dict[tuple[Comparison, str], list[Mapping[str, Any]]] = {}
+    for (where, method, _), own in groups.items():
+        known = best.get((where, method), [])
         ahead = (len(own), statistics.fmean(r["validation"] for r in own))
         if not known or ahead > (len(known), statistics.fmean(r["validation"] for r in known)):
-            best[tuple(name)] = own
+            best[where, method] = own
+    return best
+
+
+def by_comparison(where: Comparison) -> tuple[str, str, float, bool]:
+    """Networks and schedules by name, larger budgets first."""
+    return (where[0], where[1], -where[2], where[3])
+
+
+def quality_totals_markdown(results: Sequence[Result]) -> str:
+    """Test accuracy at the end: gates, our one-shot score, the best of Torch-Pruning, side by side."""
+    runs = chosen_runs(quality_rows(results))
+    header = ["network, schedule", "dense", "MACs %", "distilled", "gates that learn"]
+    header += ["one-shot Fisher", "Torch-Pruning's best", "thinner, trained as long"]
+    cells = []
+    for where in sorted({where for where, _ in runs}, key=by_comparison):
+        network, schedule, budget, distil = where
+        ours = {
+            method: _default_or_additive(runs, where, method) for method in ("ours", "score-fisher")
+        }
+        if not ours["ours"]:
+            continue
+        peers = {m: _ends(runs, where, m) for m in _QUALITY if m.startswith("tp-")}
+        peers = {method: values for method, values in peers.items() if len(values) > 1}
+        peer = max(peers, key=lambda method: statistics.fmean(peers[method]), default=None)
+        dense = _ends(runs, (network, schedule, 1.0, False), "dense")
+        thin = _ends(runs, where, "thin")
+        cells.append(
+            [
+                f"{network}, {schedule}",
+                mean_and_deviation(dense),
+                f"{100 * budget:g}",
+                "yes" if distil else "no",
+                *ours.values(),
+                f"{mean_and_deviation(peers[peer])} ({_PEERS[peer]})" if peer else "",
+                mean_and_deviation(thin) if thin else "",
+            ]
+        )
+    return f"{markdown(header, cells)}\n\n{_quality_source(results)}"
+
+
+_PEERS = {"tp-l2": "L2", "tp-taylor": "Taylor", "tp-bn-sparse": "batch-norm scales"}
+
+
+def _ends(
+    runs: Mapping[tuple[Comparison, str], Sequence[Mapping[str, Any]]],
+    where: Comparison,
+    method: str,
+) -> list[float]:
+    return [row["test"] for row in runs.get((where, method), [])]
+
+
+def _default_or_additive(
+    runs: Mapping[tuple[Comparison, str], Sequence[Mapping[str, Any]]],
+    where: Comparison,
+    method: str,
+) -> str:
+    """The default's; where only additive scores were run, theirs, marked."""
+    now, additive = (_ends(runs, where, name) for name in (method, f"{method}-additive"))
+    if len(now) >= len(additive) and now:
+        return mean_and_deviation(now)
+    return f"{mean_and_deviation(additive)} (additive)" if additive else ""
+
+
+def quality_markdown(results: Sequence[Result]) -> str:
+    """Test accuracy after the cut and at the end per network, schedule, budget and method."""
+    runs = chosen_runs(quality_rows(results))
     header = ["network, schedule", "MACs %", "method", "distilled", "seeds", "after the cut %"]
     header += ["at the end %", "MACs left %"]
     cells = []
     order = list(_QUALITY)
-    for name in sorted(best, key=lambda n: (n[0], n[1], -n[2], n[3], order.index(n[4]))):
-        network, schedule, budget, distil, method = name
-        own = best[name]
+    for name in sorted(runs, key=lambda n: (by_comparison(n[0]), order.index(n[1]))):
+        (network, schedule, budget, distil), method = name
+        own = runs[name]
         cells.append(
             [
                 f"{network}, {schedule}",
@@ -490,16 +565,20 @@ def quality_markdown(results: Sequence[Result]) -> str:
                 f"{100 * statistics.fmean(row['macs_share'] for row in own):.2f}",
             ]
         )
-    devices = sorted({str(row["device"]) for row in rows.values()})
-    days = [str(row["date"]) for row in rows.values()]
+    return f"{markdown(header, cells)}\n\n{_quality_source(results)}"
+
+
+def _quality_source(results: Sequence[Result]) -> str:
+    rows = quality_rows(results)
+    devices = sorted({str(row["device"]) for row in rows})
+    days = [str(row["date"]) for row in rows]
     where = results[-1]["environment"]
-    source = (
+    return (
         f"{', '.join(devices)}, {where['cpus']} cores, torch {where['packages']['torch']}, "
         f"{' to '.join(sorted({min(days), max(days)}))}; a row by `python benchmarks/quality.py "
         "--data CIFAR10 --pretrained RESNETS --network resnet20 --schedule short --methods ours "
         "--budgets 0.5 --distil no --seeds 0 1 2`"
     )
-    return f"{markdown(header, cells)}\n\n{source}"
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -514,6 +593,7 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "overhead": overhead_markdown,
     "planning": planning_markdown,
     "quality": quality_markdown,
+    "quality_totals": quality_totals_markdown,
     "shipping": shipping_markdown,
     "shipping_totals": totals_markdown,
     "speed": speed_markdown,
