@@ -501,7 +501,7 @@ def quality_totals_markdown(results: Sequence[Result]) -> str:
         }
         if not ours["ours"]:
             continue
-        peers = {m: _ends(runs, where, m) for m in _QUALITY if m.startswith("tp-")}
+        peers = {method: _ends(runs, where, method) for method in _PEERS}
         peers = {method: values for method, values in peers.items() if len(values) > 1}
         peer = max(peers, key=lambda method: statistics.fmean(peers[method]), default=None)
         dense = _ends(runs, (network, schedule, 1.0, False), "dense")
@@ -509,7 +509,7 @@ def quality_totals_markdown(results: Sequence[Result]) -> str:
         cells.append(
             [
                 f"{network}, {schedule}",
-                mean_and_deviation(dense),
+                mean_and_deviation(dense) if dense else "",
                 f"{100 * budget:g}",
                 "yes" if distil else "no",
                 *ours.values(),
