@@ -502,7 +502,7 @@ def quality_totals_markdown(results: Sequence[Result]) -> str:
         if not ours["ours"]:
             continue
         peers = {method: _ends(runs, where, method) for method in _PEERS}
-        peers = {method: values for method, values in peers.items() if len(values) > 1}
+        peers = {method: values for method, values in peers.items() if len(values) > 2}
         peer = max(peers, key=lambda method: statistics.fmean(peers[method]), default=None)
         dense = _ends(runs, (network, schedule, 1.0, False), "dense")
         thin = _ends(runs, where, "thin")
