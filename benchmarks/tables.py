@@ -514,7 +514,7 @@ def quality_totals_markdown(results: Sequence[Result]) -> str:
                 "yes" if distil else "no",
                 *ours.values(),
                 f"{mean_and_deviation(peers[peer])} ({_PEERS[peer]})" if peer else "",
-                mean_and_deviation(thin) if thin else "",
+                mean_and_deviation(thin) if len(thin) > 2 else "",
             ]
         )
     return f"{markdown(header, cells)}\n\n{_quality_source(results)}"
