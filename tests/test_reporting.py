@@ -18,6 +18,7 @@ from swan_surgery.reporting.measurement import (
     size_bytes,
     uncounted_ops,
 )
+from swan_surgery.reporting.rendering import milliseconds
 
 
 class Net(nn.Module):
@@ -235,6 +236,21 @@ def test_markdown_has_both_tables_of_even_rows(measured):
 )
 def test_macs_are_written_with_their_flops(macs, text):
     assert format_macs(macs) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.03921, 3, "0.0392"),
+        (99.97, 3, "100"),
+        (231.4, 2, "231"),
+        (9.96, 2, "10"),
+        (99.96, 2, "100"),
+        (1689.8, 3, "1,690"),
+    ],
+)
+def test_slow_passes_are_written_without_powers_of_ten(value, digits, text):
+    assert milliseconds(value, digits) == text
 
 
 def test_report_is_frozen(measured):

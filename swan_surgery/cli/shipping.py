@@ -23,6 +23,7 @@ from swan_surgery.latency_measurement import measure_latencies
 from swan_surgery.pruning import prune, prune_by_score
 from swan_surgery.reporting import report
 from swan_surgery.reporting.measurement import device_of, environment, latencies_in_turns
+from swan_surgery.reporting.rendering import milliseconds
 from swan_surgery.runtimes import forward_pass
 from swan_surgery.writing import replacing
 
@@ -196,10 +197,10 @@ def latency_command(
         return
     typer.echo(f"{runtime}, batch {batch}, {where.threads} threads, {where.device}")
     for name, own in zip(models, timed, strict=True):
-        low, high = own.lower_quartile_ms, own.upper_quartile_ms
-        typer.echo(
-            f"{name}: {own.median_ms:.3g} ms [{low:.3g}, {high:.3g}] over {own.repeats} passes"
+        median, low, high = map(
+            milliseconds, (own.median_ms, own.lower_quartile_ms, own.upper_quartile_ms)
         )
+        typer.echo(f"{name}: {median} ms [{low}, {high}] over {own.repeats} passes")
     if len(timed) == 2:
         typer.echo(f"{timed[0].median_ms / timed[1].median_ms:.2f} times as fast")
 

@@ -26,6 +26,16 @@ def format_macs(macs: int) -> str:
     return f"{scaled(macs)}MACs ({scaled(to_flops(macs))}FLOPs)"
 
 
+def milliseconds(value: float, digits: int = 3) -> str:
+    """Significant digits, but whole milliseconds at least, never as a power of ten.
+
+    Example:
+        >>> milliseconds(3.9217), milliseconds(1689.8), milliseconds(231.4, digits=2)
+        ('3.92', '1,690', '231')
+    """
+    return f"{value:,.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
 def scaled(count: int) -> str:
     """Three significant digits and a decimal prefix, ready for a unit.
 
@@ -63,8 +73,8 @@ def summary_rows(before: Figures, after: Figures, batch: int) -> Rows:
         rows.append(
             (
                 "latency" if old.batch == batch else f"latency, batch {old.batch}",
-                f"{old.median_ms:.3g} ms (IQR {old.spread_ms:.2g})",
-                f"{new.median_ms:.3g} ms (IQR {new.spread_ms:.2g})",
+                f"{milliseconds(old.median_ms)} ms (IQR {milliseconds(old.spread_ms, digits=2)})",
+                f"{milliseconds(new.median_ms)} ms (IQR {milliseconds(new.spread_ms, digits=2)})",
                 share(old.median_ms, new.median_ms),
             )
         )

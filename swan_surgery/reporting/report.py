@@ -108,7 +108,8 @@ class Report:
         if old.latencies:
             first, then = old.latencies[0], new.latencies[0]
             gain = f"{first.median_ms / then.median_ms:.2f} x"
-            tiles.append(("faster", gain, f"{then.median_ms:.3g} ms at batch {then.batch}"))
+            now = f"{rendering.milliseconds(then.median_ms)} ms at batch {then.batch}"
+            tiles.append(("faster", gain, now))
         if old.accuracy is not None and new.accuracy is not None:
             change = f"{new.accuracy - old.accuracy:+.3g}"
             tiles.append(("accuracy", f"{new.accuracy:.4g}", f"{change} to before"))
