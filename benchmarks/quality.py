@@ -7,8 +7,9 @@
 Every method starts from the same dense network (adapted to the images, the same for all methods of a
 seed) and gets the same number of epochs, batches, augmentation and learning-rate schedule afterwards;
 what it prunes to costs the same MACs, as nearly as it can hit them (the table says so). The peak
-learning rate is chosen for every method alike among `RATES`, by validation accuracy of seed 0 (where
-a case was not tuned, as in the nearest that was: `chosen_rate`). Rows that are in the result file
+learning rate is chosen for every method alike among `RATES`, and beyond them while the best lies on
+the edge, by validation accuracy of seed 0 (where a case was not tuned, as in the nearest that was:
+`chosen_rate`). Rows that are in the result file
 already are not measured again, so a killed run goes on where it stopped. Each network has its own file.
 """
 
@@ -18,7 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -413,16 +414,35 @@ def chosen_rate(rows: dict[str, Any], wanted: Row) -> float:
     dense = wanted.method == "dense"
     budgets = (1.0,) if dense else (wanted.budget, TUNED_AT)
     for place, distil, budget in product(places, (wanted.distil, False), budgets):
-        found = {
-            row["lr"]: row["validation"]
-            for row in rows.values()
-            if (row["network"], row["schedule"]) == place
-            and (row["method"], row["distil"], row["budget"]) == (wanted.method, distil, budget)
-            and row["seed"] == 0
-        }
-        if len(found) == len(RATES):
+        network, schedule = place
+        case = replace(
+            wanted, network=network, schedule=schedule, distil=distil, budget=budget, seed=0
+        )
+        found = tried_rates(rows, case)
+        if set(RATES) <= found.keys():
             return float(max(found, key=lambda lr: found[lr]))
     return RATES[len(RATES) // 2]
+
+
+def tried_rates(rows: dict[str, Any], wanted: Row) -> dict[float, float]:
+    """Learning rate to validation accuracy of the runs that differ from `wanted` in the rate alone."""
+    names = [field.name for field in fields(Row) if field.name != "lr"]
+    return {
+        row["lr"]: row["validation"]
+        for row in rows.values()
+        if all(row[name] == getattr(wanted, name) for name in names)
+    }
+
+
+def rates_to_try(rows: dict[str, Any], wanted: Row) -> tuple[float, ...]:
+    """The grid; once it is done, one step beyond the edge that the best rate lies on, if it does."""
+    found = tried_rates(rows, wanted)
+    if not set(RATES) <= found.keys():
+        return RATES
+    best = max(found, key=lambda lr: found[lr])
+    if best == max(found):
+        return (2 * best,)
+    return (best / 2,) if best == min(found) else ()
 
 
 def wanted(options: argparse.Namespace, rows: dict[str, Any]) -> list[Row]:
@@ -437,7 +457,7 @@ def wanted(options: argparse.Namespace, rows: dict[str, Any]) -> list[Row]:
             for distil, method in product(options.distil, options.methods):
                 share = 1.0 if method == "dense" else budget
                 row = Row(options.network, options.schedule, method, share, distil, seed, RATES[0])
-                for lr in RATES if options.tune else (chosen_rate(tuned, row),):
+                for lr in rates_to_try(rows, row) if options.tune else (chosen_rate(tuned, row),):
                     own = replace(row, lr=lr)
                     if own.key() not in rows and own not in found:
                         found.append(own)
@@ -464,7 +484,11 @@ def parse() -> argparse.Namespace:
         "--distil", nargs="+", type=lambda text: text == "yes", default=[False], metavar="yes|no"
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: 1)")
-    parser.add_argument("--tune", action="store_true", help="all learning rates, seed 0")
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="all learning rates, seed 0; goes on beyond the best if that is on the edge",
+    )
     options = parser.parse_args()
     if options.smoke:
         options.schedule, options.seeds, options.budgets = "smoke", [0], [0.5]
@@ -490,10 +514,11 @@ def main() -> None:
     splits = (synthetic(count) if options.data is None else load(options.data, count)).to(device)
     rows = result["rows"]
     result["schedules"] = {name: asdict(schedule) for name, schedule in SCHEDULES.items()}
-    todo = wanted(options, rows)
     with progress_bar(terminal) as bar:
-        everything = bar.add_task("runs", total=len(todo))
-        for row in todo:
+        everything = bar.add_task("runs", total=0)
+        while todo := wanted(options, rows):
+            row, done = todo[0], bar.tasks[everything].completed
+            bar.update(everything, total=done + len(todo))
             run = Run(row, dense_network(row, splits, options), splits, lambda: None)
             task = bar.add_task(row.key(), total=run.steps)
             run.tick = lambda task=task: bar.advance(task)

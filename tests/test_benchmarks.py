@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from quality import RATES, Row, chosen_rate, rates_to_try
 
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -131,3 +132,37 @@ def test_a_table_that_cannot_be_made_is_an_error(name, message, folder, readme):
     assert done.returncode == 1
     assert message in done.stderr
     assert readme.read_text() == marked(name)
+
+
+def tuned(*accuracies, network="resnet20"):
+    """Rows of seed 0 at each learning rate: {rate: validation accuracy}."""
+    rows = {}
+    for lr, validation in accuracies:
+        row = Row(network, "short", "ours", 0.25, distil=False, seed=0, lr=lr)
+        rows[row.key()] = {**vars(row), "validation": validation}
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "next_rates"),
+    [
+        ((), RATES),
+        (((0.01, 50.0), (0.02, 60.0)), RATES),
+        (((0.01, 50.0), (0.02, 60.0), (0.04, 59.0), (0.08, 58.0)), ()),
+        (((0.01, 50.0), (0.02, 60.0), (0.04, 61.0), (0.08, 62.0)), (0.16,)),
+        (((0.01, 50.0), (0.02, 60.0), (0.04, 61.0), (0.08, 62.0), (0.16, 1.0)), ()),
+        (((0.01, 50.0), (0.02, 40.0), (0.04, 41.0), (0.08, 42.0)), (0.005,)),
+    ],
+)
+def test_quality_widens_the_grid_while_the_best_rate_is_on_its_edge(accuracies, next_rates):
+    case = Row("resnet20", "short", "ours", 0.25, distil=False, seed=0, lr=RATES[0])
+    assert rates_to_try(tuned(*accuracies), case) == next_rates
+
+
+def test_quality_chooses_the_best_rate_of_a_finished_grid_by_validation():
+    grid = ((0.01, 50.0), (0.02, 60.0), (0.04, 61.0), (0.08, 62.0))
+    case = Row("resnet20", "short", "ours", 0.25, distil=False, seed=1, lr=RATES[0])
+    assert chosen_rate(tuned(*grid), case) == 0.08
+    assert chosen_rate(tuned(*grid, (0.16, 63.0)), case) == 0.16
+    assert chosen_rate(tuned(*grid[:3]), case) == chosen_rate({}, case) == 0.04
+    assert chosen_rate(tuned(*grid, network="vgg16_bn"), case) == 0.04
