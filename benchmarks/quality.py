@@ -72,6 +72,7 @@ METHODS = (
     "tp-taylor-global",
     "tp-bn-sparse-global",
     "random",
+    "random-per-cost",
     "thin",
 )
 
@@ -246,7 +247,7 @@ class Run:
         )
         self.finish(swan.prune(gated, macs=self.row.budget), joint)
 
-    def by_score(self, score: str) -> None:
+    def by_score(self, score: str, *, per_cost: bool = True) -> None:
         """One-shot by one of our scores; "-additive": without diminishing returns."""
         diminishing, score = not score.endswith("-additive"), score.removesuffix("-additive")
         gated = self.gated()
@@ -258,7 +259,9 @@ class Run:
             generator=torch.Generator().manual_seed(self.row.seed),
         )
         self.finish(
-            swan.prune_by_score(gated, scores, macs=self.row.budget, diminishing=diminishing),
+            swan.prune_by_score(
+                gated, scores, macs=self.row.budget, per_cost=per_cost, diminishing=diminishing
+            ),
             0,
         )
 
@@ -338,7 +341,9 @@ class Run:
             self.finish(copy.deepcopy(self.dense), 0)
         elif method == "thin":
             self.finish(self.thin(), 0)
-        elif method == "random":
+        elif method == "random":  # every unit as likely as any other: layers shrink alike
+            self.by_score("random-additive", per_cost=False)
+        elif method == "random-per-cost":
             self.by_score("random-additive")
         else:
             self.by_score(method.removeprefix("score-"))

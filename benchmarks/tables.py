@@ -451,6 +451,7 @@ _QUALITY = {
     "tp-taylor-global": "Torch-Pruning, group Taylor, global ranking",
     "tp-bn-sparse-global": "Torch-Pruning, batch-norm scales, sparse training, global",
     "random": "random channels",
+    "random-per-cost": "random channels, ranked per MAC: dear layers close first",
     "thin": "uniformly thinner, from scratch, trained as long",
 }
 
