@@ -452,9 +452,10 @@ def rates_to_try(rows: dict[str, Any], wanted: Row) -> tuple[float, ...]:
 
 def wanted(options: argparse.Namespace, rows: dict[str, Any]) -> list[Row]:
     """The runs asked for that are not in the file yet, cheap comparisons first."""
-    tuned = dict(rows)
+    tuned: dict[str, Any] = {}
     for file in sorted(RESULTS.glob("*_quality.json")):
         tuned |= json.loads(file.read_text())["rows"]
+    tuned |= rows  # what this run's own file says counts before older files
     found = []
     seeds = [0] if options.tune else options.seeds
     for seed in seeds:
