@@ -497,11 +497,10 @@ def quality_totals_markdown(results: Sequence[Result]) -> str:
     cells = []
     for where in sorted({where for where, _ in runs}, key=by_comparison):
         network, schedule, budget, distil = where
-        ours = {
-            method: _default_or_additive(runs, where, method) for method in ("ours", "score-fisher")
-        }
-        if not ours["ours"]:
+        ours = _ends(runs, where, "ours")
+        if not ours:
             continue
+        one_shot = _ends(runs, where, "score-fisher")
         peers = {method: _ends(runs, where, method) for method in _PEERS}
         peers = {method: values for method, values in peers.items() if len(values) > 2}
         peer = max(peers, key=lambda method: statistics.fmean(peers[method]), default=None)
@@ -513,7 +512,8 @@ def quality_totals_markdown(results: Sequence[Result]) -> str:
                 mean_and_deviation(dense) if dense else "",
                 f"{100 * budget:g}",
                 "yes" if distil else "no",
-                *ours.values(),
+                mean_and_deviation(ours),
+                mean_and_deviation(one_shot) if one_shot else "",
                 f"{mean_and_deviation(peers[peer])} ({_PEERS[peer]})" if peer else "",
                 mean_and_deviation(thin) if len(thin) > 2 else "",
             ]
@@ -530,18 +530,6 @@ def _ends(
     method: str,
 ) -> list[float]:
     return [row["test"] for row in runs.get((where, method), [])]
-
-
-def _default_or_additive(
-    runs: Mapping[tuple[Comparison, str], Sequence[Mapping[str, Any]]],
-    where: Comparison,
-    method: str,
-) -> str:
-    """The default's; where only additive scores were run, theirs, marked."""
-    now, additive = (_ends(runs, where, name) for name in (method, f"{method}-additive"))
-    if len(now) >= len(additive) and now:
-        return mean_and_deviation(now)
-    return f"{mean_and_deviation(additive)} (additive)" if additive else ""
 
 
 def quality_markdown(results: Sequence[Result]) -> str:

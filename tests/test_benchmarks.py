@@ -1,12 +1,13 @@
 """Every benchmark script runs with --smoke, and README tables follow the result files."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from quality import RATES, Row, chosen_rate, rates_to_try
+from quality import RATES, Row, chosen_rate, rates_to_try, wanted
 
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -166,3 +167,23 @@ def test_quality_chooses_the_best_rate_of_a_finished_grid_by_validation():
     assert chosen_rate(tuned(*grid, (0.16, 63.0)), case) == 0.16
     assert chosen_rate(tuned(*grid[:3]), case) == chosen_rate({}, case) == 0.04
     assert chosen_rate(tuned(*grid, network="vgg16_bn"), case) == 0.04
+
+
+def test_rows_of_its_own_file_choose_the_learning_rate_before_those_of_older_files(
+    tmp_path, monkeypatch
+):
+    older = tuned((0.01, 70.0), (0.02, 60.0), (0.04, 50.0), (0.08, 40.0))
+    own = tuned((0.01, 40.0), (0.02, 60.0), (0.04, 50.0), (0.08, 40.0))
+    (tmp_path / "2026-11_cpu2_quality.json").write_text(json.dumps({"rows": older}))
+    monkeypatch.setattr("quality.RESULTS", tmp_path)
+    asked = argparse.Namespace(
+        network="resnet20",
+        schedule="short",
+        methods=["ours"],
+        budgets=[0.25],
+        seeds=[1],
+        distil=[False],
+        tune=False,
+    )
+    assert [row.lr for row in wanted(asked, own)] == [0.02]
+    assert [row.lr for row in wanted(asked, {})] == [0.01]
