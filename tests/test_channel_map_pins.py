@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import remove_parametrizations
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED, ChannelMap, Pin
@@ -383,3 +385,19 @@ def test_every_output_channel_of_every_layer_has_a_unit_or_a_pin() -> None:
         pinned = sorted(c for pin in pins_of(channels, layer.name) for c in pin.channels)
         assert pinned == [i for i, unit in enumerate(layer.out_units) if unit == PINNED]
     assert all(pin.reason and pin.op for pin in channels.pins)
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_parametrised_weight_pins_the_layer_before_until_it_is_folded(norm):
+    layers = [norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), norm(nn.Conv2d(4, 2, 3))]
+    model = prepared(nn.Sequential(*layers))
+    x = image(2, 3, 6, 6)
+    before = model(x)
+    assert swan.channel_map(model, x).num_units == 0
+
+    for layer in (model[0], model[2]):
+        remove_parametrizations(layer, "weight")
+
+    torch.testing.assert_close(model(x), before)
+    assert swan.channel_map(model, x).num_units == 4
+    assert_closed_equals_cut(model, x)
