@@ -33,7 +33,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from swan_surgery.machine import device_name
+from swan_surgery.environment.machine import device_name
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ import torch
 from _measure import arguments, console, environment, output_path, report, write
 
 from swan_surgery.cli.demo_output import Teller, result_table, verdict
-from swan_surgery.demo import DemoSettings, run_study
+from swan_surgery.experiments.digits import DemoSettings, run_study
 
 
 TARGET_POINTS = -0.5

@@ -36,8 +36,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.channels import Inputs
-from swan_surgery.runtimes import forward_pass
+from swan_surgery.models import Inputs
+from swan_surgery.timing.runtimes import forward_pass
 
 
 MODELS = ("resnet50", "vgg16_bn", "mobilenet_v3_large", "vit_b_16")

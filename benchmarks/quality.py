@@ -47,7 +47,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.machine import device_name
+from swan_surgery.environment.machine import device_name
 
 
 RATES = (0.01, 0.02, 0.04, 0.08)

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo_models import Case, build, call, copied
 
 import swan_surgery as swan
-from swan_surgery.channels import PINNED, as_inputs
-from swan_surgery.verification import relative_error
+from swan_surgery.channels import PINNED
+from swan_surgery.cutting.verification import relative_error
+from swan_surgery.models import as_inputs
 
 
 CLOSED = (0.3, 0.7)

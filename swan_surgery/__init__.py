@@ -6,8 +6,7 @@ Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` a
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map
-from swan_surgery.conversion import swanify, unswanify
-from swan_surgery.cost import (
+from swan_surgery.costs.cost import (
     count_macs,
     count_params,
     expected_macs,
@@ -16,7 +15,9 @@ from swan_surgery.cost import (
     hard_params,
     marginal_macs,
 )
-from swan_surgery.distillation import distillation_loss
+from swan_surgery.costs.latency_table import LatencyTable
+from swan_surgery.cutting.plan import PruningPlan
+from swan_surgery.cutting.pruning import prune, prune_by_score
 from swan_surgery.errors import (
     ArtifactError,
     BudgetError,
@@ -38,16 +39,15 @@ from swan_surgery.errors import (
 )
 from swan_surgery.exporting import Exported, export
 from swan_surgery.gates import GatedModel, acting_gates, soft_gates
-from swan_surgery.importance import importance
-from swan_surgery.latency import LatencyTable
-from swan_surgery.latency_measurement import measure_latencies
-from swan_surgery.objective import Objective
-from swan_surgery.parameter_groups import parameter_groups
-from swan_surgery.plan import PruningPlan
-from swan_surgery.pruning import prune, prune_by_score
-from swan_surgery.ramps import CosineRamp
+from swan_surgery.gates.conversion import swanify, unswanify
+from swan_surgery.learning.distillation import distillation_loss
+from swan_surgery.learning.objective import Objective
+from swan_surgery.learning.parameter_groups import parameter_groups
+from swan_surgery.learning.ramps import CosineRamp
 from swan_surgery.reporting import Report, report
-from swan_surgery.runtimes import MeasuredLatency, measure_latency
+from swan_surgery.selection.importance import importance
+from swan_surgery.timing.layers import measure_latencies
+from swan_surgery.timing.runtimes import MeasuredLatency, measure_latency
 
 
 __all__ = [

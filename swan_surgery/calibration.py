@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swan_surgery.errors import InputError, ModelError
-from swan_surgery.preconditions import check_data
+from swan_surgery.models.checks import check_data
 
 
 class _Moments:

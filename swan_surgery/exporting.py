@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from swan_surgery.channels import Inputs, as_inputs, copy_of
+from swan_surgery.cutting.verification import tensor_error
+from swan_surgery.environment.extras import needed_from
+from swan_surgery.environment.writing import replacing
 from swan_surgery.errors import ExportError, InputError, ModelError, SwanError
-from swan_surgery.extras import needed_from
 from swan_surgery.gates import GatedModel
-from swan_surgery.preconditions import check_data, check_model
-from swan_surgery.verification import tensor_error
-from swan_surgery.writing import replacing
+from swan_surgery.gates.checks import check_model
+from swan_surgery.models import Inputs, as_inputs, copy_of
+from swan_surgery.models.checks import check_data
 
 
 # Other runtimes order sums in other ways; relative to the largest output.

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import swan_surgery as swan
-from swan_surgery.channels import as_inputs
+from swan_surgery.cutting.verification import relative_error, tensor_error
 from swan_surgery.gates import GatedModel
-from swan_surgery.verification import relative_error, tensor_error
+from swan_surgery.models import as_inputs
 from tests.random_layers import randomise_
 
 

@@ -4,16 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.random_layers import (
-    BLOCKS,
-    BOTH,
-    WIDTHS,
-    Shape,
-    conv_stack,
-    entry,
-    register,
-    stride_for,
-)
+from tests.random_layers import BLOCKS, BOTH, WIDTHS, Shape, conv_stack, entry, register, stride_for
 
 
 @register(BLOCKS, "option_a", easy=True, stride=(2, 1), extra=(1, 2, 4), front=(0, 1))

@@ -6,15 +6,7 @@ from torch import Tensor, nn
 
 from tests.random_attention import Attention
 from tests.random_layers import BLOCKS, BOTH, WIDTHS, Shape, conv_stack, entry, register
-from tests.random_token_layers import (
-    MLP_FORMS,
-    NORMS,
-    SCALES,
-    TOKENS,
-    LayerScale,
-    Mlp,
-    Tokens,
-)
+from tests.random_token_layers import MLP_FORMS, NORMS, SCALES, TOKENS, LayerScale, Mlp, Tokens
 
 
 @register(

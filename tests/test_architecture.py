@@ -132,7 +132,8 @@ def test_all_is_sorted_complete_and_importable(file) -> None:
     module = importlib.import_module(module_name(file))
     names = getattr(module, "__all__", None)
     if names is None:
-        assert file.name != "__init__.py" or file.parent.name == "cli"
+        only_a_docstring = len(tree_of(file).body) == 1
+        assert file.name != "__init__.py" or file.parent.name == "cli" or only_a_docstring
         return
     # ruff's order: constants, classes, functions, each sorted.
     kinds = [0 if n.isupper() else 1 if n[0].isupper() else 2 for n in names]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.attention import SlimAttention, put_back_, write_out_
 from swan_surgery.channels import PINNED
+from swan_surgery.models.slim_attention import SlimAttention, put_back_, write_out_
 from tests.closing import assert_closed_equals_cut, close_, image, prepared
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED, channel_map
-from swan_surgery.channels.attributes import Attribute, follow_, repeating
+from swan_surgery.models.attributes import Attribute, follow_, repeating
 from tests.closing import assert_closed_equals_cut, close_, image, prepared
 from tests.small_nets import Net, conv
 

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.budget import (
+from swan_surgery.gates import GatedModel
+from swan_surgery.selection.budget import (
     limits_of,
     order_by_price,
     ranking,
     round_widths,
     widest_mask,
 )
-from swan_surgery.gates import GatedModel
 from tests.test_plan import mlp, zoo_gated
 from tests.zoo import ZOO
 

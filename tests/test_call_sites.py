@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.call_sites import PathGuard, call_site
-from swan_surgery.verification import tensor_error
+from swan_surgery.calls.sites import PathGuard, call_site
+from swan_surgery.cutting.verification import tensor_error
 from tests.closing import TOLERANCE, close_random_, image, prepared
 
 

@@ -7,12 +7,12 @@ from typer.testing import CliRunner
 
 import swan_surgery as swan
 from swan_surgery.cli import app
-from swan_surgery.demo.network import DigitsNet
-from swan_surgery.training import TrainSettings, read_settings
+from swan_surgery.experiments.classifier import TrainSettings, read_settings
+from swan_surgery.experiments.digits.network import DigitsNet
 
 
 CONFIG = """
-model = "swan_surgery.demo.network:DigitsNet"
+model = "swan_surgery.experiments.digits.network:DigitsNet"
 held_out = 0.9
 macs = 0.5
 dense_epochs = 1

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import swan_surgery as swan
-from swan_surgery.counting import count_operators
+from swan_surgery.costs.counting import count_operators
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.zoo import ZOO
 

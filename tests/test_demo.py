@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 import swan_surgery as swan
 from swan_surgery.cli import app
-from swan_surgery.demo import METHODS, DemoSettings, DigitsNet, run_study
-from swan_surgery.demo.data import Images, load_digits, shift, shuffled_batches
-from swan_surgery.demo.training import accuracy, train
-from swan_surgery.pruning import apply_plan
+from swan_surgery.cutting.pruning import apply_plan
+from swan_surgery.experiments.digits import METHODS, DemoSettings, DigitsNet, run_study
+from swan_surgery.experiments.digits.data import Images, load_digits, shift, shuffled_batches
+from swan_surgery.experiments.digits.training import accuracy, train
 
 
 pytest.importorskip("sklearn", reason="the demo's data comes with scikit-learn")
@@ -193,7 +193,7 @@ def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch, tmp_pat
     def missing(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr("swan_surgery.demo.data.import_module", missing)
+    monkeypatch.setattr("swan_surgery.experiments.digits.data.import_module", missing)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.diminishing_returns import DiminishingReturns
+from swan_surgery.selection.diminishing_returns import DiminishingReturns
 
 
 @st.composite

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED
-from swan_surgery.channels.explanation import (
+from swan_surgery.channels.data.explanation import (
     Coupled,
     FollowingAttribute,
     Pinned,

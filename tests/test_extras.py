@@ -3,7 +3,7 @@
 import pytest
 
 import swan_surgery as swan
-from swan_surgery.extras import needed_from
+from swan_surgery.environment.extras import needed_from
 
 
 def test_names_the_package_and_the_extra() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from swan_surgery.channels.fields import (
+from swan_surgery.channels.labels.fields import (
     FILL,
     PLAIN,
     align,

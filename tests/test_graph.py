@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.gates import FoldedGate
-from swan_surgery.graph import trace
+from swan_surgery.gates.graph import trace
 from tests.closing import assert_closed_equals_cut, close_, image, outputs, prepared, twin
 from tests.small_nets import Net, conv
 

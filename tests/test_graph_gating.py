@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import swan_surgery as swan
-from swan_surgery.channels import PINNED, as_inputs, channel_map, copy_of
+from swan_surgery.channels import PINNED, channel_map
 from swan_surgery.gates import FoldedGate, GateSite
-from swan_surgery.graph_gating import GraphPlan, gate_graphs, plan_graphs
+from swan_surgery.gates.graph.gating import GraphPlan, gate_graphs, plan_graphs
+from swan_surgery.models import as_inputs, copy_of
 from tests.closing import assert_closed_equals_cut, close_, image, outputs, prepared
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.small_nets import Net, conv

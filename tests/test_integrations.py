@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.extras import needed_from
+from swan_surgery.environment.extras import needed_from
 from swan_surgery.integrations.steps import add_penalty, check_inside, finish
 from tests.test_distributed import process_group
 from tests.test_plan import mlp, zoo_gated

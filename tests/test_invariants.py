@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import swan_surgery as swan
+from swan_surgery.cutting.plan import make_plan
+from swan_surgery.cutting.verification import relative_error, tensor_error
 from swan_surgery.gates import GatedModel
-from swan_surgery.plan import make_plan
-from swan_surgery.verification import relative_error, tensor_error
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.strategies import Case, NetworkSpec, PartSpec, build, easy_networks, networks
 

@@ -8,9 +8,7 @@ import pytest
 import torch
 
 import swan_surgery as swan
-from swan_surgery.budget import limits_of
-from swan_surgery.gates import GatedModel
-from swan_surgery.latency import (
+from swan_surgery.costs.latency_table import (
     LatencyTable,
     LayerLatency,
     MultipleLatency,
@@ -18,6 +16,8 @@ from swan_surgery.latency import (
     fit_rest,
     latency_cost,
 )
+from swan_surgery.gates import GatedModel
+from swan_surgery.selection.budget import limits_of
 from tests.test_plan import mlp, zoo_gated
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swan_surgery.machine import device_name, wait_for
+from swan_surgery.environment.machine import device_name, wait_for
 
 
 def test_the_processor_as_the_kernel_names_it(monkeypatch) -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.channels.recording import iter_tensors
-from swan_surgery.verification import relative_error, tensor_error
+from swan_surgery.cutting.verification import relative_error, tensor_error
+from swan_surgery.models.outputs import iter_tensors
 from tests.closing import TOLERANCE, close_, image, prepared
 
 

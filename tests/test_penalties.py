@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import swan_surgery as swan
-from swan_surgery.penalties import Penalties, paper_penalties
+from swan_surgery.learning.penalties import Penalties, paper_penalties
 
 
 P = torch.tensor([0.9, 0.2, 0.7, 0.6], dtype=torch.float64)

@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.gates import GatedModel
-from swan_surgery.plan import (
+from swan_surgery.cutting.plan import (
     AttributeValue,
     KeptPositions,
     NumberValue,
     PruningPlan,
     make_plan,
 )
-from swan_surgery.pruning import apply_plan
+from swan_surgery.cutting.pruning import apply_plan
+from swan_surgery.gates import GatedModel
 from tests.closing import close_, image, outputs, prepared
 from tests.small_nets import Net, conv
 from tests.zoo import ZOO

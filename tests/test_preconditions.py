@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.preconditions import check_gated, check_model, infer_inputs
+from swan_surgery.gates.checks import check_gated, check_model
+from swan_surgery.models.checks import infer_inputs
 from tests.zoo import ZOO
 
 

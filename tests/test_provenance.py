@@ -7,14 +7,9 @@ import pytest
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.plan import PruningPlan
-from swan_surgery.provenance import (
-    Architecture,
-    Provenance,
-    architecture_of,
-    difference,
-    provenance_of,
-)
+from swan_surgery.cutting.plan import PruningPlan
+from swan_surgery.models.architecture import Architecture, architecture_of, difference
+from swan_surgery.models.provenance import Provenance, provenance_of
 from tests.closing import close_random_
 from tests.zoo import ZOO
 

@@ -8,9 +8,9 @@ import torchvision
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.cutting.plan import make_plan
+from swan_surgery.cutting.pruning import apply_plan
 from swan_surgery.gates import GatedModel
-from swan_surgery.plan import make_plan
-from swan_surgery.pruning import apply_plan
 from tests.zoo import ZOO
 
 

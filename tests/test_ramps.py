@@ -6,7 +6,7 @@ from math import cos, pi
 import pytest
 
 import swan_surgery as swan
-from swan_surgery.ramps import ramps_of
+from swan_surgery.learning.ramps import ramps_of
 
 
 class TestCosineRamp:

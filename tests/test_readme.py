@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import swan_surgery as swan
-from swan_surgery import ramps
+from swan_surgery.learning import ramps
 
 
 ROOT = Path(__file__).parent.parent

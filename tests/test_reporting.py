@@ -10,15 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.channels import as_inputs
+from swan_surgery.models import as_inputs
 from swan_surgery.reporting import format_macs
-from swan_surgery.reporting.measurement import (
-    paired_latencies,
-    peak_activation_bytes,
-    size_bytes,
-    uncounted_ops,
-)
+from swan_surgery.reporting.measurement import size_bytes, uncounted_ops
 from swan_surgery.reporting.rendering import milliseconds
+from swan_surgery.timing.loop import paired_latencies
+from swan_surgery.timing.memory import peak_activation_bytes
 
 
 class Net(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED, ChannelMap, channel_map
-from swan_surgery.channels.resizes import Place, resize_all_
+from swan_surgery.channels.rehearsal.numbers import Place, resize_all_
 from tests.closing import assert_closed_equals_cut, close_, image, prepared
 from tests.small_nets import Net, conv
 

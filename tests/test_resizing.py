@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.resizing import (
+from swan_surgery.calls.resizing import (
     RESIZABLE,
     SCALING,
     SHAPED,

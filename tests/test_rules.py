@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED
-from swan_surgery.channels.rules import find_rule, registered_ops, rule
+from swan_surgery.channels.rules.registry import find_rule, registered_ops, rule
 from tests.closing import assert_closed_equals_cut, close_random_, image
 from tests.op_examples import ELSEWHERE, EXAMPLES, POINTWISE, Example, build
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.channels import as_inputs
-from swan_surgery.runtimes import forward_pass
+from swan_surgery.models import as_inputs
+from swan_surgery.timing.runtimes import forward_pass
 from tests.zoo import ZOO
 
 

@@ -8,7 +8,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from swan_surgery.slicing import cut_
+from swan_surgery.models.slicing import cut_
 
 
 def kept(size: int, gone: list[int]) -> Tensor:

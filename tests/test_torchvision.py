@@ -8,7 +8,7 @@ from torchvision.models import segmentation
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED
-from swan_surgery.verification import relative_error
+from swan_surgery.cutting.verification import relative_error
 from tests.closing import TOLERANCE, close_random_
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import swan_surgery as swan
-from swan_surgery.training import (
+from swan_surgery.experiments.classifier import (
     Data,
     TrainSettings,
     input_channels,
@@ -24,7 +24,7 @@ from swan_surgery.training import (
     write_outputs,
     write_settings,
 )
-from swan_surgery.training.checkpoint import read_checkpoint, write_checkpoint
+from swan_surgery.experiments.classifier.checkpoint import read_checkpoint, write_checkpoint
 
 
 TINY = TrainSettings(

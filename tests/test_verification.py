@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.gates import GatedModel
-from swan_surgery.plan import make_plan
-from swan_surgery.verification import (
+from swan_surgery.cutting.plan import make_plan
+from swan_surgery.cutting.verification import (
     first_difference,
     relative_error,
     tensor_error,
     verify_pruned,
 )
+from swan_surgery.gates import GatedModel
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.zoo import ZOO
 
@@ -114,7 +114,7 @@ def test_prune_raises_it(monkeypatch) -> None:
         result.features[3].weight.data[0] = 0
         return result
 
-    monkeypatch.setattr("swan_surgery.pruning.apply_plan", wrong)
+    monkeypatch.setattr("swan_surgery.cutting.pruning.apply_plan", wrong)
     before = fingerprint(gated)
     with pytest.raises(swan.VerificationError, match=r"'features\.3'"):
         swan.prune(gated)

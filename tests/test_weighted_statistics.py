@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.channels.labels import WEIGHABLE
+from swan_surgery.channels.labels.labels import WEIGHABLE
 from swan_surgery.gates.weighted_statistics import WEIGHTED, WeightingMode
 from tests.closing import assert_closed_equals_cut, image, prepared
 from tests.small_nets import Net, conv

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.writing import replacing
+from swan_surgery.environment.writing import replacing
 
 
 def test_the_new_file_takes_the_place_of_the_old_one(tmp_path) -> None:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from swan_surgery.environment.writing import replacing
 from swan_surgery.errors import ArtifactError
-from swan_surgery.writing import replacing
 
 
 VERSION = 1

@@ -9,9 +9,9 @@ from torch import nn
 
 from swan_surgery.artifacts.container import write
 from swan_surgery.artifacts.saving import contents
+from swan_surgery.environment.writing import replacing
 from swan_surgery.errors import WritingError
 from swan_surgery.reporting import Report
-from swan_surgery.writing import replacing
 
 
 WEIGHTS = "model.safetensors"

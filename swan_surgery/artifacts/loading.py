@@ -12,16 +12,17 @@ from swan_surgery.artifacts.container import read
 from swan_surgery.artifacts.folders import WEIGHTS
 from swan_surgery.artifacts.saving import cut_shapes, map_digest
 from swan_surgery.artifacts.structures import decode, unpack
-from swan_surgery.channels import Inputs, as_inputs, copy_of
-from swan_surgery.channels.attributes import Attribute
-from swan_surgery.conversion import swanify
+from swan_surgery.calls.resizing import RESIZABLE
+from swan_surgery.cutting.plan import PruningPlan
+from swan_surgery.cutting.pruning import apply_plan
 from swan_surgery.errors import ArtifactError, InputError, SwanError
 from swan_surgery.gates import GatedModel
-from swan_surgery.plan import PruningPlan
-from swan_surgery.preconditions import check_model
-from swan_surgery.provenance import Provenance, all_tensors, architecture_of, difference, note_
-from swan_surgery.pruning import apply_plan
-from swan_surgery.resizing import RESIZABLE
+from swan_surgery.gates.checks import check_model
+from swan_surgery.gates.conversion import swanify
+from swan_surgery.models import Inputs, as_inputs, copy_of
+from swan_surgery.models.architecture import all_tensors, architecture_of, difference
+from swan_surgery.models.attributes import Attribute
+from swan_surgery.models.provenance import Provenance, note_
 
 
 _LAYOUTS = {

@@ -15,18 +15,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from swan_surgery.artifacts.container import write
 from swan_surgery.artifacts.structures import encode, pack
 from swan_surgery.channels import ChannelMap
+from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
-from swan_surgery.plan import PruningPlan
-from swan_surgery.preconditions import check_data, check_model
-from swan_surgery.provenance import (
-    Architecture,
-    Provenance,
-    all_tensors,
-    architecture_of,
-    provenance_of,
-    shapes_of,
-)
+from swan_surgery.gates.checks import check_model
+from swan_surgery.models.architecture import Architecture, all_tensors, architecture_of, shapes_of
+from swan_surgery.models.checks import check_data
+from swan_surgery.models.provenance import Provenance, provenance_of
 
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}

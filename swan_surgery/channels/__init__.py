@@ -1,6 +1,6 @@
 """Which channels live and die together: labels that ride along through one run of the model."""
 
-from swan_surgery.channels.channel_map import (
+from swan_surgery.channels.data.channel_map import (
     PINNED,
     AttributeWidth,
     ChannelMap,
@@ -13,16 +13,8 @@ from swan_surgery.channels.channel_map import (
     TensorAxis,
     UnknownOp,
 )
+from swan_surgery.channels.data.explanation import Explanation, LayerExplanation
 from swan_surgery.channels.entry import channel_map, match_modules
-from swan_surgery.channels.explanation import Explanation, LayerExplanation
-from swan_surgery.channels.stand_ins import (
-    Inputs,
-    as_inputs,
-    copy_of,
-    doubled,
-    shell_of,
-    without_collection,
-)
 
 
 __all__ = [
@@ -32,7 +24,6 @@ __all__ = [
     "CostAxis",
     "CostTerm",
     "Explanation",
-    "Inputs",
     "Layer",
     "LayerExplanation",
     "Pin",
@@ -40,11 +31,6 @@ __all__ = [
     "Statistic",
     "TensorAxis",
     "UnknownOp",
-    "as_inputs",
     "channel_map",
-    "copy_of",
-    "doubled",
     "match_modules",
-    "shell_of",
-    "without_collection",
 ]

@@ -9,21 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from swan_surgery.attention import write_out_
-from swan_surgery.channels.assembly import assemble
-from swan_surgery.channels.channel_map import ChannelMap
-from swan_surgery.channels.mapping import LabelledTensors, Trace, record, start_labels
-from swan_surgery.channels.recording import Reason
-from swan_surgery.channels.settling import settle
-from swan_surgery.channels.stand_ins import (
-    Inputs,
-    as_inputs,
-    copy_of,
-    doubled,
-    shell_of,
-    without_collection,
-)
+from swan_surgery.channels.data.channel_map import ChannelMap
+from swan_surgery.channels.labels.recording import Reason
+from swan_surgery.channels.rehearsal.settling import settle
+from swan_surgery.channels.solving.assembly import assemble
+from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, record, start_labels
 from swan_surgery.errors import InputError, ModelError, TraceError
+from swan_surgery.models.copies import copy_of, shell_of, without_collection
+from swan_surgery.models.inputs import Inputs, as_inputs, doubled
+from swan_surgery.models.slim_attention import write_out_
 
 
 def channel_map(

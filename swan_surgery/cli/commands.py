@@ -15,16 +15,11 @@ from swan_surgery.cli.errors import OneLineErrors
 from swan_surgery.cli.inspect_tables import tables
 from swan_surgery.cli.inspection import inspect_model
 from swan_surgery.cli.models import build_model, parse_inputs
-from swan_surgery.cli.shipping import (
-    export_command,
-    latency_command,
-    prune_command,
-    report_command,
-)
+from swan_surgery.cli.shipping import export_command, latency_command, prune_command, report_command
 from swan_surgery.cli.training import train_command
 from swan_surgery.cli.waiting import waiting
-from swan_surgery.demo import DemoSettings, run_study
-from swan_surgery.reporting.measurement import own_version
+from swan_surgery.environment.machine import own_version
+from swan_surgery.experiments.digits import DemoSettings, run_study
 
 
 # Columns of a table that goes to a file or a pipe, where no terminal says how wide it is.

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from swan_surgery.demo import METHODS, Study
+from swan_surgery.experiments.digits import METHODS, Study
 from swan_surgery.reporting import Report
 
 

@@ -7,16 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from swan_surgery.channels import (
-    ChannelMap,
-    Explanation,
-    Inputs,
-    LayerExplanation,
-    channel_map,
-)
-from swan_surgery.cost import count_params
+from swan_surgery.channels import ChannelMap, Explanation, LayerExplanation, channel_map
+from swan_surgery.costs.cost import count_params
 from swan_surgery.errors import InputError, TraceError
-from swan_surgery.preconditions import check_arguments, check_model, infer_inputs
+from swan_surgery.gates.checks import check_model
+from swan_surgery.models import Inputs
+from swan_surgery.models.checks import check_arguments, infer_inputs
 from swan_surgery.reporting import to_flops
 
 

@@ -11,9 +11,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from swan_surgery.channels import Inputs, as_inputs
+from swan_surgery.environment.extras import named_function
 from swan_surgery.errors import InputError
-from swan_surgery.extras import named_function
+from swan_surgery.models import Inputs, as_inputs
 
 
 _TORCHVISION, _TIMM = "torchvision:", "timm:"

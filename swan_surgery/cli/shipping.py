@@ -9,23 +9,24 @@ import typer
 from torch import nn
 
 from swan_surgery.artifacts import save
-from swan_surgery.channels import Inputs
 from swan_surgery.cli.models import build_model
 from swan_surgery.cli.subjects import inputs_of, subject_of, with_weights
 from swan_surgery.cli.waiting import on_threads, waiting
-from swan_surgery.conversion import swanify
-from swan_surgery.cost import count_macs, count_params
+from swan_surgery.costs.cost import count_macs, count_params
+from swan_surgery.cutting.pruning import prune, prune_by_score
+from swan_surgery.environment.machine import device_of, environment
+from swan_surgery.environment.writing import replacing
 from swan_surgery.errors import InputError
 from swan_surgery.exporting import export
 from swan_surgery.gates import GatedModel
-from swan_surgery.importance import importance
-from swan_surgery.latency_measurement import measure_latencies
-from swan_surgery.pruning import prune, prune_by_score
+from swan_surgery.gates.conversion import swanify
+from swan_surgery.models import Inputs
 from swan_surgery.reporting import report
-from swan_surgery.reporting.measurement import device_of, environment, latencies_in_turns
 from swan_surgery.reporting.rendering import milliseconds
-from swan_surgery.runtimes import forward_pass
-from swan_surgery.writing import replacing
+from swan_surgery.selection.importance import importance
+from swan_surgery.timing.layers import measure_latencies
+from swan_surgery.timing.loop import latencies_in_turns
+from swan_surgery.timing.runtimes import forward_pass
 
 
 Name = Annotated[

@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from swan_surgery.artifacts import load
-from swan_surgery.channels import Inputs
 from swan_surgery.cli.models import Subject, build_model, parse_inputs
 from swan_surgery.errors import InputError
-from swan_surgery.preconditions import infer_inputs
+from swan_surgery.models import Inputs
+from swan_surgery.models.checks import infer_inputs
 
 
 def subject_of(name: str, weights: Path | None, shapes: list[str]) -> tuple[nn.Module, Inputs]:

@@ -22,7 +22,7 @@ from swan_surgery.cli.models import build_model
 from swan_surgery.cli.subjects import with_weights
 from swan_surgery.cli.waiting import on_threads
 from swan_surgery.errors import InputError, WritingError
-from swan_surgery.training import (
+from swan_surgery.experiments.classifier import (
     TrainSettings,
     input_channels,
     load_data,

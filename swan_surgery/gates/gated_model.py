@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.channels import ChannelMap, Inputs
+from swan_surgery.channels import ChannelMap
 from swan_surgery.errors import ModelError
 from swan_surgery.gates.bank import GateBank
 from swan_surgery.gates.in_place import acting
+from swan_surgery.models import Inputs
 
 
 class GatedModel(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from swan_surgery.call_sites import PathGuard
+from swan_surgery.calls.sites import PathGuard
 from swan_surgery.gates.bank import GateBank
 from swan_surgery.gates.sites import GateSite
 from swan_surgery.gates.weighted_statistics import WeightingMode

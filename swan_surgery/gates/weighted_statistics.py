@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from swan_surgery.call_sites import PathGuard
+from swan_surgery.calls.sites import PathGuard, stands_between
+
+
+stands_between(__name__)
 
 
 def _axes(dim: Any, ndim: int) -> tuple[int, ...]:

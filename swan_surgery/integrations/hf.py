@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from swan_surgery.environment.extras import needed_from
 from swan_surgery.errors import InputError
-from swan_surgery.extras import needed_from
 from swan_surgery.gates import GatedModel
 from swan_surgery.integrations.steps import add_penalty, check_inside, finish
-from swan_surgery.objective import Objective
+from swan_surgery.learning.objective import Objective
 
 
 with needed_from("transformers"):

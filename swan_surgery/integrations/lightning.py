@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from swan_surgery.extras import needed_from
+from swan_surgery.environment.extras import needed_from
 from swan_surgery.integrations.steps import add_penalty, check_inside, finish
-from swan_surgery.objective import Objective
+from swan_surgery.learning.objective import Objective
 
 
 with needed_from("lightning"):

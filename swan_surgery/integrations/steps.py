@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from swan_surgery.budget import ranking, widest_mask
 from swan_surgery.calibration import calibrate
+from swan_surgery.cutting.pruning import prune
 from swan_surgery.errors import ModelError
-from swan_surgery.objective import Objective
-from swan_surgery.pruning import prune
+from swan_surgery.learning.objective import Objective
+from swan_surgery.selection.budget import ranking, widest_mask
 
 
 # How far a logit lies from the threshold at least where a budget moves it over.

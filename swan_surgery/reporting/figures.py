@@ -2,26 +2,12 @@
 
 from dataclasses import dataclass
 
+from swan_surgery.timing.loop import Latency
+
 
 def to_flops(macs: int) -> int:
     """FLOPs of a number of MACs: one multiply-add is one MAC and two FLOPs."""
     return 2 * macs
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Wall time of one forward pass: the median and the quartiles of `repeats` timed passes."""
-
-    batch: int
-    median_ms: float
-    lower_quartile_ms: float
-    upper_quartile_ms: float
-    repeats: int
-
-    @property
-    def spread_ms(self) -> float:
-        """The interquartile range."""
-        return self.upper_quartile_ms - self.lower_quartile_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +60,3 @@ class LayerChange:
     name: str
     before: LayerFigures | None
     after: LayerFigures | None
-
-
-@dataclass(frozen=True, slots=True)
-class Environment:
-    """Where and with what the figures were measured."""
-
-    device: str
-    threads: int
-    python: str
-    torch: str
-    swan_surgery: str

@@ -7,7 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from swan_surgery.reporting.figures import Environment, Figures, LayerChange, to_flops
+from swan_surgery.environment.machine import Environment
+from swan_surgery.reporting.figures import Figures, LayerChange, to_flops
 
 
 Rows = list[tuple[str, ...]]

@@ -9,20 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from swan_surgery.channels import ChannelMap, Inputs, as_inputs, copy_of
-from swan_surgery.cost import count_macs, count_params
+from swan_surgery.channels import ChannelMap
+from swan_surgery.costs.cost import count_macs, count_params
+from swan_surgery.cutting.pruning import prune
+from swan_surgery.environment.machine import Environment, device_of, environment
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
-from swan_surgery.pruning import prune
+from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.reporting import measurement, rendering
-from swan_surgery.reporting.figures import (
-    Environment,
-    Figures,
-    Latency,
-    LayerChange,
-    LayerFigures,
-)
+from swan_surgery.reporting.figures import Figures, LayerChange, LayerFigures
 from swan_surgery.reporting.page import page
+from swan_surgery.timing.loop import Latency, paired_latencies
+from swan_surgery.timing.memory import peak_activation_bytes
 
 
 _VERSION = 1
@@ -221,10 +219,10 @@ def report(
     with torch.random.fork_rng():
         given = [(model, _moved(inputs, model)) for model in models]
         old_layers, new_layers = (measurement.layer_figures(*run) for run in given)
-        timed = [measurement.paired_latencies(given, batch)]
+        timed = [paired_latencies(given, batch)]
         if batch > 1:
             single = [(model, _first(own, batch)) for model, own in given]
-            timed.append(measurement.paired_latencies(single, 1))
+            timed.append(paired_latencies(single, 1))
         figures = [
             _measure(model, own, latencies, evaluate)
             for (model, own), latencies in zip(given, zip(*timed, strict=True), strict=True)
@@ -236,7 +234,7 @@ def report(
         layers=tuple(LayerChange(n, old_layers.get(n), new_layers.get(n)) for n in names),
         input_shapes=tuple(tuple(tensor.shape) for tensor in tensors),
         batch=batch,
-        environment=measurement.environment(measurement.device_of(models[0])),
+        environment=environment(device_of(models[0])),
     )
 
 
@@ -257,7 +255,7 @@ def _measure(
         macs=count_macs(model, inputs),
         params=count_params(model),
         size_bytes=measurement.size_bytes(model),
-        peak_activation_bytes=measurement.peak_activation_bytes(model, inputs),
+        peak_activation_bytes=peak_activation_bytes(model, inputs),
         latencies=latencies,
         uncounted_ops=measurement.uncounted_ops(model, inputs),
         accuracy=None if evaluate is None else float(evaluate(model)),
@@ -270,7 +268,7 @@ def _leaves(inputs: Inputs) -> list[Any]:
 
 
 def _moved(inputs: Inputs, model: nn.Module) -> Inputs:
-    device = measurement.device_of(model)
+    device = device_of(model)
     return inputs.map(lambda tensor: tensor.to(device))
 
 

@@ -1,0 +1,1 @@
+"""The channel map as frozen data, and what it says in words."""

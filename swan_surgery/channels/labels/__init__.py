@@ -1,0 +1,1 @@
+"""The integers that ride along with tensors, and what a run records about them."""

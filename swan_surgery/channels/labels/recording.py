@@ -1,0 +1,151 @@
+"""What one labelled run of a model records: joins, ties, pins, contractions, and every operation."""
+
+from dataclasses import dataclass, field as dataclass_field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swan_surgery.channels.labels.fields import Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why channels are pinned: what happened, in which ATen operation, in which module.
+
+    `line` is the line of the model's code that called an operation without a rule.
+    """
+
+    text: str
+    op: str
+    module: str
+    line: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One ATen operation as it ran: what a rule needs to know."""
+
+    index: int
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    module: str
+
+    @property
+    def name(self) -> str:
+        """The operation without overload, as in `aten.add`."""
+        return str(self.op.overloadpacket)
+
+    def arg(self, name: str, default: Any = None) -> Any:
+        """An argument by its schema name, however it was passed."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        for position, argument in enumerate(self.op._schema.arguments):  # noqa: SLF001 - torch's only access
+            if argument.name == name:
+                if position < len(self.args):
+                    return self.args[position]
+                return argument.default_value if argument.has_default_value() else default
+        return default
+
+
+@dataclass(frozen=True, slots=True)
+class Contraction:
+    """A conv, linear or matmul as it ran: its MACs are `factor` times the length of each axis.
+
+    `axes` holds one label vector per axis that may shrink; the rest of the MACs is in `factor`.
+    `produced` labels the output channels, `reads` the input channels, `summed` those input channels
+    that are summed over (a depthwise convolution sums over none). `gated` labels the axis of a
+    bare parameter that is summed over: scaling that parameter gates the input. `is_layer` is false
+    where activations meet activations.
+    """
+
+    op: str
+    module: str
+    factor: int
+    axes: tuple[Tensor | None, ...]
+    produced: Tensor | None
+    reads: Tensor | None
+    summed: Tensor | None
+    num_out: int
+    num_in: int
+    gated: Tensor | None = None
+    is_layer: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where a torch function was called: the `number`-th call of it in one run of a module.
+
+    `leaves` holds the numbers among its arguments (`resizing.numbers_of`), `site` the place in the
+    code (`call_sites.call_site`).
+    """
+
+    module: str
+    function: str
+    number: int
+    leaves: tuple[Any, ...] = ()
+    site: str = ""
+
+    @property
+    def call(self) -> tuple[str, str, int]:
+        """Which call in the code it is, in whatever run of the module."""
+        return self.module, self.function, self.number
+
+    def is_same_call(self, other: "Frame | None") -> bool:
+        """Whether this is the same call in another run."""
+        return other is not None and self.call == other.call
+
+
+@dataclass(frozen=True, slots=True)
+class Weighting:
+    """A statistic over channels that must count each channel with its gate; `field` labels them.
+
+    `index` is the operation that takes it.
+    """
+
+    frame: Frame
+    field: Tensor
+    op: str
+    index: int
+
+
+@dataclass(slots=True)
+class OpRecord:
+    """One operation of the run: its fields before and after, and how to tie what it split.
+
+    `numbers` holds the Python numbers of a pointwise operation, which must not follow a width.
+    `frame` is the torch function that called it, if it is one of those that are tracked.
+    `by_value` holds the result of an operation whose shape, or whose use, depends on values.
+    `beside_fill` holds labels that met constant padding here: they may go only if the padding
+    shrinks with them.
+    """
+
+    name: str
+    module: str
+    inputs: tuple[Fields, ...]
+    outputs: tuple[Fields, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
+    dtypes: tuple[torch.dtype, ...] = ()
+    spec: Any = None
+    is_depthwise: bool = False
+    frame: Frame | None = None
+    numbers: tuple[float, ...] = ()
+    by_value: tuple[Any, ...] = ()
+    beside_fill: list[Tensor] = dataclass_field(default_factory=list)
+    ties: list[list[tuple[Tensor, Tensor]]] = dataclass_field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Recording:
+    """Everything one run left behind; `unused` are parameters that entered no operation."""
+
+    joins: list[tuple[Tensor, Tensor]] = dataclass_field(default_factory=list)
+    pins: list[tuple[Tensor, Reason]] = dataclass_field(default_factory=list)
+    unknown: list[Reason] = dataclass_field(default_factory=list)
+    contractions: list[Contraction] = dataclass_field(default_factory=list)
+    weightings: list[Weighting] = dataclass_field(default_factory=list)
+    ops: list[OpRecord] = dataclass_field(default_factory=list)
+    unused: tuple[str, ...] = ()

@@ -1,0 +1,57 @@
+"""Labels of a second run, when units are known: what joined before must be equal now."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swan_surgery.channels.labels.labels import Labels
+from swan_surgery.channels.labels.recording import Call, OpRecord, Recording
+
+
+class UnitLabels(Labels):
+    """Labels are units here: what met in the recording must be equal now."""
+
+    def __init__(self, expected: Sequence[OpRecord] = ()) -> None:
+        """`expected`: the recording of the same run at full width, if this one is at another."""
+        super().__init__(Recording())
+        self.conflict = False
+        self._expected = expected
+        self._made_to_measure: dict[int, Tensor] = {}
+
+    def note_made_to_measure(self, tensor: Tensor) -> None:
+        """A constant without channels that follows a width nevertheless."""
+        self._made_to_measure[id(tensor)] = tensor
+
+    def is_made_to_measure(self, tensor: Tensor) -> bool:
+        """Whether the tensor was noted as one that follows a width."""
+        return id(tensor) in self._made_to_measure
+
+    def twin(self, source: Tensor, copy: Tensor, is_view: bool) -> Tensor:  # noqa: FBT001
+        """As of the source."""
+        if self.is_made_to_measure(source):
+            self.note_made_to_measure(copy)
+        return super().twin(source, copy, is_view)
+
+    def is_depthwise(self, call: Call) -> bool:
+        """A grouped convolution cut to one channel per group is still not depthwise."""
+        if self._expected:
+            return self._expected[call.index].is_depthwise
+        return super().is_depthwise(call)
+
+    def join(self, first: Tensor, second: Tensor, call: Call) -> None:  # noqa: ARG002
+        """Check instead of record."""
+        first, second = torch.broadcast_tensors(first, second)
+        if bool(((first > 0) & (second > 0) & (first != second)).any()):
+            self.conflict = True
+
+    def pin_because(self, labels: Tensor, reason: Any) -> None:
+        """Pins were decided by the recording."""
+
+    def weigh(self, field: Tensor, call: Call) -> bool:  # noqa: ARG002
+        """Statistics were recorded."""
+        return True
+
+    def tie_by(self, alternatives: list[list[tuple[Tensor, Tensor]]], call: Call) -> None:
+        """Ties were decided by the recording."""

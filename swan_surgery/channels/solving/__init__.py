@@ -1,0 +1,1 @@
+"""From recordings to units: components, pins, heads, and the frozen map."""

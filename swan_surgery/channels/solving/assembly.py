@@ -1,0 +1,209 @@
+"""From a solution to the frozen `ChannelMap`."""
+
+import numpy as np
+from torch import Tensor
+
+from swan_surgery.channels.data.channel_map import (
+    PINNED,
+    AttributeWidth,
+    ChannelMap,
+    CostAxis,
+    CostTerm,
+    Layer,
+    Pin,
+    RepeatedNumber,
+    Statistic,
+    TensorAxis,
+    UnknownOp,
+)
+from swan_surgery.channels.labels.recording import Contraction, Reason
+from swan_surgery.channels.rules.mixing import SELECTING
+from swan_surgery.channels.solving.mapping import Ints, LabelledTensors, Solution
+
+
+def assemble(
+    solution: Solution, plain_layers: frozenset[str], notes: tuple[str, ...]
+) -> ChannelMap:
+    """The map of a solution; `plain_layers` are the names of conv and linear modules."""
+    units = np.full(len(solution.prunable), PINNED, np.int64)
+    units[solution.prunable] = np.arange(int(solution.prunable.sum()))
+    labelled = solution.labelled
+    tensors = []
+    for (name, axis, size), start in zip(labelled.axes, labelled.starts, strict=True):
+        own = units[solution.component[start : start + size]]
+        if (own != PINNED).any():
+            tensors.append(TensorAxis(name, axis, tuple(own.tolist())))
+    layers: dict[str, Layer] = {}
+    pins: dict[str, list[Pin]] = {}
+    for trace in solution.traces:
+        for contraction in trace.recording.contractions:
+            if not contraction.is_layer:
+                continue
+            weight = _weight_of(contraction, labelled)
+            if weight is None and contraction.module in plain_layers:
+                # Its weight is computed by an operation without a rule.
+                weight = f"{contraction.module}.weight"
+            if weight is not None and weight not in layers:
+                layers[weight], pins[weight] = _layer(
+                    contraction, weight, units, solution, plain_layers
+                )
+    gated_axes, ungated = _reads(solution, units)
+    costs = [
+        _cost_term(contraction, units, solution.component)
+        for contraction in solution.traces[0].recording.contractions
+    ]
+    unknown = dict.fromkeys(
+        UnknownOp(reason.op, reason.module, reason.line)
+        for trace in solution.traces
+        for reason in trace.recording.unknown
+    )
+    return ChannelMap(
+        num_units=int(solution.prunable.sum()),
+        tensors=tuple(tensors),
+        layers=tuple(layers.values()),
+        pins=tuple(pin for own in pins.values() for pin in own),
+        costs=tuple(costs),
+        unknown=tuple(unknown),
+        notes=notes,
+        selects_by_data=any(
+            op.name.rpartition(".")[0] in SELECTING
+            for trace in solution.traces
+            for op in trace.recording.ops
+        ),
+        gated_axes=gated_axes,
+        ungated_reads=ungated,
+        statistics=_statistics(solution, units),
+        attributes=tuple(
+            AttributeWidth(
+                key.module,
+                key.name,
+                key.index,
+                tuple(units[solution.component[labels.numpy()]].tolist()),
+            )
+            for key, labels in solution.followers.items()
+        ),
+        numbers=tuple(
+            RepeatedNumber(
+                place.module,
+                place.function,
+                place.number,
+                place.leaf,
+                training,
+                tuple(units[solution.component[new.numpy()]].tolist())
+                if isinstance(new, Tensor)
+                else None,
+                0 if isinstance(new, Tensor) else new,
+                place.site,
+            )
+            for place, new in solution.resizes.items()
+            for training in _modes(solution, training=place.training)
+        ),
+    )
+
+
+def _reads(solution: Solution, units: Ints) -> tuple[tuple[tuple[str, int], ...], frozenset[int]]:
+    """Parameter axes that contractions sum over, and units summed over without such a parameter."""
+    axes: dict[tuple[str, int], None] = {}
+    ungated: set[int] = set()
+    for trace in solution.traces:
+        for contraction in trace.recording.contractions:
+            if contraction.summed is None:
+                continue
+            read = _units_of(contraction.summed, 0, units, solution.component)
+            if (read == PINNED).all():
+                continue
+            if contraction.gated is None:
+                ungated |= set(read[read != PINNED].tolist())
+                continue
+            name, axis, _ = solution.labelled.owner(
+                int(contraction.gated[contraction.gated > 0][0])
+            )
+            axes[name, axis] = None
+    return tuple(axes), frozenset(ungated)
+
+
+def _statistics(solution: Solution, units: Ints) -> tuple[Statistic, ...]:
+    found: dict[Statistic, None] = {}
+    for trace in solution.traces:
+        for weighting in trace.recording.weightings:
+            own = _units_of(weighting.field.reshape(-1), 0, units, solution.component)
+            if (own == PINNED).all():
+                continue
+            frame = weighting.frame
+            for training in _modes(solution, training=trace.training):
+                entry = Statistic(
+                    frame.module,
+                    frame.function,
+                    frame.number,
+                    training,
+                    tuple(weighting.field.shape),
+                    tuple(own.tolist()),
+                    frame.site,
+                )
+                found[entry] = None
+    return tuple(found)
+
+
+def _modes(solution: Solution, *, training: bool) -> tuple[bool, ...]:
+    """The modes that a finding holds for: both, if train mode could not be run by itself."""
+    return (training,) if len(solution.traces) > 1 else (False, True)
+
+
+def _weight_of(contraction: Contraction, labelled: LabelledTensors) -> str | None:
+    for labels in (contraction.produced, contraction.summed):
+        if labels is not None and bool((labels > 0).any()):
+            return labelled.owner(int(labels[labels > 0][0]))[0]
+    return None
+
+
+def _units_of(labels: Tensor | None, size: int, units: Ints, component: Ints) -> Ints:
+    if labels is None:
+        return np.full(size, PINNED, np.int64)
+    own = labels.numpy()
+    return np.where(own > 0, units[component[np.maximum(own, 0)]], PINNED)
+
+
+def _layer(
+    contraction: Contraction,
+    weight: str,
+    units: Ints,
+    solution: Solution,
+    plain_layers: frozenset[str],
+) -> tuple[Layer, list[Pin]]:
+    component = solution.component
+    out = _units_of(contraction.produced, contraction.num_out, units, component)
+    into = _units_of(contraction.reads, contraction.num_in, units, component)
+    owner, _, leaf = weight.rpartition(".")
+    name = owner if leaf in ("weight", "original", "original0", "original1") else weight
+    name = name.removesuffix(".parametrizations.weight")
+    if contraction.module in plain_layers:
+        name = contraction.module  # a tied weight may stand under another module's name
+    op = contraction.op.removeprefix("aten.")
+    layer = Layer(name, weight, op, tuple(out.tolist()), tuple(into.tolist()))
+    if contraction.produced is None:
+        why = Reason("a single channel, or a weight without channel labels", contraction.op, "")
+        reasons = np.zeros(contraction.num_out, np.int64)
+        table = [why]
+    else:
+        made = contraction.produced.numpy()
+        reasons = np.where(made > 0, solution.reason[component[np.maximum(made, 0)]], -1)
+        table = solution.reasons
+    pins = []
+    for index in np.unique(reasons[out == PINNED]):
+        why = table[index] if index >= 0 else Reason("no channel labels", contraction.op, "")
+        channels = np.flatnonzero((reasons == index) & (out == PINNED))
+        pins.append(Pin(name, tuple(channels.tolist()), why.text, why.op, why.module))
+    return layer, pins
+
+
+def _cost_term(contraction: Contraction, units: Ints, component: Ints) -> CostTerm:
+    axes = []
+    macs = contraction.factor
+    for labels in contraction.axes:
+        assert labels is not None  # noqa: S101 - dropped when it was recorded
+        own = _units_of(labels, labels.numel(), units, component)
+        macs *= len(own)
+        free, counts = np.unique(own[own != PINNED], return_counts=True)
+        fixed = int((own == PINNED).sum())
+        axes.append(CostAxis(tuple(free.tolist()), tuple(counts.tolist()), fixed))
+    return CostTerm(contraction.module, contraction.op, contraction.factor, tuple(axes), macs)

@@ -1,0 +1,256 @@
+"""`prune`: from open gates to a smaller dense model of the given class, verified."""
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._pytree import tree_leaves
+
+from swan_surgery.channels.rehearsal.numbers import Place
+from swan_surgery.costs.cost import build_table
+from swan_surgery.costs.latency_table import LatencyTable
+from swan_surgery.cutting.plan import PruningPlan, make_plan
+from swan_surgery.cutting.verification import verify_pruned
+from swan_surgery.errors import InputError
+from swan_surgery.gates import GatedModel
+from swan_surgery.gates.checks import check_gated
+from swan_surgery.models import copy_of
+from swan_surgery.models.attributes import Attribute
+from swan_surgery.models.checks import check_data
+from swan_surgery.models.provenance import Cut, note_, provenance_of
+from swan_surgery.models.slicing import cut_
+from swan_surgery.models.slim_attention import put_back_, write_out_
+from swan_surgery.selection.budget import (
+    limits_of,
+    order_by_price,
+    ranking,
+    round_widths,
+    widest_mask,
+)
+from swan_surgery.selection.diminishing_returns import DiminishingReturns
+
+
+def prune(
+    gated: GatedModel,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    latency_ms: float | None = None,
+    latency_table: LatencyTable | None = None,
+    round_to: int | Literal["auto"] = 1,
+    verify: bool = True,
+) -> nn.Module:
+    """Remove the closed channels: a plain model of the given class, `forward` and state-dict keys.
+
+    The gated model is not changed. dtype, device, memory format, `requires_grad`, tied weights and
+    the training mode stay as they were.
+
+    Args:
+        gated: the result of `swanify`, trained.
+        macs: share of the base model's MACs to keep at most, in (0, 1]. Moves the threshold: units
+            stay in order of p, as many as the budget allows, so closed units may open again; what
+            is left of the budget is filled with the next units that fit. By default
+            `gates.open_mask()` stays.
+        params: the same for parameters; with several budgets, all are kept.
+        latency_ms: milliseconds to take at most, by `latency_table`.
+        latency_table: from `swan.measure_latencies(gated)`.
+        round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
+            the best of the closed units. "auto" takes the multiple that `latency_table` found to be
+            the fastest per MAC.
+        verify: run both models on the example inputs and compare.
+
+    Raises:
+        ModelError: `gated` is not a gated model, or on the meta device.
+        GateError: NaN or infinite logits.
+        InputError: `macs`, `params`, `latency_ms` or `round_to` out of range, or no table.
+        BudgetError: the budget cannot be reached.
+        EmptyLayerError: a layer would keep no channel (`gates.min_width = 0`).
+        VerificationError: the pruned model computes something else.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> gated.gates.logits.data[:5] = -3.0
+        >>> swan.prune(gated)
+        Sequential(
+          (0): Linear(in_features=3, out_features=3, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
+    """
+    check_gated(gated)
+    check_data(gated, to="prune")
+    gated.gates.check()
+    multiple = _multiple(round_to, latency_table)
+    limits = limits_of(
+        gated,
+        macs=macs,
+        params=params,
+        latency_ms=latency_ms,
+        latency_table=_for_budget(latency_table, latency_ms, round_to),
+    )
+    if limits:
+        mask = widest_mask(gated, ranking(gated), limits, round_to=multiple)
+    else:
+        mask = round_widths(gated, gated.gates.open_mask(), multiple)
+    return cut_to(gated, mask, verify=verify)
+
+
+def prune_by_score(
+    gated: GatedModel,
+    scores: Tensor,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    latency_ms: float | None = None,
+    latency_table: LatencyTable | None = None,
+    per_cost: bool = True,
+    diminishing: bool = True,
+    round_to: int | Literal["auto"] = 1,
+    verify: bool = True,
+) -> nn.Module:
+    """One-shot pruning: keep the units with the highest scores within a budget; gates play no part.
+
+    Args:
+        gated: the result of `swanify`, trained or not.
+        scores: one per unit, not negative, as `swan.importance` gives them.
+        macs: share of the base model's MACs to keep at most, in (0, 1].
+        params: share of its parameters to keep at most; with several budgets, all are kept.
+        latency_ms: milliseconds to take at most, by `latency_table`.
+        latency_table: from `swan.measure_latencies(gated)`.
+        per_cost: rank by score per cost saved, with costs taken anew as units go; False ranks by
+            the score alone.
+        diminishing: with returns that diminish within a layer: a unit's score counts by what it adds to
+            those above it, more the fewer they are (`diminishing_returns`): a layer whose channels
+            each matter little does not close for that alone. False takes scores as they are.
+        round_to: widths become multiples of this many channels; "auto" as in `prune`.
+        verify: run both models on the example inputs and compare.
+
+    Raises:
+        ModelError: `gated` is not a gated model, or on the meta device.
+        InputError: no budget, scores of another shape, negative or not finite, a share or
+            `round_to` out of range.
+        BudgetError: the budget cannot be reached.
+        VerificationError: the pruned model computes something else.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = swan.swanify(net, torch.zeros(1, 3))
+        >>> scores = swan.importance(gated, "magnitude")
+        >>> swan.prune_by_score(gated, scores, macs=0.5)[0]
+        Linear(in_features=3, out_features=4, bias=True)
+    """
+    check_gated(gated)
+    check_data(gated, to="prune")
+    multiple = _multiple(round_to, latency_table)
+    if scores.shape != (gated.gates.num_units,):
+        raise InputError(
+            f"scores must have shape ({gated.gates.num_units},), one per unit; got "
+            f"{tuple(scores.shape)}"
+        )
+    if not bool((scores >= 0).all() & scores.isfinite().all()):
+        raise InputError("scores must be finite and not negative")
+    limits = limits_of(
+        gated,
+        macs=macs,
+        params=params,
+        latency_ms=latency_ms,
+        latency_table=_for_budget(latency_table, latency_ms, round_to),
+    )
+    if not limits:
+        raise InputError("say how small the model shall get: macs=0.5 or params=0.5")
+    scores = scores.to(gated.gates.logits.device)
+    least = gated.gates.least_mask(scores)
+    if diminishing:
+        scores = DiminishingReturns(gated.channels.unit_groups, len(scores))(scores)
+    order = order_by_price(scores, limits if per_cost else (), least)
+    mask = widest_mask(gated, order, limits, least=least, round_to=multiple)
+    return cut_to(gated, mask, verify=verify)
+
+
+def _multiple(round_to: object, table: LatencyTable | None) -> int:
+    if round_to == "auto":
+        if not isinstance(table, LatencyTable):
+            raise InputError(
+                'round_to="auto" takes the multiple that was measured to be the fastest: pass '
+                "latency_table=swan.measure_latencies(gated)"
+            )
+        return table.best_multiple
+    if not isinstance(round_to, int) or round_to < 1:
+        raise InputError(
+            f'round_to must be a whole number of channels >= 1, or "auto"; got {round_to!r}'
+        )
+    return round_to
+
+
+def _for_budget(
+    table: LatencyTable | None, latency_ms: float | None, round_to: int | Literal["auto"]
+) -> LatencyTable | None:
+    """The table where it is a budget's; with `round_to="auto"` it may be there for that alone."""
+    return None if round_to == "auto" and latency_ms is None else table
+
+
+def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module:
+    """Cut to an open mask, bool of shape (num_units,); the gated model stays as it is."""
+    plan = make_plan(gated.channels, mask)
+    pruned = apply_plan(gated.model, plan)
+    _follow_widths_(pruned, gated)
+    if verify:
+        verify_pruned(gated, pruned, plan)
+    _note_cut_(pruned, gated, plan, mask)
+    return pruned
+
+
+def _note_cut_(pruned: nn.Module, gated: GatedModel, plan: PruningPlan, mask: Tensor) -> None:
+    provenance = provenance_of(gated.model)
+    if provenance is None:
+        return
+    table = build_table(gated.channels.costs, gated.channels.num_units)
+    shapes = tuple(
+        tuple(leaf.shape)
+        for leaf in tree_leaves((gated.example_inputs.args, dict(gated.example_inputs.kwargs)))
+        if isinstance(leaf, Tensor)
+    )
+    after = int(table.macs(mask.double().to(table.factors.device)))
+    cut = Cut(plan.to_json(), int(table.total), after, shapes)
+    note_(pruned, replace(provenance, cuts=(*provenance.cuts, cut)))
+
+
+def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:
+    """Norms without any tensor repeat their width as a number that warns when it is not met."""
+    bare = [m for m in pruned.modules() if isinstance(m, _InstanceNorm) and not m.affine]
+    if not bare:
+        return
+
+    def follow(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, _InstanceNorm)  # noqa: S101 - selected above
+        module.num_features = args[0].shape[1 if args[0].ndim > 2 else 0]
+
+    handles = [module.register_forward_pre_hook(follow) for module in bare]
+    modes = [(module, module.training) for module in pruned.modules()]
+    inputs = gated.own_inputs()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            pruned.eval()(*inputs.args, **inputs.kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+
+
+def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Cut a copy of a base model as planned; the same plan works on any copy of the same model."""
+    copy = write_out_(copy_of(model))
+    cuts: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for entry in plan.positions:
+        cuts[entry.tensor][entry.axis] = torch.tensor(entry.kept)
+    cut_(copy, cuts)
+    for a in plan.attributes:
+        Attribute(a.module, a.name, a.index).write_(copy, a.value)
+    for n in plan.numbers:
+        Place(n.module, n.function, n.number, n.leaf, n.training, n.site).write_(copy, n.value)
+    return put_back_(copy)

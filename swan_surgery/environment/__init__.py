@@ -1,0 +1,1 @@
+"""What surrounds the library: the machine, optional packages, files."""

@@ -1,0 +1,297 @@
+"""From a model and settings to a smaller model: dense, gated, cut, fine-tuned; resumable after a kill.
+
+Every random number follows from the seed, the stage and the epoch, and a checkpoint is written after
+each epoch: a run that was killed and started again ends bitwise like one that was not (on a CPU, with
+the same number of threads).
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.artifacts import load, save
+from swan_surgery.calibration import calibrate
+from swan_surgery.costs.cost import count_macs, count_params, hard_macs
+from swan_surgery.cutting.pruning import prune
+from swan_surgery.errors import InputError
+from swan_surgery.experiments.classifier.checkpoint import read_checkpoint, write_checkpoint
+from swan_surgery.experiments.classifier.data import Data, loader
+from swan_surgery.experiments.classifier.outcome import Narrator, Outcome, Row
+from swan_surgery.experiments.classifier.settings import TrainSettings
+from swan_surgery.experiments.classifier.steps import (
+    Step,
+    check_logits,
+    device_of,
+    optimizer_of,
+    score,
+)
+from swan_surgery.gates import GatedModel
+from swan_surgery.gates.conversion import swanify
+from swan_surgery.learning.objective import Objective
+from swan_surgery.learning.ramps import CosineRamp
+from swan_surgery.models import copy_of
+from swan_surgery.selection.budget import limits_of, ranking, widest_mask
+
+
+STAGES = ("dense", "gated", "finetuned")
+
+
+def run_experiment(
+    model: nn.Module, settings: TrainSettings, data: Data, *, folder: Path, narrator: Narrator
+) -> Outcome:
+    """Train, gate, cut and fine-tune a copy of a model that classifies images.
+
+    Args:
+        model: takes [B, C, H, W] and returns logits [B, classes].
+        settings: what to do.
+        data: from `load_data`.
+        folder: exists; holds the checkpoint, and `dense.swan` and `gated.swan` once made.
+        narrator: told what happens.
+
+    Raises:
+        InputError: outputs that are no logits; a checkpoint of other settings.
+        BudgetError: the budget cannot be reached; before anything is trained.
+    """
+    run = _Run(settings, data, folder, narrator, device_of(settings))
+    run.resume_()
+    with torch.random.fork_rng():
+        dense = copy_of(model).to(run.device)
+        check_logits(dense, run.example, num_classes=data.classes)
+        # Refuse what cannot work before hours are spent on the dense model.
+        run.check_reachable(swanify(dense, run.example, ignore=settings.ignore))
+        dense = run.dense_stage(dense)
+        gated = run.gated_stage(dense)
+        small = run.finetune_stage(gated, dense)
+    return Outcome(
+        dense=dense,
+        small=small,
+        gated=gated,
+        example=run.example,
+        scores=run.scores,
+        macs=(count_macs(dense, run.example), count_macs(small, run.example)),
+        params=(count_params(dense), count_params(small)),
+        history=run.history,
+        probabilities=run.probabilities,
+        seconds=run.seconds(),
+    )
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run: what it works with, and what its checkpoint keeps."""
+
+    settings: TrainSettings
+    data: Data
+    folder: Path
+    narrator: Narrator
+    device: torch.device
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    history: list[Row] = field(default_factory=list)
+    probabilities: dict[str, Tensor] = field(default_factory=dict)
+    now: dict[str, Any] = field(default_factory=dict)
+    before: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def example(self) -> Tensor:
+        return self.data.example().to(self.device)
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.started
+
+    # --- the checkpoint ---
+
+    def resume_(self) -> None:
+        if not self.file.exists():
+            return
+        state = read_checkpoint(self.file)
+        own = asdict(self.settings)
+        changed = [
+            name
+            for name in own
+            if state["settings"].get(name) != own[name] and name not in _MAY_CHANGE
+        ]
+        if changed:
+            raise InputError(
+                f"{self.folder} holds a run with other settings ({', '.join(changed)}); go on with "
+                f"those, take another --out, or start anew with --fresh"
+            )
+        self.scores, self.history, self.now = state["scores"], state["history"], state["now"]
+        self.probabilities, self.before = state["probabilities"], state["seconds"]
+        self.narrator.say(f"Going on after epoch {len(self.history)} of the run in {self.folder}.")
+
+    def keep(self) -> None:
+        state = {
+            "settings": asdict(self.settings),
+            "scores": self.scores,
+            "history": self.history,
+            "probabilities": self.probabilities,
+            "now": self.now,
+            "seconds": self.seconds(),
+        }
+        write_checkpoint(self.file, state)
+
+    def finish(self, stage: str, model: nn.Module) -> None:
+        """Note a stage's accuracy; it will not be run again."""
+        if stage not in self.scores:
+            self.scores[stage] = score(model, self.data, self.settings)
+            self.now = {}
+            self.keep()
+        right = self.scores[stage]["accuracy"]
+        self.narrator.say(f"{_TOLD[stage]}: {right:.2f} % of the test images.")
+
+    # --- the stages ---
+
+    def dense_stage(self, model: nn.Module) -> nn.Module:
+        file = self.folder / "dense.swan"
+        if "dense" in self.scores:
+            model = load(file, model).to(self.device)
+        else:
+            self.train("dense", model, self.settings.dense_epochs)
+            save(model, file)
+        self.finish("dense", model)
+        return model
+
+    def gated_stage(self, dense: nn.Module) -> GatedModel:
+        file = self.folder / "gated.swan"
+        if "gated" in self.scores:
+            gated = load(file, dense).to(self.device)
+            assert isinstance(gated, GatedModel)  # noqa: S101 - that is what was saved
+        else:
+            gated = swanify(dense, self.example, ignore=self.settings.ignore)
+            objective = self.objective_of(gated)
+            self.train(
+                "gated", gated, self.settings.gate_epochs, teacher=dense, objective=objective
+            )
+            objective(self.settings.gate_epochs)  # the last step moved weights, and perhaps gates
+            self.calibrate(gated)
+            save(gated, file)
+        self.finish("gated", gated)
+        return gated
+
+    def objective_of(self, gated: GatedModel) -> Objective:
+        settings = self.settings
+        gated.gates.min_width = settings.min_width
+        return Objective(
+            gated,
+            **self.budgets(),
+            learning=settings.learning,  # type: ignore[arg-type]  # checked by the settings
+            ramp=CosineRamp(length=settings.ramp * settings.gate_epochs),
+            freeze_after=(1 - settings.freeze) * settings.gate_epochs,
+        )
+
+    def finetune_stage(self, gated: GatedModel, dense: nn.Module) -> nn.Module:
+        file = self.folder / "pruned.swan"
+        if "finetuned" in self.scores:
+            small = load(file, dense).to(self.device)
+        else:
+            small = self.cut(gated)
+            self.train("finetuned", small, self.settings.finetune_epochs, teacher=dense)
+            save(small.eval(), file)
+        self.finish("finetuned", small)
+        return small
+
+    def check_reachable(self, gated: GatedModel) -> None:
+        """The budgets, by gates alone and with rounded widths."""
+        self.objective_of(gated)
+        limits = limits_of(gated, **self.budgets())
+        widest_mask(gated, ranking(gated), limits, round_to=self.settings.round_to)
+
+    def budgets(self) -> dict[str, Any]:
+        return {"macs": self.settings.macs or None, "params": self.settings.params or None}
+
+    def cut(self, gated: GatedModel) -> nn.Module:
+        settings = self.settings
+        if settings.round_to == 1:
+            small = prune(gated)
+        else:
+            small = prune(gated, round_to=settings.round_to, **self.budgets())
+            self.calibrate(small)
+        self.finish("pruned", small)
+        return small
+
+    def calibrate(self, model: nn.Module) -> None:
+        if self.settings.calibration:
+            batches = self.batches("calibration", 0)
+            calibrate(model, (x.to(self.device) for x, _ in batches), self.settings.calibration)
+
+    # --- training and testing ---
+
+    def batches(self, stage: str, epoch: int) -> Any:
+        """The epoch's batches; all randomness starts from seed, stage and epoch."""
+        number = [*STAGES, "calibration"].index(stage)
+        seed = (self.settings.seed * 16 + number) * 100_003 + epoch
+        torch.manual_seed(seed)
+        return loader(self.data.train, self.settings, torch.Generator().manual_seed(seed))
+
+    def train(
+        self,
+        stage: str,
+        model: nn.Module,
+        epochs: int,
+        *,
+        teacher: nn.Module | None = None,
+        objective: Objective | None = None,
+    ) -> None:
+        """Train in place, from where the checkpoint is."""
+        optimizer = optimizer_of(model, self.settings, is_last=stage == "finetuned")
+        parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+        if objective is not None:
+            parts["objective"] = objective
+        first = 0
+        if self.now.get("stage") == stage:
+            first = self.now["epoch"]
+            for name, part in parts.items():
+                part.load_state_dict(self.now[name])
+        step = Step(model, optimizer, self.settings, teacher)
+        with self.narrator.epochs(_TRAINING[stage], epochs) as advance:
+            for epoch in range(epochs):
+                if epoch >= first:
+                    self.one_epoch(stage, epoch, epochs, step=step, objective=objective)
+                    states = {name: part.state_dict() for name, part in parts.items()}
+                    self.now = {"stage": stage, "epoch": epoch + 1, **states}
+                    self.keep()
+                advance(f"{self.history[-1]['accuracy']:.2f} %" if self.history else "")
+
+    def one_epoch(
+        self, stage: str, epoch: int, epochs: int, *, step: Step, objective: Objective | None
+    ) -> None:
+        batches = self.batches(stage, epoch)
+        step.model.train()
+        number = len(batches)
+        losses, rate = [], 0.0
+        for index, (x, y) in enumerate(batches):
+            place = epoch + index / number
+            rate = step.set_rate(place, epochs)
+            penalty = None if objective is None else objective(place)
+            losses.append(step(x.to(self.device), y.to(self.device), penalty))
+        found = score(step.model, self.data, self.settings)
+        row: Row = {"stage": stage, "epoch": epoch + 1, "lr": rate}
+        row |= {"train_loss": float(torch.stack(losses).mean()), **found}
+        if isinstance(step.model, GatedModel):
+            gates = step.model.gates
+            row["hard_macs_share"] = hard_macs(step.model) / count_macs(step.model, self.example)
+            row["open_share"] = float(gates.open_mask().double().mean())
+            if epoch % max(1, epochs // 4) == 0 or epoch == epochs - 1:
+                p = gates.probabilities().detach().cpu()
+                self.probabilities[f"epoch {epoch + 1}"] = p
+        self.history.append(row)
+
+
+_TOLD = {
+    "dense": "The dense model gets right",
+    "gated": "With hard gates",
+    "pruned": "Right after the cut",
+    "finetuned": "Fine-tuned",
+}
+# What makes no difference to the result, or none that was asked for.
+_MAY_CHANGE = ("device", "threads", "workers")
+_TRAINING = {"dense": "dense", "gated": "weights and gates", "finetuned": "fine-tuning"}

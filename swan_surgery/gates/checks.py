@@ -1,0 +1,72 @@
+"""Checks at the edge: is this a model that can be gated, and is it gated?"""
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.errors import ModelError
+from swan_surgery.gates.gated_model import GatedModel
+
+
+def check_gated(gated: object) -> None:
+    """Refuse anything but a gated model.
+
+    Raises:
+        ModelError: says what was seen and what to do.
+    """
+    inner = _wrapped(gated)
+    if isinstance(inner, GatedModel):
+        raise ModelError(
+            f"the gated model is wrapped in {type(gated).__name__}; pass the model inside "
+            f"(.module, or ._orig_mod of a compiled one)"
+        )
+    if not isinstance(gated, GatedModel):
+        raise ModelError(
+            f"expected a gated model, got {type(gated).__name__}; call swan.swanify(model) first"
+        )
+
+
+def check_model(model: object) -> None:
+    """Refuse what cannot be gated.
+
+    Raises:
+        ModelError: says what was seen and what to do.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, GatedModel):
+        raise ModelError("the model is gated already; train it, or swan.unswanify(model) first")
+    if _wrapped(model) is not None:
+        raise ModelError(
+            f"the model is wrapped in {type(model).__name__}; pass the model inside (.module, or "
+            f"._orig_mod of a compiled one) and wrap the gated model instead"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the model is a TorchScript module; pass the nn.Module it was made from")
+    for name, module in model.named_modules():
+        origin = type(module).__module__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"module {name!r} is a TorchScript module; pass the nn.Module it was made from"
+            )
+        if isinstance(module, GatedModel):
+            raise ModelError(f"module {name!r} is gated already; swan.unswanify it first")
+        if ".quantized" in origin or ".qat" in origin:
+            raise ModelError(
+                f"module {name!r} is quantized ({type(module).__name__}); prune first, then quantize"
+            )
+    quantized = [name for name, t in model.state_dict().items() if _is_quantized(t)]
+    if quantized:
+        raise ModelError(f"{quantized[0]!r} is a quantized tensor; prune first, then quantize")
+
+
+def _wrapped(model: object) -> object | None:
+    """The model inside DataParallel, DistributedDataParallel or torch.compile; else None."""
+    if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, nn.Module):
+        return None
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.get_submodule("module")
+    return dict(model.named_children()).get("_orig_mod")
+
+
+def _is_quantized(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_quantized

@@ -1,0 +1,140 @@
+"""Gates in the graph that torch.fx traces from a model: folded into layers, or behind their outputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from swan_surgery.channels import ChannelMap
+from swan_surgery.channels.labels.fields import Fields
+from swan_surgery.errors import TraceError
+from swan_surgery.gates.bank import GateBank
+from swan_surgery.gates.gated_model import GatedModel
+from swan_surgery.gates.graph import (
+    NodeFacts,
+    Placement,
+    Site,
+    foldable,
+    insert,
+    node_facts,
+    place,
+    trace,
+    unit_fields,
+)
+from swan_surgery.gates.sites import FoldedGate, GateSite
+from swan_surgery.gates.starting import make_bank
+from swan_surgery.models import Inputs, copy_of, doubled, shell_of
+
+
+# Folding into a weight pays while the weight is not much larger than what the layer puts out.
+_TYPICAL_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPlan:
+    """Where gates go in the graphs of both modes, and the units that are left to gate."""
+
+    channels: ChannelMap
+    graphs: dict[bool, fx.Graph]
+    placed: dict[bool, Placement]
+
+
+def plan_graphs(copy: nn.Module, channels: ChannelMap, inputs: Inputs) -> GraphPlan:
+    """Trace a private copy in both modes and place gates; units that none can close are pinned.
+
+    Raises:
+        TraceError: torch.fx cannot trace the model, or its trace does not run.
+    """
+    graphs = {training: trace(copy, training=training) for training in (False, True)}
+    while True:
+        placed = {}
+        units = unit_fields(copy, channels)
+        for training, graph in graphs.items():
+            copy.train(training)
+            placed[training] = place(copy, graph, _facts(copy, graph, units, inputs))
+        lost = placed[False].uncovered | placed[True].uncovered
+        if not lost:
+            return GraphPlan(channels, graphs, placed)
+        channels = channels.without(lost, "no gate can close these channels", "fx")
+
+
+def _facts(
+    copy: nn.Module, graph: fx.Graph, units: Mapping[str, Fields], inputs: Inputs
+) -> dict[fx.Node, NodeFacts]:
+    """Facts of a graph in the copy's mode: on a shell if it runs there, else on real data.
+
+    Batch-norm refuses one sample in training, so every input is tried doubled as well.
+    """
+    on_meta = inputs.on_meta()
+    attempts = [
+        (stand_in, candidate)
+        for stand_in, own in ((shell_of, on_meta), (copy_of, inputs))
+        for candidate in (own, own.map(doubled))
+    ]
+    for stand_in, candidate in attempts[:-1]:
+        try:
+            return node_facts(stand_in(copy), graph, units, candidate)
+        except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError):
+            continue
+    stand_in, candidate = attempts[-1]
+    try:
+        return node_facts(stand_in(copy), graph, units, candidate)
+    except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError) as err:
+        first = str(err).splitlines()[0] if str(err) else ""
+        raise TraceError(
+            f"the torch.fx trace of {type(copy).__name__} does not run on the example inputs "
+            f"({type(err).__name__}: {first}); if forward has optional arguments, or branches on "
+            f"its inputs, move that decision out of forward"
+        ) from err
+
+
+def gate_graphs(copy: nn.Module, plan: GraphPlan, inputs: Inputs) -> GatedModel:
+    """Insert the planned gates; `copy` must be in its final mode."""
+    graphs, placed, channels = plan.graphs, plan.placed, plan.channels
+    folded = {mode: foldable(copy, graphs[mode], placed[mode].sites) for mode in graphs}
+    units: dict[str, Tensor] = {}
+    chosen: dict[str, Site] = {}
+    names: dict[bool, dict[Site, str]] = {}
+    layers: dict[str, nn.Module | None] = {}
+    for mode, placement in placed.items():
+        names[mode] = {}
+        for site in placement.sites:
+            layer = None
+            if site in folded[mode]:
+                layer = copy.get_submodule(str(site.node.target))
+            name = _name(site, folded=layer is not None, taken=units)
+            names[mode][site] = name
+            units[name], layers[name] = site.units, layer
+            chosen.setdefault(name, site)  # eval mode comes first: one sample, not two
+    bank = make_bank(copy, channels, list(units.values()))
+    sites = {name: _make_site(chosen[name], bank, layer) for name, layer in layers.items()}
+    gated = GatedModel(copy, bank, sites, channels=channels, example_inputs=inputs)
+    for mode, graph in graphs.items():
+        insert(graph, names[mode], list(units), folded[mode])
+        gated.set_forward(type(fx.GraphModule(gated, graph)).forward, training=mode)
+    return gated
+
+
+def _name(site: Site, *, folded: bool, taken: dict[str, Tensor]) -> str:
+    stem = str(site.node.target) if folded else site.node.name
+    stem = stem.replace(".", "_") + ("_input" if site.users else "")
+    name, number = stem, 1
+    while name in taken and not (
+        taken[name].shape == site.units.shape and taken[name].equal(site.units) and folded
+    ):
+        number += 1
+        name = f"{stem}_{number}"
+    return name
+
+
+def _make_site(site: Site, bank: GateBank, layer: nn.Module | None) -> nn.Module:
+    if layer is None:
+        return GateSite(site.units, bank)
+    weight = layer.get_parameter("weight")
+    transposed = bool(getattr(layer, "transposed", False))
+    return FoldedGate(
+        site.units,
+        bank,
+        weight_axis=1 if transposed else 0,
+        is_folded=weight.numel() <= _TYPICAL_BATCH * site.num_elements,
+    )

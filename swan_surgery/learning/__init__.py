@@ -1,0 +1,1 @@
+"""What training adds to its loss, and how gates learn from it."""

@@ -1,0 +1,157 @@
+"""How gates learn under a budget: by the curvature of the loss, priced by what each unit costs.
+
+A gate moves by a whole step, from 1 to 0, so its gradient alone does not say what closing it costs.
+To second order, closing unit i changes the loss by -dL/dg_i + F_i / 2, with F_i = E[(dL/dg_i)^2], the
+Fisher information, in place of the Hessian's diagonal. While the weights train along, the mean of
+dL/dg_i stays near zero (scaling a unit is a direction the weights move in anyway) and F_i decides.
+Within a layer returns diminish (`diminishing_returns`): v_i is what unit i adds to those that matter
+more. It is worth its price at the exchange rate r, loss per share of the budget, where v_i > r c_i:
+
+    z_i = log v_i - log(r c_i),    p_i = sigmoid(z_i) = v_i / (v_i + r c_i)
+
+and r is what makes the open units fit the budget. Closed units keep their gradient (straight-through),
+so F_i goes on being measured and a unit that turns out to be worth its price opens again.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from swan_surgery.gates import GateBank, GatedModel
+from swan_surgery.selection.budget import Limit, prices_within, widest_mask
+from swan_surgery.selection.diminishing_returns import DiminishingReturns
+
+
+# A probability of 0.2 % or 99.8 % is clear enough; beyond, soft gates would no longer tell units apart.
+_LARGEST_LOGIT = 6.0
+# How far a logit lies from the threshold at least, so that rounding cannot cross it.
+_MARGIN = 1e-3
+
+_ATTACHED: "weakref.WeakKeyDictionary[torch.nn.Module, RemovableHandle]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class CurvatureRule:
+    """Writes the logits of a gated model from a running mean of (dL/dg)^2.
+
+    Between calls the optimizer sees a zero gradient on the logits.
+    """
+
+    def __init__(self, gated: GatedModel, *, decay: float, diminishing: bool = True) -> None:
+        """Attach to a gated model; a rule that was attached before lets go.
+
+        Args:
+            gated: the gated model; its logits are written by `project` from now on.
+            decay: of the running mean, per call of `project`.
+            diminishing: whether returns diminish within a layer; else v_i = F_i.
+        """
+        self._gated = gated
+        self._decay = decay
+        logits = gated.gates.logits
+        self._pending = torch.zeros_like(logits, dtype=torch.float64)
+        self._mean = torch.zeros_like(self._pending)
+        self._weight = 0.0
+        self._returns: Callable[[Tensor], Tensor] | None = None
+        if diminishing:
+            self._returns = DiminishingReturns(gated.channels.unit_groups, gated.gates.num_units)
+        # Until the first gradients: the order that the gates start in.
+        self._start = gated.gates.probabilities().detach().double()
+        release(gated)
+        own = weakref.ref(self)
+
+        def hook(grad: Tensor) -> Tensor | None:
+            rule = own()
+            return None if rule is None else rule.observe(grad)
+
+        handle = logits.register_hook(hook)
+        _ATTACHED[gated.gates] = handle
+        gated.gates.measured = True
+        weakref.finalize(self, _end, weakref.ref(gated.gates), handle).atexit = False
+
+    def observe(self, grad: Tensor) -> Tensor:
+        """Take in a gradient on the gates; returns the zero gradient that the optimizer sees."""
+        self._pending = self._pending.to(grad.device) + grad.double()
+        return torch.zeros_like(grad)
+
+    def scores(self) -> Tensor:
+        """F_i, float64 of shape (num_units,); only ratios of it matter."""
+        if not self._weight:
+            return self._start.to(self._gated.gates.logits.device)
+        return self._mean / self._weight
+
+    def _take_in(self) -> None:
+        """One step of the running mean; all ranks of a process group agree on it."""
+        grad = self._pending.to(self._gated.gates.logits.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            grad = grad / torch.distributed.get_world_size()
+            torch.distributed.all_reduce(grad)
+            if not self._weight:
+                # Every rank saw the weights it drew, before they were all given those of rank 0.
+                self._start = self._start.to(grad.device)
+                torch.distributed.broadcast(self._start, src=0)
+        self._pending = torch.zeros_like(grad)
+        squares = grad.square()
+        # No backward pass yet, or one that overflowed under a gradient scaler.
+        if not bool(squares.isfinite().all() & (squares > 0).any()):
+            return
+        self._mean = self._decay * self._mean.to(grad.device) + (1 - self._decay) * squares
+        self._weight = self._decay * self._weight + 1 - self._decay
+
+    @torch.no_grad()
+    def project(self, limits: Sequence[Limit]) -> None:
+        """Write the logits for limits: open are the units worth their price, as many as fit."""
+        self._take_in()
+        gates = self._gated.gates
+        scores = self.scores()
+        if self._returns is not None:
+            scores = self._returns(scores)
+        scores = scores.clamp(min=torch.finfo(torch.float64).tiny)
+        worth = scores / prices_within(limits, gates.open_mask().double())
+        order = worth.argsort(descending=True, stable=True)
+        mask = widest_mask(self._gated, order, limits, least=gates.least_mask(worth))
+        # The price at which the best closed unit stays closed; cheaper ones that fill the rest, and
+        # those of minimum widths, are open below it.
+        rate = worth.min() if bool(mask.all()) else worth[~mask].max()
+        z = (worth / rate).log().clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+        z = torch.where(mask, z.clamp(min=_MARGIN), z.clamp(max=-_MARGIN))
+        gates.logits.copy_(z)
+        gates.threshold = 0.5
+
+    def state_dict(self) -> dict[str, float | Tensor]:
+        """What a resumed run needs."""
+        return {
+            "pending": self._pending.clone(),
+            "mean": self._mean.clone(),
+            "weight": self._weight,
+            "start": self._start.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, float | Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        device = self._gated.gates.logits.device
+        self._pending, self._mean, self._start = (
+            torch.as_tensor(state[name], dtype=torch.float64, device=device).clone()
+            for name in ("pending", "mean", "start")
+        )
+        self._weight = float(state["weight"])
+
+
+def release(gated: GatedModel) -> None:
+    """End the measuring of a gated model by whatever rule is attached to it."""
+    handle = _ATTACHED.pop(gated.gates, None)
+    if handle is not None:
+        handle.remove()
+    gated.gates.measured = False
+
+
+def _end(bank: "weakref.ref[GateBank]", handle: RemovableHandle) -> None:
+    """A rule is gone: its hook goes too, and unless another one has taken over, the measuring."""
+    handle.remove()
+    gates = bank()
+    if gates is not None and _ATTACHED.get(gates) is handle:
+        del _ATTACHED[gates]
+        gates.measured = False

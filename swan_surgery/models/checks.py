@@ -1,0 +1,105 @@
+"""Checks at the edge: do a model and its example inputs hold data, and fit each other?"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from swan_surgery.errors import InputError, ModelError
+from swan_surgery.models import Inputs
+
+
+_IMAGE_SIZES = (224, 299)
+
+
+def check_data(model: nn.Module, inputs: Inputs | None = None, *, to: str) -> None:
+    """Refuse models and inputs on the `meta` device, which have shapes but no data.
+
+    Args:
+        model: any module.
+        inputs: what it would be run on.
+        to: what cannot be done, as in "count MACs".
+
+    Raises:
+        ModelError: a parameter or buffer lies on `meta`.
+        InputError: a tensor of the inputs does.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise ModelError(
+            f"cannot {to}: {empty[0]!r} and {len(empty) - 1} other tensors of "
+            f"{type(model).__name__} lie on the meta device and hold no data. Materialise the model "
+            f"first (model.to_empty(device='cpu'), then load_state_dict); swan.channel_map needs none"
+        )
+    leaves = () if inputs is None else tree_leaves((inputs.args, dict(inputs.kwargs)))
+    if inputs is not None and any(isinstance(x, Tensor) and x.is_meta for x in leaves):
+        raise InputError(
+            f"cannot {to}: the example inputs ({described(inputs)}) lie on the meta device and hold "
+            f"no data; pass real tensors"
+        )
+
+
+def check_arguments(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse example inputs that the model's forward has no place for, or that leave one empty.
+
+    Raises:
+        InputError: says what forward takes and what was given.
+    """
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # written in C, or replaced by what has no signature
+        return
+    try:
+        signature.bind(*inputs.args, **inputs.kwargs)
+    except TypeError as err:
+        takes = ", ".join(
+            f"{p.name}=..." if p.default is not p.empty else str(p.replace(annotation=p.empty))
+            for p in signature.parameters.values()
+        )
+        raise InputError(
+            f"the example inputs do not fit {type(model).__name__}.forward({takes}): {err}; "
+            f"given: {described(inputs) or 'nothing'}"
+        ) from err
+
+
+def described(inputs: Inputs) -> str:
+    """Types and shapes of the inputs, as in `float32[2, 3, 8, 8], mask=bool[2, 8]`."""
+    named = [f"{name}={_described(value)}" for name, value in inputs.kwargs.items()]
+    return ", ".join([*map(_described, inputs.args), *named])
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype}{list(value.shape)}".removeprefix("torch.")
+    if isinstance(value, (list, tuple)) and value:
+        return f"{type(value).__name__} of {_described(value[0])}"
+    return type(value).__name__
+
+
+def infer_inputs(model: nn.Module) -> list[Inputs]:
+    """Example inputs guessed from the first layer, best guess first.
+
+    Raises:
+        InputError: the first layer is neither a 2-d convolution nor linear; says what to pass.
+    """
+    reference = next(iter(model.parameters()), None)
+    dtype = reference.dtype if reference is not None else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    shapes: list[tuple[int, ...]]
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            shapes = [(1, module.in_channels, size, size) for size in _IMAGE_SIZES]
+        elif isinstance(module, nn.Linear):
+            shapes = [(1, module.in_features)]
+        elif isinstance(module, (nn.Embedding, nn.Conv1d, nn.Conv3d, nn.RNNBase)):
+            break
+        else:
+            continue
+        return [Inputs((torch.randn(s, generator=generator).to(dtype),), {}) for s in shapes]
+    raise InputError(
+        f"example inputs cannot be inferred for {type(model).__name__}: its first layer is not a "
+        f"2-d convolution or linear; pass example_inputs=(tensor, ...)"
+    )

@@ -1,0 +1,117 @@
+"""Cuts tensors of a model along axes, in place, and lets the layers' own width attributes follow.
+
+The one place that removes anything. It works on a private copy, on real and on `meta` tensors alike:
+planning rehearses cuts on a shell of the model, `prune` performs them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from swan_surgery.models.slim_attention import SlimAttention
+
+
+# tensor name -> axis -> positions that stay, shape (n,), sorted
+Cuts = Mapping[str, Mapping[int, Tensor]]
+
+
+def cut_(model: nn.Module, cuts: Cuts) -> None:
+    """Keep only the given positions of the named parameters and buffers of `model`.
+
+    Tied parameters stay tied, `requires_grad`, dtype, device and memory format stay as they were;
+    gradients are dropped. `in_channels`, `out_channels`, `groups`, `num_features`, `in_features`
+    and `out_features` follow the tensors.
+
+    Raises:
+        IndexError: a position lies outside its axis.
+    """
+    wanted: dict[int, Mapping[int, Tensor]] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name in cuts:
+            wanted[id(tensor)] = cuts[name]
+    done: dict[int, Tensor] = {}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # reading a spectral-normed weight in train mode would change its buffers
+    for module in model.modules():
+        own: dict[str, Any] = {**module._parameters, **module._buffers}  # noqa: SLF001 - its store
+        hit = {key: tensor for key, tensor in own.items() if id(tensor) in wanted}
+        for key, tensor in hit.items():
+            if id(tensor) not in done:
+                done[id(tensor)] = _cut_tensor(tensor, wanted[id(tensor)])
+            slots: dict[str, Any] = module._parameters  # noqa: SLF001
+            (slots if key in slots else module._buffers)[key] = done[id(tensor)]  # noqa: SLF001
+        if hit or is_parametrized(module):
+            _update_widths_(module)
+    for module in model.modules():
+        if isinstance(module, SlimAttention):
+            module.follow_widths_()
+    for module, training in modes:
+        module.training = training
+
+
+def _cut_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    result = tensor.detach()
+    for axis, positions in axes.items():
+        size = tensor.shape[axis]
+        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < size:
+            raise IndexError(f"positions to keep lie outside axis {axis} of size {size}")
+        if positions.numel() != result.shape[axis]:
+            result = result.index_select(axis, positions.to(tensor.device))
+    for rank, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        is_last = tensor.ndim == rank and tensor.is_contiguous(memory_format=layout)
+        if is_last and not tensor.is_contiguous():
+            result = result.contiguous(memory_format=layout)
+    if result.data_ptr() == tensor.data_ptr():
+        result = result.clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(result, requires_grad=tensor.requires_grad)
+    return result
+
+
+def _update_widths_(module: nn.Module) -> None:
+    if isinstance(module, _ConvNd):
+        per_group = module.weight.shape[0 if module.transposed else 1]
+        if module.transposed:
+            depthwise = module.groups == module.in_channels
+            module.groups = per_group if depthwise else module.groups
+            module.in_channels = per_group
+            module.out_channels = module.weight.shape[1] * module.groups
+        else:
+            depthwise = module.groups == module.in_channels and module.groups > 1
+            rows = module.weight.shape[0]
+            if depthwise:
+                module.groups = rows * module.groups // module.out_channels
+            module.out_channels = rows
+            module.in_channels = per_group * module.groups
+    else:
+        _update_other_widths_(module)
+
+
+def _update_other_widths_(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, (_NormBase,)):
+        lead = next((t for t in (module.weight, module.running_mean) if t is not None), None)
+        if lead is not None:
+            module.num_features = lead.shape[0]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        module.num_channels = module.weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+    elif hasattr(module, "num_features") and (width := _width(module)) is not None:
+        setattr(module, "num_features", width)  # noqa: B010 - mypy sees no such attribute
+
+
+def _width(module: nn.Module) -> int | None:
+    """FrozenBatchNorm2d and its like keep their statistics as buffers."""
+    weight = getattr(module, "weight", None)
+    return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 1 else None

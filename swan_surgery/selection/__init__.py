@@ -1,0 +1,1 @@
+"""Which units stay: scores, limits, orders, and the widest mask within them."""

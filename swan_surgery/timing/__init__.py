@@ -1,0 +1,1 @@
+"""Milliseconds: one timing loop, layers at several widths, whole models in a runtime."""
