@@ -40,7 +40,7 @@ from _measure import (
     source_hash,
     write,
 )
-from quality_candidates import CANDIDATES
+from quality_candidates import CANDIDATES, READINGS
 from quality_data import Images, Splits, batches, load, normalised, synthetic
 from quality_networks import build, load_pretrained_
 from safetensors.torch import load_model, save_model
@@ -235,8 +235,9 @@ class Run:
         )
         start = gated.gates.probabilities().detach().argsort()
         each = None if candidate is None else CANDIDATES[candidate](gated, joint)
-        self.train(gated, 0, joint, groups=groups, objective=objective, each=each)
-        vars(gated.gates).pop("values", None)  # what a candidate put in
+        reading = READINGS.get(candidate or "", gated.train().gates.reading)
+        with gated.gates.reading_as(reading, training=True):
+            self.train(gated, 0, joint, groups=groups, objective=objective, each=each)
         objective(joint)
         now = gated.gates.open_mask()
         closed = int((~now).sum())

@@ -5,12 +5,13 @@ multiplier on the expected cost, a threshold that meets the budget); none is par
 """
 
 from collections.abc import Callable
-from types import MethodType
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.gates.readings import Reading
 
 
 # Louizos et al. (arXiv:1712.01312), section 4: the temperature and the stretch they used.
@@ -19,20 +20,21 @@ _HARD_CONCRETE = {"temperature": 2 / 3, "low": -0.1, "high": 1.1}
 _STEEPEST = 10.0
 
 
-def hard_concrete(gated: swan.GatedModel, steps: int) -> None:
-    """In training, gates sampled from the stretched and clipped concrete distribution (Eqs. 10-11)."""
-    del steps
-    beta, low, high = _HARD_CONCRETE.values()
-    hard = gated.gates.values
+@dataclass(frozen=True)
+class HardConcrete:
+    """A reading: gates sampled from the stretched and clipped concrete distribution (Eqs. 10-11)."""
 
-    def values(bank: nn.Module) -> Tensor:
-        if not bank.training:
-            return hard()
-        logits = gated.gates.logits
+    def __call__(self, logits: Tensor, is_open: Tensor) -> Tensor:
+        """The values."""
+        del is_open
+        beta, low, high = _HARD_CONCRETE.values()
         noise = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6).logit()
         return (((noise + logits) / beta).sigmoid() * (high - low) + low).clamp(0, 1)
 
-    gated.gates.values = MethodType(values, gated.gates)  # type: ignore[method-assign]
+
+def hard_concrete(gated: swan.GatedModel, steps: int) -> None:
+    """In training gates are read as samples; the logits learn as they do elsewhere."""
+    del gated, steps
 
 
 def annealed(gated: swan.GatedModel, steps: int) -> Callable[[nn.Module], None]:
@@ -64,6 +66,8 @@ def normalised_steps(gated: swan.GatedModel, steps: int) -> Callable[[nn.Module]
     return each
 
 
+# What gates are read as in training, where it is not their mode.
+READINGS: dict[str, Reading] = {"hard-concrete": HardConcrete()}
 CANDIDATES: dict[str, Callable[[swan.GatedModel, int], Callable[[nn.Module], None] | None]] = {
     "hard-concrete": hard_concrete,
     "annealed": annealed,

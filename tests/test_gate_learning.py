@@ -94,10 +94,11 @@ class TestObserving:
         assert not first.state_dict()["pending"].any()
         assert second.state_dict()["pending"].any()
 
-    def test_a_rule_that_is_gone_leaves_the_gradient_alone(self) -> None:
+    def test_a_rule_that_was_let_go_leaves_the_gradient_alone(self) -> None:
         gated = two_widths()
         rule = CurvatureRule(gated, decay=0.5)
-        del rule
+        gated.gates.detach()
+        assert not rule.state_dict()["pending"].any()
         gated(torch.randn(5, 4, dtype=torch.float64)).square().mean().backward()
         assert bool((gated.gates.logits.grad != 0).any())
 
@@ -295,25 +296,42 @@ class TestSlope:
         gated(x).square().mean().backward()
         torch.testing.assert_close(rule.state_dict()["pending"], plain / (p * (1 - p)))
         assert torch.equal(gradient(copy.deepcopy(gated)), plain)  # a copy is not measured
-        del rule
+        gated.gates.detach()
         assert torch.equal(gradient(gated), plain)
 
     def test_an_objective_without_curvature_ends_the_measuring(self) -> None:
         gated = two_widths()
-        before = swan.Objective(gated, macs=0.5)
-        assert gated.gates.measured
+        swan.Objective(gated, macs=0.5)
+        assert gated.gates.rule is not None
         swan.Objective(gated, macs=0.5, learning="gradient")
-        assert not gated.gates.measured
+        assert gated.gates.rule is None
         gated(torch.randn(5, 4, dtype=torch.float64)).square().mean().backward()
         assert bool((gated.gates.logits.grad != 0).any())
-        del before
-        assert not gated.gates.measured
 
-    def test_an_older_rule_that_goes_leaves_the_newer_one_measuring(self) -> None:
+    def test_an_objective_that_nobody_keeps_goes_on_learning(self) -> None:
+        found = []
+        for is_kept in (True, False):
+            gated = two_widths()
+            kept = swan.Objective(gated, macs=0.5, decay=0.5)
+            generator = torch.Generator().manual_seed(0)
+            for _ in range(4):
+                objective = kept if is_kept else swan.Objective(gated, macs=0.5, decay=0.5)
+                x = torch.randn(5, 4, dtype=torch.float64, generator=generator)
+                (gated(x).square().mean() + objective(0)).backward()
+                del objective
+            found.append(gated.gates.rule.state_dict())
+        assert found[0]["weight"] > 0.8  # it has seen three steps
+        assert found[0].keys() == found[1].keys()
+        torch.testing.assert_close(found[1], found[0])
+
+    def test_a_newer_rule_takes_over_from_an_older_one(self) -> None:
         gated = two_widths()
         older = CurvatureRule(gated, decay=0.5)
-        newer = CurvatureRule(gated, decay=0.5)
-        del older
         gated(torch.randn(5, 4, dtype=torch.float64)).square().mean().backward()
-        assert gated.gates.measured
-        assert newer.state_dict()["pending"].any()
+        newer = CurvatureRule(gated, decay=0.5)
+        assert gated.gates.rule is newer
+        before = newer.state_dict()["pending"]
+        assert torch.equal(before, older.state_dict()["pending"])
+        gated(torch.randn(5, 4, dtype=torch.float64)).square().mean().backward()
+        assert not torch.equal(newer.state_dict()["pending"], before)
+        assert torch.equal(before, older.state_dict()["pending"])

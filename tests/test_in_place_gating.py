@@ -1,17 +1,21 @@
 """Gates that act on a model's own code: parameters and statistics, for the time of one call."""
 
 import copy
+import pickle  # noqa: TID251 - people's workers do
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED
 from swan_surgery.gates import GatedModel, ParameterGate, StatisticGate
 from swan_surgery.gates.gated_model import acting_gates
-from swan_surgery.gates.in_place import acting
+from swan_surgery.learning.curvature import CurvatureRule
 from tests.closing import (
     assert_closed_equals_cut,
     close_,
@@ -180,12 +184,24 @@ class TestActing:
         with acting_gates(gated) as model:
             assert model is gated.model
             assert model.last.weight is not own["last.weight"]
-            assert "forward" in vars(model.norm)
             (inside,) = outputs(model, image(4, 3))
         (wanted,) = outputs(gated, image(4, 3))
         assert torch.equal(inside, wanted)
         assert all(p is own[name] for name, p in gated.model.named_parameters())
         assert_same_fingerprint(before, fingerprint(gated.model))
+
+    def test_a_parameter_is_itself_while_nothing_runs(self) -> None:
+        gated = gated_normed()
+        own = dict(gated.model.named_parameters())
+        assert gated.model.last.weight is own["last.weight"]
+        with torch.no_grad():
+            gated.model.last.weight.mul_(2)
+        with acting_gates(gated) as model:
+            closed = [i for i, u in enumerate(gated.channels.layer("a").out_units) if u in (1, 4)]
+            assert not model.last.weight[:, closed].any()
+            assert isinstance(model.norm, nn.LayerNorm)
+            assert type(model.norm).__name__ == "LayerNorm"
+        assert gated.model.last.weight is own["last.weight"]
 
     def test_after_an_exception_too(self) -> None:
         gated = gated_normed()
@@ -196,7 +212,6 @@ class TestActing:
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             gated(image(4, 5))
         assert_same_fingerprint(before, fingerprint(gated.model))
-        assert "forward" not in vars(gated.model.norm)
 
     def test_an_exception_inside_a_weighted_module_ends_its_weighting(self) -> None:
         gated = gated_normed()
@@ -225,24 +240,6 @@ class TestActing:
             wanted = small.b(F.relu(small.a(image(*X))))
         kept = [i for i, unit in enumerate(gated.channels.layer("b").out_units) if unit != 5]
         torch.testing.assert_close(read[:, kept], wanted, rtol=1e-12, atol=1e-13)
-
-    def test_statistics_of_the_other_mode_are_left_alone(self) -> None:
-        gated = gated_normed()
-        values = gated.gates()
-        sites = dict(gated.sites.items())
-        both = {site.in_training for site in sites.values() if isinstance(site, StatisticGate)}
-        assert both == {True, False}
-        for training in both:
-            with acting(gated.model, sites, values, training=training) as model:
-                assert "forward" in vars(model.norm)
-        left = {
-            name: site
-            for name, site in sites.items()
-            if not (isinstance(site, StatisticGate) and site.in_training)
-        }
-        own = [v for site, v in zip(sites.values(), values, strict=True) if site in left.values()]
-        with acting(gated.model, left, own, training=True) as model:
-            assert "forward" not in vars(model.norm)
 
     def test_a_graph_has_no_other_methods(self) -> None:
         gated = swan.swanify(plain(), image(*X))
@@ -289,12 +286,32 @@ class TestModule:
             assert bool((gated.gates.logits.grad != 0).all())
             assert all(p.grad is not None for p in gated.model.parameters())
 
-    def test_compiled_equals_eager(self) -> None:
+    @pytest.mark.parametrize("training", [True, False])
+    def test_compiled_whole_equals_eager(self, training: bool) -> None:
+        gated = gated_normed().train(training)
+        compiled = torch.compile(gated, backend="aot_eager", fullgraph=True)
+        found = []
+        for run in (compiled, gated, compiled):
+            gated.zero_grad()
+            out = run(image(4, 3))
+            out.square().sum().backward()
+            found.append([out, *(p.grad for p in gated.parameters() if p.grad is not None)])
+            with torch.no_grad():
+                gated.gates.logits.neg_()  # a compiled model follows its gates
+            found.append([run(image(4, 3))])
+            with torch.no_grad():
+                gated.gates.logits.neg_()
+        for compiled_one in (found[:2], found[4:]):
+            torch.testing.assert_close(compiled_one, found[2:4], rtol=1e-10, atol=1e-12)
+        assert len(found[0]) == 7 + training  # the output, six weights, and the logits in training
+
+    def test_a_region_compiled_by_itself_is_gated_when_the_whole_runs(self) -> None:
         gated = gated_normed()
-        compiled = torch.compile(gated, backend="eager")
-        torch.testing.assert_close(
-            compiled(image(4, 3)), gated(image(4, 3)), rtol=1e-12, atol=1e-13
-        )
+        (wanted,) = outputs(gated, image(4, 3))
+        gated.model.norm.compile(backend="eager")
+        gated.model.a.compile(backend="eager")
+        (got,) = outputs(gated, image(4, 3))
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)
 
     def test_train_mode_has_statistics_of_its_own(self) -> None:
         def run(m, x):
@@ -312,3 +329,104 @@ class TestModule:
         (got,), (wanted,) = outputs(gated.train(), image(*X)), outputs(small, image(*X))
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-11)
         assert PINNED not in gated.channels.layer("a").out_units
+
+
+class Checkpointed(nn.Module):
+    """Parts of it run again in the backward pass; a norm over channels among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = conv(3, 6), conv(6, 5), conv(5, 2)
+        self.norm = nn.GroupNorm(1, 5)
+        self.reentrant: bool | None = None
+
+    def part(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.norm(self.b(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        if self.reentrant is None:
+            return self.last(self.part(x))
+        return self.last(checkpoint(self.part, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("mode", ["ste", "soft", "measured"])
+def test_what_runs_again_in_the_backward_pass_is_gated_as_before(mode, reentrant) -> None:
+    gated = swan.swanify(prepared(Checkpointed()), image(*X), in_place=True).train()
+    assert gated.channels.statistics
+    close_random_(gated, 0.4, 1)
+    if mode == "soft":
+        gated.gates.mode = mode
+    found = []
+    for kind in (None, reentrant):
+        gated.model.reentrant = kind
+        gated.zero_grad()
+        rule = CurvatureRule(gated, decay=0.5) if mode == "measured" else None
+        x = image(*X).requires_grad_()
+        gated(x).square().sum().backward()
+        found.append([x.grad, *(p.grad for p in gated.parameters())])
+        if rule is not None:
+            found[-1].append(rule.state_dict()["pending"])
+            gated.gates.detach()
+    assert all(bool((gradient != 0).any()) for gradient in found[0][:1])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_threads_share_one_gated_model(in_place) -> None:
+    gated = swan.swanify(plain(), image(*X), in_place=in_place).eval()
+    close_random_(gated, 0.5, 3)
+    xs = [image(*X) * (1 + i) for i in range(8)]
+    with torch.no_grad():
+        wanted = [gated(x) for x in xs]
+
+    def run(x: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return [gated(x) for _ in range(20)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for outs, one in zip(pool.map(run, xs), wanted, strict=True):
+            assert all(torch.equal(out, one) for out in outs)
+    assert not any(p.grad_fn for p in gated.model.parameters())
+
+
+def test_hooks_on_containers_fire() -> None:
+    gated = swan.swanify(prepared(nn.Sequential(conv(3, 4), nn.Sequential(nn.ReLU(), conv(4, 2)))),
+                         image(*X), in_place=True)  # fmt: skip
+    seen = []
+    gated.model[1].register_forward_hook(lambda _m, _x, out: seen.append(out.shape))
+    gated(image(*X))
+    assert seen == [(2, 2, 4, 4)]
+
+
+def test_a_gated_model_pickles_and_the_copy_has_gates_of_its_own() -> None:
+    gated = gated_normed()
+    (wanted,) = outputs(gated, image(4, 3))
+    other = pickle.loads(pickle.dumps(gated))  # noqa: S301 - made here
+    assert torch.equal(outputs(other, image(4, 3))[0], wanted)
+    assert type(other.model.norm) is type(gated.model.norm)
+    close_(other, 0)
+    assert torch.equal(outputs(gated, image(4, 3))[0], wanted)
+    assert not torch.equal(outputs(other, image(4, 3))[0], wanted)
+
+
+def test_taking_gates_out_gives_back_the_written_classes() -> None:
+    gated = gated_normed()
+    back = swan.unswanify(gated)
+    small = swan.prune(gated)
+    for model in (back, small):
+        assert type(model.norm) is nn.LayerNorm
+        assert type(model.last) is nn.Linear
+        assert not [name for m in model.modules() for name in vars(m) if "gates" in name]
+
+
+def test_an_average_of_equal_models_is_that_model() -> None:
+    for in_place in (True, False):
+        gated = swan.swanify(plain(), image(*X), in_place=in_place).eval()
+        close_random_(gated, 0.5, 3)
+        average = AveragedModel(gated, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+        for _ in range(20):
+            average.update_parameters(gated)
+        (got,), (wanted,) = outputs(average.eval(), image(*X)), outputs(gated, image(*X))
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.calls.mode import CallMode, Change
 from swan_surgery.channels.labels.labels import WEIGHABLE
-from swan_surgery.gates.weighted_statistics import WEIGHTED, WeightingMode
+from swan_surgery.gates.weighted_statistics import WEIGHTED, weighing
 from tests.closing import assert_closed_equals_cut, image, prepared
 from tests.small_nets import Net, conv
 
@@ -218,10 +219,15 @@ def test_counts_stay_whole_numbers() -> None:
     assert wide.dtype == torch.float64
 
 
+def weighing_mode(function: str, number: int, *outer: CallMode) -> CallMode:
+    change = Change(instead=weighing(function, along(1, 4)))
+    return CallMode({(function, number): change}, outer=outer)
+
+
 class TestMode:
     def test_only_the_numbered_call_is_weighted(self) -> None:
         x = activations()
-        with WeightingMode({("mean", 2): along(1, 4)}, []):
+        with weighing_mode("mean", 2):
             first, second, third = x.mean(1), torch.mean(x, 1), x.mean(dim=1)
         plain, weighted = x.mean(1), x[:, KEPT].mean(1)
         assert torch.equal(first, plain)
@@ -231,7 +237,7 @@ class TestMode:
 
     def test_functions_are_numbered_apart(self) -> None:
         x = activations()
-        with WeightingMode({("sum", 1): along(1, 4)}, []):
+        with weighing_mode("sum", 1):
             x.mean(1)
             x.amax(1)
             total = x.sum(1)
@@ -248,16 +254,16 @@ class TestMode:
     )
     def test_numpys_names_of_arguments(self, call) -> None:
         x = activations()
-        with WeightingMode({("mean", 1): along(1, 4)}, []):
+        with weighing_mode("mean", 1):
             got = call(x)
         torch.testing.assert_close(got, call(x[:, KEPT]), **TIGHT)
 
     def test_a_call_weighted_inside_counts_for_the_modules_around(self) -> None:
         x = activations()
-        outer = WeightingMode({("mean", 3): along(1, 4)}, [])
+        outer = weighing_mode("mean", 3)
         with outer:
             before = x.mean(1)
-            with WeightingMode({("mean", 1): along(1, 4)}, [outer]):
+            with weighing_mode("mean", 1, outer):
                 inside = x.mean(1)
             after = x.mean(1)
         torch.testing.assert_close(inside, x[:, KEPT].mean(1), **TIGHT)

@@ -7,6 +7,7 @@ k-th one then stands elsewhere in the code. That is an error, never a wrong resu
 
 import sys
 from collections.abc import Mapping
+from types import FrameType
 
 import torch
 
@@ -16,8 +17,9 @@ from swan_surgery.errors import PathError
 # (torch function, number of the call in one run of a module)
 Call = tuple[str, int]
 
-# Between a model's code and a function mode there may be only these: torch's own, and the modes.
-_TORCHS = frozenset(
+# Between a model's code and a function mode there may be only the modules of this folder, and these:
+# torch's own, and the module of the mode that the channel map runs under.
+_BETWEEN = frozenset(
     {
         "torch._compile",
         "torch._dynamo.eval_frame",
@@ -28,21 +30,21 @@ _TORCHS = frozenset(
         "torch.utils._contextlib",
     }
 )
-_BETWEEN: set[str] = {__name__, *_TORCHS}
-
-
-def stands_between(module: str) -> None:
-    """Register a module of ours whose frames may lie between a model's code and its call."""
-    _BETWEEN.add(module)
+_OURS = __name__.rpartition(".")[0] + "."
 
 
 def call_site() -> str:
     """The place that is calling, as `Attention.forward+7`: a function and a line within it."""
     frame = sys._getframe(1)  # noqa: SLF001 - the documented way to the stack
-    while frame.f_globals.get("__name__") in _BETWEEN and frame.f_back is not None:
+    while _stands_between(frame) and frame.f_back is not None:
         frame = frame.f_back
     code = frame.f_code
     return f"{code.co_qualname}+{frame.f_lineno - code.co_firstlineno}"
+
+
+def _stands_between(frame: FrameType) -> bool:
+    module = str(frame.f_globals.get("__name__"))
+    return module in _BETWEEN or module.startswith(_OURS)
 
 
 class PathGuard:

@@ -196,7 +196,7 @@ def _for_budget(
 def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module:
     """Cut to an open mask, bool of shape (num_units,); the gated model stays as it is."""
     plan = make_plan(gated.channels, mask)
-    pruned = apply_plan(gated.model, plan)
+    pruned = _apply_plan_(gated.base_model(), plan)
     _follow_widths_(pruned, gated)
     if verify:
         verify_pruned(gated, pruned, plan)
@@ -244,7 +244,11 @@ def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:
 
 def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """Cut a copy of a base model as planned; the same plan works on any copy of the same model."""
-    copy = write_out_(copy_of(model))
+    return _apply_plan_(copy_of(model), plan)
+
+
+def _apply_plan_(copy: nn.Module, plan: PruningPlan) -> nn.Module:
+    copy = write_out_(copy)
     cuts: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for entry in plan.positions:
         cuts[entry.tensor][entry.axis] = torch.tensor(entry.kept)

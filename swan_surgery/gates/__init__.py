@@ -2,8 +2,7 @@
 
 from swan_surgery.gates.bank import INITIAL_LOGIT, GateBank
 from swan_surgery.gates.gated_model import GatedModel, acting_gates, soft_gates
-from swan_surgery.gates.in_place import ParameterGate, StatisticGate
-from swan_surgery.gates.sites import FoldedGate, GateSite, fold_scale
+from swan_surgery.gates.sites import FoldedGate, GateSite, ParameterGate, StatisticGate, fold_scale
 from swan_surgery.gates.starting import importance_ranks, magnitudes, make_bank, widths
 
 

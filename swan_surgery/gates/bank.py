@@ -1,19 +1,28 @@
-"""The gate bank: one logit per unit, and how logits become values between 0 and 1."""
+"""The gate bank: one logit per unit, which units are open, and the reading that gives gates their values."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from fnmatch import fnmatch
-from math import ceil
-from typing import Any, Literal, get_args
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from swan_surgery.errors import GateError, InputError
+from swan_surgery.gates.index_tables import IndexTables
+from swan_surgery.gates.min_width import MinWidth, least_widths
+from swan_surgery.gates.readings import (
+    HARD,
+    SOFT,
+    STRAIGHT_THROUGH,
+    Held,
+    Leaf,
+    Measured,
+    Reading,
+)
 
 
 Mode = Literal["ste", "soft"]
-MinWidth = int | float | Mapping[str, int | float]
 
 # sigmoid(3) = 0.953: open, and near enough to 1 that soft gates start close to the base model.
 INITIAL_LOGIT = 3.0
@@ -21,21 +30,28 @@ INITIAL_LOGIT = 3.0
 _FEW = 4
 
 
+_OF_MODE: Mapping[Mode, Reading] = {"ste": STRAIGHT_THROUGH, "soft": SOFT}
+
+
+class Rule(Protocol):
+    """What learns from the gradients on gates, instead of the optimizer."""
+
+    def observe(self, grad: Tensor) -> Tensor | None:
+        """Take in dL/dg, shape (num_units,); what is returned is the gradient on the logits."""
+        ...
+
+
 class GateBank(nn.Module):
     """All gates of a model: p = sigmoid(z) (Eq. 3), hard g = [p >= threshold] (Eq. 4).
 
     Attributes:
         logits: z, shape (num_units,).
-        measured: whether gradients on the logits are dL/dg itself, without the factor p(1-p); set by
-            what learns from them instead of the optimizer (`gate_learning`).
         min_width: what every layer keeps open at least, the highest p: a number of units, a share of
             the layer's units (a float below 1), or a mapping from layer names or glob patterns to
             either, the first that matches, 1 where none does.
     """
 
     _threshold: Tensor
-    _index: Tensor
-    _rows: Tensor
 
     def __init__(
         self,
@@ -58,21 +74,18 @@ class GateBank(nn.Module):
         self._sizes_of_rows = [len(units) for units in widths]
         self.min_width = 1
         self.register_buffer("_threshold", torch.tensor(0.5))
-        self._mode: Mode = "ste"
-        self._soft_evaluation = False
-        self._held: Tensor | None = None
-        self._leaf: Tensor | None = None
-        self.measured = False
+        # What gates are read as, by whether the bank trains.
+        self._readings: dict[bool, Reading] = {True: STRAIGHT_THROUGH, False: HARD}
+        self._attached: tuple[Rule, RemovableHandle] | None = None
         self._shapes = [tuple(units.shape) for units in sites]
         self._sizes = [units.numel() for units in sites]
         flat = [torch.where(units < 0, num_units, units).reshape(-1) for units in sites]
         index = torch.cat(flat) if flat else torch.zeros(0, dtype=torch.int64)
-        self.register_buffer("_index", index, persistent=False)
         longest = max((len(units) for units in widths), default=0)
         rows = torch.full((len(widths), longest), num_units)
         for row, units in enumerate(widths):
             rows[row, : len(units)] = torch.tensor(sorted(units))
-        self.register_buffer("_rows", rows, persistent=False)
+        self._tables = IndexTables(index, rows)
 
     @property
     def num_units(self) -> int:
@@ -101,38 +114,63 @@ class GateBank(nn.Module):
 
     @min_width.setter
     def min_width(self, value: MinWidth) -> None:
-        rules = value if isinstance(value, Mapping) else {"*": value}
-        for width in rules.values():
-            whole = isinstance(width, int) and width >= 0
-            if isinstance(width, bool) or not (whole or 0 < width < 1):
-                raise InputError(
-                    f"min_width is a number of units (0, 1, 2, ...) or a share of a layer's units "
-                    f"between 0 and 1; got {width!r}"
-                )
-        known = [name for own in self._names for name in own]
-        for pattern in rules:
-            if pattern != "*" and not any(fnmatch(name, pattern) for name in known):
-                raise InputError(
-                    f"min_width names {pattern!r}, but no layer with gates is called so; there are "
-                    f"{', '.join(known[:4])}{', ...' if len(known) > 4 else ''}"
-                )
-        self._least = []
-        for own, size in zip(self._names, self._sizes_of_rows, strict=True):
-            names = own or ("",)
-            width = next((w for at, w in rules.items() for n in names if fnmatch(n, at)), 1)
-            self._least.append(min(size, width if isinstance(width, int) else ceil(width * size)))
+        self._least = least_widths(value, self._names, self._sizes_of_rows)
         self._min_width = dict(value) if isinstance(value, Mapping) else value
 
     @property
     def mode(self) -> Mode:
         """Gates in training: `"ste"` (forward hard, backward as p, Eq. 6) or `"soft"` (p)."""
-        return self._mode
+        return "soft" if _innermost(self._readings[True]) is SOFT else "ste"
 
     @mode.setter
     def mode(self, value: Mode) -> None:
         if value not in get_args(Mode):
             raise InputError(f"mode must be one of {get_args(Mode)}, got {value!r}")
-        self._mode = value
+        reading = _OF_MODE[value]
+        self._readings[True] = Measured(reading) if self._attached else reading
+
+    @property
+    def reading(self) -> Reading:
+        """What gates are read as now: in training by `mode`, in evaluation hard."""
+        return self._readings[self.training]
+
+    @contextmanager
+    def reading_as(self, reading: Reading, *, training: bool | None = None) -> Iterator[None]:
+        """Read gates as something else inside the block.
+
+        Args:
+            reading: what to read them as.
+            training: in training alone (True), in evaluation alone (False), or in both (None).
+        """
+        before = dict(self._readings)
+        for mode in (True, False) if training is None else (training,):
+            self._readings[mode] = reading
+        try:
+            yield
+        finally:
+            self._readings = before
+
+    @property
+    def rule(self) -> Rule | None:
+        """What is attached to the gates and learns from their gradients, if anything is."""
+        return None if self._attached is None else self._attached[0]
+
+    def attach(self, rule: Rule) -> None:
+        """Hand the gradients on the gates to a rule: dL/dg itself, without the factor p(1-p).
+
+        The bank keeps the rule until another one is attached, or `detach`. Copies of the bank are
+        measured by nobody.
+        """
+        self.detach()
+        self._attached = (rule, self.logits.register_hook(rule.observe))
+        self._readings[True] = Measured(self._readings[True])
+
+    def detach(self) -> None:
+        """Let go of the rule: the gradients on the logits are the optimizer's again."""
+        if self._attached is not None:
+            self._attached[1].remove()
+        self._attached = None
+        self._readings[True] = _unmeasured(self._readings[True])
 
     def probabilities(self) -> Tensor:
         """P = sigmoid(z), shape (num_units,), differentiable."""
@@ -144,8 +182,9 @@ class GateBank(nn.Module):
         p >= threshold, and never fewer than `min_width` in any layer: the highest p stay (the
         lowest index among equals). Evaluation, cost and pruning all read this mask.
         """
-        if self._held is not None:
-            return self._held
+        reading = self.reading
+        if isinstance(reading, Held):
+            return reading.mask
         return self.mask_at(self._threshold)
 
     def mask_at(self, threshold: Tensor) -> Tensor:
@@ -164,20 +203,21 @@ class GateBank(nn.Module):
         most = max(self._least, default=0)
         if most == 0:
             return is_open[:-1]
-        table = padded[self._rows]
+        _, rows = self._tables.on(scores.device)
+        table = padded[rows]
         if most <= _FEW:
             for count in range(1, most + 1):
                 best = table.argmax(dim=1, keepdim=True)
-                rows = [row for row, least in enumerate(self._least) if least >= count]
-                chosen = self._rows.gather(1, best)
-                chosen = chosen if len(rows) == len(self._least) else chosen[rows]
+                wide = [row for row, least in enumerate(self._least) if least >= count]
+                chosen = rows.gather(1, best)
+                chosen = chosen if len(wide) == len(self._least) else chosen[wide]
                 is_open = is_open.index_fill(0, chosen.reshape(-1), value=True)
                 table = table.scatter(1, best, -2.0)
         else:
             order = table.argsort(dim=1, descending=True, stable=True)[:, :most]
             wanted = torch.tensor(self._least, device=order.device)[:, None]
             kept = torch.arange(most, device=order.device) < wanted
-            is_open = is_open.index_fill(0, self._rows.gather(1, order)[kept], value=True)
+            is_open = is_open.index_fill(0, rows.gather(1, order)[kept], value=True)
         return is_open[:-1]
 
     def check(self) -> None:
@@ -193,66 +233,66 @@ class GateBank(nn.Module):
                 f"{int(bad[0])}); training diverged: lower gate_lr or restore a checkpoint"
             )
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __getstate__(self) -> dict[str, Any]:
         """Copies are measured by nobody."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
-        self.measured = False
+        readings = {mode: _innermost(reading) for mode, reading in self._readings.items()}
+        return vars(self) | {"_attached": None, "_readings": readings}
 
-    def values(self) -> Tensor:
-        """The gate values in force, shape (num_units,)."""
-        if self._leaf is not None:
-            return self._leaf
-        if not self.training:
-            if self._soft_evaluation:
-                return self.probabilities()
-            return self.open_mask().to(self.logits.dtype)
-        p = self.probabilities()
-        if self.measured:
-            # Whatever the logits become before the backward pass, their gradient is dL/dg.
-            value = p if self._mode == "soft" else self.open_mask().to(p.dtype)
-            return value.detach() + (self.logits - self.logits.detach())
-        if self._mode == "soft":
-            return p
-        # Forward exactly the hard gate, backward as p (paper section 2.4).
-        return self.open_mask().to(p.dtype) + (p - p.detach())
+    def values(self, units: Tensor | None = None, is_open: Tensor | None = None) -> Tensor:
+        """The gate values in force.
+
+        Args:
+            units: of these units alone, int64 of any one dimension; of all by default.
+            is_open: `open_mask()`, where it is known already.
+        """
+        reading = self.reading
+        logits = reading.values if isinstance(reading, Leaf) else self.logits
+        if is_open is None:
+            is_open = self.open_mask()
+        if units is not None:
+            logits, is_open = logits.index_select(0, units), is_open.index_select(0, units)
+        return reading(logits, is_open)
 
     def forward(self) -> tuple[Tensor, ...]:
         """The values at every site, each broadcastable to the site's activation."""
         values = self.values()
+        index, _ = self._tables.on(values.device)
         padded = torch.cat([values, values.new_ones(1)])
-        parts = padded.index_select(0, self._index).split(self._sizes)
+        parts = padded.index_select(0, index).split(self._sizes)
         return tuple(part.view(shape) for part, shape in zip(parts, self._shapes, strict=True))
 
-    @contextmanager
-    def soft_evaluation(self) -> Iterator[None]:
+    def soft_evaluation(self) -> AbstractContextManager[None]:
         """Evaluate with soft gates inside the block."""
-        before = self._soft_evaluation
-        self._soft_evaluation = True
-        try:
-            yield
-        finally:
-            self._soft_evaluation = before
+        return self.reading_as(SOFT, training=False)
 
     @contextmanager
     def holding(self, mask: Tensor) -> Iterator[None]:
         """Make `open_mask()` answer `mask`, bool of shape (num_units,), inside the block."""
-        before = self._held
-        self._held = mask
+        before = self._readings
+        self._readings = {mode: Held(mask, reading) for mode, reading in before.items()}
         try:
             yield
         finally:
-            self._held = before
+            self._readings = before
 
     @contextmanager
     def as_leaf(self) -> Iterator[Tensor]:
         """Hold the values in force inside the block, as a leaf tensor whose `grad` becomes dL/dg."""
-        self._leaf = self.values().detach().clone().requires_grad_()
-        try:
-            yield self._leaf
-        finally:
-            self._leaf = None
+        leaf = self.values().detach().clone().requires_grad_()
+        with self.reading_as(Leaf(leaf)):
+            yield leaf
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
         num_open = int(self.open_mask().sum())
         return f"{self.num_units} units, {num_open} open, threshold={self.threshold:.3g}"
+
+
+def _unmeasured(reading: Reading) -> Reading:
+    return reading.forward if isinstance(reading, Measured) else reading
+
+
+def _innermost(reading: Reading) -> Reading:
+    while isinstance(reading, (Measured, Held)):
+        reading = reading.forward
+    return reading

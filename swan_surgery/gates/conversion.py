@@ -137,7 +137,7 @@ def unswanify(gated: GatedModel) -> nn.Module:
         )
     """
     check_gated(gated)
-    return put_back_(copy_of(gated.model))
+    return put_back_(gated.base_model())
 
 
 def _map(

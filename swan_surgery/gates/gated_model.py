@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from swan_surgery.channels import ChannelMap
 from swan_surgery.errors import ModelError
 from swan_surgery.gates.bank import GateBank
-from swan_surgery.gates.in_place import acting
-from swan_surgery.models import Inputs
+from swan_surgery.gates.in_place import Acting, ungate_modules_
+from swan_surgery.models import Inputs, copy_of
 
 
 class GatedModel(nn.Module):
@@ -25,9 +25,11 @@ class GatedModel(nn.Module):
             gates, what stays and why, and what is rewritten or weighted.
         example_inputs: what the model was mapped with; costs are for these shapes.
         ignored: the patterns of modules whose channels were to get no gate.
+        acting: when gates act on the base model in place; None where a traced graph runs.
     """
 
     ignored: tuple[str, ...] = ()
+    acting: Acting | None = None
 
     def __init__(
         self,
@@ -74,6 +76,10 @@ class GatedModel(nn.Module):
         with acting_gates(self) as model:
             return model(*args, **kwargs)
 
+    def base_model(self) -> nn.Module:
+        """A copy of the base model with the weights as trained, and without gates."""
+        return ungate_modules_(copy_of(self.model))
+
     @property
     def runs_in_place(self) -> bool:
         """Whether the base model runs its own Python code, instead of a graph traced from it."""
@@ -102,15 +108,13 @@ def acting_gates(gated: GatedModel) -> Iterator[nn.Module]:
         raise ModelError(
             f"expected a gated model, got {type(gated).__name__}; call swan.swanify(model) first"
         )
-    if not gated.runs_in_place:
+    if gated.acting is None:
         raise ModelError(
             f"{type(gated.model).__name__} runs as a traced graph, which has no method but forward; "
             f"call swan.swanify(model, ..., in_place=True) to gate the model's own code"
         )
-    values = gated.gates()
-    sites = dict(gated.sites.items())
-    with acting(gated.model, sites, values, training=gated.training) as model:
-        yield model
+    with gated.acting.begin():
+        yield gated.model
 
 
 @contextmanager

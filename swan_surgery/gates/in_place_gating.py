@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from swan_surgery.channels import ChannelMap
 from swan_surgery.gates.gated_model import GatedModel
-from swan_surgery.gates.in_place import ParameterGate, StatisticGate
-from swan_surgery.gates.sites import GateSite
+from swan_surgery.gates.in_place import gate_modules_
+from swan_surgery.gates.sites import GateSite, ParameterGate, StatisticGate
 from swan_surgery.gates.starting import make_bank
 from swan_surgery.models import Inputs
 
@@ -40,7 +40,9 @@ def gate_in_place(copy: nn.Module, channels: ChannelMap, inputs: Inputs) -> Gate
             _add(planned, f"{entry.module}.{entry.function}", StatisticGate, units, options)
     bank = make_bank(copy, channels, [units for _, units, _ in planned.values()])
     sites = {name: kind(units, bank, **options) for name, (kind, units, options) in planned.items()}
-    return GatedModel(copy, bank, sites, channels=channels, example_inputs=inputs)
+    gated = GatedModel(copy, bank, sites, channels=channels, example_inputs=inputs)
+    gated.acting = gate_modules_(copy, sites, bank)
+    return gated
 
 
 def _add(

@@ -1,12 +1,13 @@
 """Gate sites: the modules that apply gate values where the graph says."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from swan_surgery.gates.bank import GateBank
+from swan_surgery.gates.index_tables import IndexTables
 
 
 class GateSite(nn.Module):
@@ -16,7 +17,21 @@ class GateSite(nn.Module):
         """`units`: the unit at each position, -1 without a gate; broadcastable to the activation."""
         super().__init__()
         self._units = units.clone()
+        flat = self._units.reshape(-1)
+        self._free = bool((flat < 0).any())
+        self._tables = IndexTables(flat.clamp(min=0), (flat < 0).view(units.shape))
         self._bank = (bank,)  # a tuple, so that the bank is not registered a second time
+
+    def values(self, is_open: Tensor) -> Tensor:
+        """The gate values here, broadcastable to the activation, from the logits alone.
+
+        Args:
+            is_open: the bank's open mask.
+        """
+        bank = self._bank[0]
+        units, is_free = self._tables.on(bank.logits.device)
+        values = bank.values(units, is_open).view(self._units.shape)
+        return values.masked_fill(is_free, 1.0) if self._free else values
 
     def forward(self, values: Tensor, x: Tensor) -> Tensor:  # [..., C, ...] -> [..., C, ...]
         """Apply the gates."""
@@ -27,6 +42,44 @@ class GateSite(nn.Module):
         units = self._units.reshape(-1)
         mask = torch.cat([self._bank[0].open_mask().cpu(), torch.ones(1, dtype=torch.bool)])
         return f"{units.numel()} channels, {int(mask[units].sum())} open"
+
+
+class ParameterGate(GateSite):
+    """Scales the columns of a parameter that read gated channels: the layer reads x * p (Eq. 1)."""
+
+    def __init__(self, units: Tensor, bank: GateBank, *, names: Sequence[str]) -> None:
+        """`names`: the dotted names of the parameter in the base model, several if it is tied."""
+        super().__init__(units, bank)
+        self.names = tuple(names)
+
+    def extra_repr(self) -> str:
+        """Shown when the model is printed."""
+        return f"{super().extra_repr()}, folded into what {self.names[0]!r} reads"
+
+
+class StatisticGate(GateSite):
+    """Weighs one statistic over gated channels: the `number`-th `function` in a run of `module`."""
+
+    def __init__(
+        self,
+        units: Tensor,
+        bank: GateBank,
+        *,
+        module: str,
+        call: tuple[str, int],
+        training: bool,
+        site: str,
+    ) -> None:
+        """`site`: where in the code the call stands."""
+        super().__init__(units, bank)
+        self.site = site
+        self.module = module
+        self.call = call
+        self.in_training = training
+
+    def extra_repr(self) -> str:
+        """Shown when the model is printed."""
+        return f"{super().extra_repr()}, weighs {self.call[0]} in {self.module!r}"
 
 
 class FoldedGate(GateSite):
@@ -56,18 +109,18 @@ class FoldedGate(GateSite):
 
 
 def _call_with(layer: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Call a layer with other parameters: `functional_call` without its bookkeeping per call."""
+    """Call one of torch's own layers with other parameters; the layer itself stays as it is.
+
+    What is called is a stand-in that shares everything else, so threads may call the layer at once.
+    """
     result: Tensor
     if torch.compiler.is_compiling():
         result = functional_call(layer, tensors, (x,))
         return result
-    own: dict[str, Any] = layer._parameters  # noqa: SLF001 - nn.Module's own store
-    kept = {name: own[name] for name in tensors}
-    own.update(tensors)
-    try:
-        result = layer(x)
-    finally:
-        own.update(kept)
+    stand_in = object.__new__(type(layer))
+    own = vars(layer)
+    vars(stand_in).update(own, _parameters={**own["_parameters"], **tensors})
+    result = stand_in(x)
     return result
 
 

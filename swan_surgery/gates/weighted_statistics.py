@@ -6,18 +6,11 @@ pruned layer exactly, in between they interpolate (sum of w_i x_i over sum of w_
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-
-from swan_surgery.calls.sites import PathGuard, stands_between
-
-
-stands_between(__name__)
 
 
 def _axes(dim: Any, ndim: int) -> tuple[int, ...]:
@@ -226,41 +219,11 @@ WEIGHTED: Mapping[str, Callable[..., Any]] = {
 _OTHER_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 
 
-class WeightingMode(TorchFunctionMode):
-    """Replaces chosen calls of torch functions by their weighted form, in one run of one module.
+def weighing(function: str, weights: Tensor) -> Callable[..., Any]:
+    """The weighted form of a torch function, called like it."""
 
-    `weights` holds the gate values for (function, number of the call). Calls are numbered as
-    `channels.tracing.FrameMode` numbers them; a call that an inner module replaces still counts for
-    the modules around it (`outer`).
-    """
+    def weighted(*args: Any, **kwargs: Any) -> Any:
+        named = {_OTHER_NAMES.get(key, key): value for key, value in kwargs.items()}
+        return WEIGHTED[function](weights, *args, **named)
 
-    def __init__(
-        self,
-        weights: Mapping[tuple[str, int], Tensor],
-        outer: list["WeightingMode"],
-        guard: PathGuard | None = None,
-    ) -> None:
-        super().__init__()
-        self.guard = guard or PathGuard({})
-        self.weights = weights
-        self.outer = outer
-        self.counts: Counter[str] = Counter()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the call as it is, or weighted."""
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name not in WEIGHTED:
-            return func(*args, **kwargs)
-        self.counts[name] += 1
-        self.guard.check((name, self.counts[name]))
-        values = self.weights.get((name, self.counts[name]))
-        if values is None:
-            return func(*args, **kwargs)
-        for mode in self.outer:
-            mode.counts[name] += 1
-        kwargs = {_OTHER_NAMES.get(key, key): value for key, value in kwargs.items()}
-        with torch._C.DisableTorchFunction():  # noqa: SLF001
-            return WEIGHTED[name](values, *args, **kwargs)
+    return weighted

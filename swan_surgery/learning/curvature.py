@@ -13,14 +13,12 @@ and r is what makes the open units fit the budget. Closed units keep their gradi
 so F_i goes on being measured and a unit that turns out to be worth its price opens again.
 """
 
-import weakref
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
-from swan_surgery.gates import GateBank, GatedModel
+from swan_surgery.gates import GatedModel
 from swan_surgery.selection.budget import Limit, prices_within, widest_mask
 from swan_surgery.selection.diminishing_returns import DiminishingReturns
 
@@ -30,10 +28,6 @@ _LARGEST_LOGIT = 6.0
 # How far a logit lies from the threshold at least, so that rounding cannot cross it.
 _MARGIN = 1e-3
 
-_ATTACHED: "weakref.WeakKeyDictionary[torch.nn.Module, RemovableHandle]" = (
-    weakref.WeakKeyDictionary()
-)
-
 
 class CurvatureRule:
     """Writes the logits of a gated model from a running mean of (dL/dg)^2.
@@ -42,7 +36,7 @@ class CurvatureRule:
     """
 
     def __init__(self, gated: GatedModel, *, decay: float, diminishing: bool = True) -> None:
-        """Attach to a gated model; a rule that was attached before lets go.
+        """Attach to a gated model, which keeps this rule; one that was attached before hands over what it measured.
 
         Args:
             gated: the gated model; its logits are written by `project` from now on.
@@ -60,17 +54,11 @@ class CurvatureRule:
             self._returns = DiminishingReturns(gated.channels.unit_groups, gated.gates.num_units)
         # Until the first gradients: the order that the gates start in.
         self._start = gated.gates.probabilities().detach().double()
-        release(gated)
-        own = weakref.ref(self)
-
-        def hook(grad: Tensor) -> Tensor | None:
-            rule = own()
-            return None if rule is None else rule.observe(grad)
-
-        handle = logits.register_hook(hook)
-        _ATTACHED[gated.gates] = handle
-        gated.gates.measured = True
-        weakref.finalize(self, _end, weakref.ref(gated.gates), handle).atexit = False
+        before = gated.gates.rule
+        if isinstance(before, CurvatureRule):
+            # An objective made anew in every step, kept in no variable, goes on learning.
+            self.load_state_dict(before.state_dict())
+        gated.gates.attach(self)
 
     def observe(self, grad: Tensor) -> Tensor:
         """Take in a gradient on the gates; returns the zero gradient that the optimizer sees."""
@@ -138,20 +126,3 @@ class CurvatureRule:
             for name in ("pending", "mean", "start")
         )
         self._weight = float(state["weight"])
-
-
-def release(gated: GatedModel) -> None:
-    """End the measuring of a gated model by whatever rule is attached to it."""
-    handle = _ATTACHED.pop(gated.gates, None)
-    if handle is not None:
-        handle.remove()
-    gated.gates.measured = False
-
-
-def _end(bank: "weakref.ref[GateBank]", handle: RemovableHandle) -> None:
-    """A rule is gone: its hook goes too, and unless another one has taken over, the measuring."""
-    handle.remove()
-    gates = bank()
-    if gates is not None and _ATTACHED.get(gates) is handle:
-        del _ATTACHED[gates]
-        gates.measured = False

@@ -20,7 +20,7 @@ from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
-from swan_surgery.learning.curvature import CurvatureRule, release
+from swan_surgery.learning.curvature import CurvatureRule
 from swan_surgery.learning.penalties import Penalties, paper_penalties
 from swan_surgery.learning.ramps import CosineRamp, ramps_of
 from swan_surgery.selection.budget import Limit, limits_of, refuse_unreachable
@@ -137,10 +137,11 @@ class Objective:
             )
         by_default: Learning = "curvature" if self.limits and not penalties.act else "gradient"
         self.learning: Learning = learning or by_default
-        release(gated)
         self._rule = None
         if self.learning == "curvature":
             self._rule = CurvatureRule(gated, decay=decay, diminishing=diminishing)
+        else:
+            gated.gates.detach()
         if preset == "paper":
             gated.gates.mode = "soft"
 

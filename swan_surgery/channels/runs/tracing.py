@@ -1,19 +1,18 @@
 """Runs a model once under a dispatch mode that lets the labels ride along."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from swan_surgery.calls.resizing import RESIZABLE, is_counted, numbers_of
-from swan_surgery.calls.sites import call_site, stands_between
+from swan_surgery.calls.arguments import numbers_of
+from swan_surgery.calls.mode import Called, NumberingMode
+from swan_surgery.calls.resizing import RESIZABLE
 from swan_surgery.channels.labels.fields import Fields
 from swan_surgery.channels.labels.labels import WEIGHABLE, Labels
 from swan_surgery.channels.labels.recording import Call, Frame, OpRecord, Reason, Recording
@@ -24,34 +23,18 @@ from swan_surgery.channels.runs.source_lines import calling_line
 from swan_surgery.models.outputs import iter_tensors
 
 
-stands_between(__name__)
-
-
-class FrameMode(TorchFunctionMode):
-    """Tells the labels which torch function is running, if it can be weighted or resized.
-
-    Calls are numbered per run of every module on the stack, its children's calls included, just as
-    `gates.weighted_statistics` and `resizing` number them again when the models run.
-    """
+class FrameMode(NumberingMode):
+    """Tells the labels which torch function is running, if it can be weighted or resized."""
 
     def __init__(self, labels: Labels) -> None:
-        super().__init__()
+        super().__init__(_TRACKED)
         self.labels = labels
-        self.stack: list[tuple[str, Counter[str]]] = [("", Counter())]
         self.recover: Callable[[Frame], Any] | None = None
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Count the call, and run it inside its frame."""
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name not in _TRACKED or not is_counted(name, args):
-            return func(*args, **kwargs)
-        for _, counts in self.stack:
-            counts[name] += 1
-        module, counts = self.stack[-1]
-        frame = Frame(module, name, counts[name], numbers_of(args, kwargs), call_site())
+    def around(self, func: Any, args: Any, kwargs: dict[str, Any], called: Called) -> Any:
+        """Run the call inside its frame."""
+        leaves = numbers_of(args, kwargs)
+        frame = Frame(called.module, called.function, called.number, leaves, called.site)
         self.labels.frame = frame
         try:
             return func(*args, **kwargs)
@@ -63,7 +46,7 @@ class FrameMode(TorchFunctionMode):
             self.labels.frame = None
 
 
-_TRACKED = RESIZABLE | WEIGHABLE.keys() | {"einsum"}
+_TRACKED = frozenset(RESIZABLE | WEIGHABLE.keys() | {"einsum"})
 
 
 class LabelMode(TorchDispatchMode):
@@ -78,7 +61,7 @@ class LabelMode(TorchDispatchMode):
     @property
     def module(self) -> str:
         """The dotted name of the module that is running."""
-        return self.frames.stack[-1][0]
+        return self.frames.numbering.runs[-1][0]
 
     def __torch_dispatch__(
         self,
@@ -224,14 +207,14 @@ def run_labelled(
 
 def _entering(mode: LabelMode, name: str) -> Callable[[nn.Module, Any], None]:
     def hook(_module: nn.Module, _args: Any) -> None:
-        mode.frames.stack.append((name, Counter()))
+        mode.frames.numbering.enter(name)
 
     return hook
 
 
 def _leaving(mode: LabelMode) -> Callable[[nn.Module, Any, Any], None]:
     def hook(_module: nn.Module, _args: Any, _out: Any) -> None:
-        mode.frames.stack.pop()
+        mode.frames.numbering.leave()
 
     return hook
 

@@ -1,0 +1,38 @@
+"""The arguments of a call, leaf by leaf: the numbers among them, read and replaced by position."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def leaves_of(value: Any) -> Iterator[Any]:
+    """What arguments hold, in order: tuples and lists opened, dicts by value."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from leaves_of(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from leaves_of(item)
+    else:
+        yield value
+
+
+def numbers_of(args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """The leaves of a call with tensors and all else that is no number as None."""
+    return tuple(leaf if type(leaf) in (int, float) else None for leaf in leaves_of((args, kwargs)))
+
+
+def replaced(value: Any, numbers: Mapping[int, float]) -> Any:
+    """The same arguments with the leaves at the given positions replaced."""
+    position = -1
+
+    def rebuild(item: Any) -> Any:
+        nonlocal position
+        if isinstance(item, (tuple, list)):
+            items = [rebuild(part) for part in item]
+            return items if isinstance(item, list) else tuple(items)
+        if isinstance(item, dict):
+            return {key: rebuild(part) for key, part in item.items()}
+        position += 1
+        return numbers.get(position, item)
+
+    return rebuild(value)
