@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import swan_surgery as swan
 from swan_surgery.gates import FoldedGate
 from swan_surgery.gates.graph import trace
+from swan_surgery.gates.graph.faithfulness import Watch
 from tests.closing import assert_closed_equals_cut, close_, image, outputs, prepared, twin
 from tests.small_nets import Net, conv
 
@@ -52,19 +53,19 @@ def calls(graph) -> list[str]:
 @pytest.mark.parametrize("kind", [nn.Conv2d, Standardised, OddConv])
 def test_subclasses_of_layers_are_leaves(kind: type[nn.Conv2d]) -> None:
     model = Net(lambda m, x: m.last(m.a(x)), a=kind(3, 4, 1), last=conv(4, 2))
-    assert calls(trace(model, training=False)) == ["a", "last"]
+    assert calls(trace(model, Watch(), training=False)) == ["a", "last"]
 
 
 def test_modules_that_are_no_layers_are_traced_through() -> None:
     block = nn.Sequential(conv(3, 4), nn.ReLU())
     model = Net(lambda m, x: m.last(m.block(x)), block=block, last=conv(4, 2))
-    assert calls(trace(model, training=False)) == ["block.0", "block.1", "last"]
+    assert calls(trace(model, Watch(), training=False)) == ["block.0", "block.1", "last"]
 
 
 def test_the_two_modes_are_traced_apart() -> None:
     model = Net(lambda m, x: m.a(x) if m.training else m.b(x), a=conv(3, 4), b=conv(3, 4))
-    assert calls(trace(model, training=True)) == ["a"]
-    assert calls(trace(model, training=False)) == ["b"]
+    assert calls(trace(model, Watch(), training=True)) == ["a"]
+    assert calls(trace(model, Watch(), training=False)) == ["b"]
 
 
 def test_what_fx_cannot_follow_is_an_error_that_says_so() -> None:
@@ -72,7 +73,7 @@ def test_what_fx_cannot_follow_is_an_error_that_says_so() -> None:
         lambda m, x: m.b(m.a(x)) if x.sum() > 0 else m.b(-m.a(x)), a=conv(3, 4), b=conv(4, 2)
     )
     with pytest.raises(swan.TraceError, match=r"torch.fx cannot trace Net in eval mode"):
-        trace(model, training=False)
+        trace(model, Watch(), training=False)
     with pytest.raises(swan.TraceError, match=r"torch.fx cannot trace Net"):
         swan.swanify(model, torch.ones(X), in_place=False)
 

@@ -8,7 +8,7 @@ from torch import fx, nn
 import swan_surgery as swan
 from swan_surgery.channels import PINNED, channel_map
 from swan_surgery.gates import FoldedGate, GateSite
-from swan_surgery.gates.graph.gating import GraphPlan, gate_graphs, plan_graphs
+from swan_surgery.gates.graph.gating import GraphPlan, gate_graph, plan_graph
 from swan_surgery.models import as_inputs, copy_of
 from tests.closing import assert_closed_equals_cut, close_, image, outputs, prepared
 from tests.fingerprints import assert_same_fingerprint, fingerprint
@@ -20,62 +20,52 @@ X = (2, 3, 4, 4)
 
 def planned(model: nn.Module) -> tuple[nn.Module, GraphPlan]:
     copy = copy_of(model)
-    return copy, plan_graphs(copy, channel_map(model, image(*X)), as_inputs(image(*X)))
+    return copy, plan_graph(copy, channel_map(model, image(*X)), as_inputs(image(*X)))
 
 
-def two_modes() -> nn.Module:
+def plain() -> nn.Module:
+    """A folded gate, and one behind a function."""
+
     def run(m, x):
-        x = F.relu(m.a(x))
-        return m.last(torch.sigmoid(m.b(x)) if m.training else F.relu(m.b(x)))
+        return m.last(F.relu(m.b(F.relu(m.a(x))) + m.c(x)))
 
-    return prepared(Net(run, a=conv(3, 4), b=conv(4, 5), last=conv(5, 2)))
+    return prepared(Net(run, a=conv(3, 4), b=conv(4, 5), c=conv(3, 5), last=conv(5, 2)))
 
 
-def test_a_plan_holds_both_modes_and_all_units() -> None:
-    model = two_modes()
+def test_a_plan_holds_one_graph_and_all_units() -> None:
+    model = plain()
     _, plan = planned(model)
-    assert set(plan.graphs) == set(plan.placed) == {True, False}
-    assert all(isinstance(graph, fx.Graph) for graph in plan.graphs.values())
+    assert isinstance(plan.graph, fx.Graph)
     assert plan.channels == channel_map(model, image(*X))
-    for placement in plan.placed.values():
-        assert placement.uncovered == frozenset()
-        units = {u for site in placement.sites for u in site.units.reshape(-1).tolist()}
-        assert units - {PINNED} == set(range(9))
+    assert plan.placed.uncovered == frozenset()
+    units = {u for site in plan.placed.sites for u in site.units.reshape(-1).tolist()}
+    assert units - {PINNED} == set(range(9))
 
 
 def test_planning_changes_no_weight_and_no_hook() -> None:
-    model = two_modes()
+    model = plain()
     copy = copy_of(model)
     before = fingerprint(copy)
-    plan_graphs(copy, channel_map(model, image(*X)), as_inputs(image(*X)))
+    plan_graph(copy, channel_map(model, image(*X)), as_inputs(image(*X)))
     after = fingerprint(copy)
     before.pop("training")
     after.pop("training")  # the mode is set anew by the caller
     assert_same_fingerprint(before, after)
 
 
-def test_modes_share_a_folded_site_and_name_the_others_apart() -> None:
-    copy, plan = planned(two_modes())
-    gated = gate_graphs(copy.eval(), plan, as_inputs(image(*X)))
-    assert set(gated.sites) == {"a", "b", "sigmoid"}
-    assert [type(gated.sites[name]) for name in ("a", "b", "sigmoid")] == [
-        FoldedGate, FoldedGate, GateSite,
-    ]  # fmt: skip
-    assert not gated.runs_in_place
-
-
 @pytest.mark.parametrize("training", [True, False])
-def test_each_mode_runs_its_own_graph(training: bool) -> None:
-    copy, plan = planned(two_modes())
-    gated = gate_graphs(copy.train(training), plan, as_inputs(image(*X)))
+def test_one_graph_serves_both_modes(training: bool) -> None:
+    copy, plan = planned(plain())
+    gated = gate_graph(copy.train(training), plan, as_inputs(image(*X)))
+    assert not gated.runs_in_place
+    assert {type(site) for site in gated.sites.values()} == {FoldedGate, GateSite}
     close_(gated, 1, 6)
     (got,) = outputs(gated, image(*X))
     with torch.no_grad():
         x = F.relu(gated.model.a(image(*X)))
         x[:, 1] = 0
-        x = gated.model.b(x)
-        x = torch.sigmoid(x) if training else F.relu(x)
-        x[:, 2] = 0  # unit 6 is channel 2 of `b`
+        x = F.relu(gated.model.b(x) + gated.model.c(image(*X)))
+        x[:, 2] = 0  # unit 6 is channel 2 of `b` and `c`
         wanted = gated.model.last(x)
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)
 

@@ -10,7 +10,7 @@ from swan_surgery.channels import PINNED, ChannelMap, channel_map, match_modules
 from swan_surgery.errors import InputError, NoGateableChannelsError, TraceError, UnsupportedOpError
 from swan_surgery.gates.checks import check_gated, check_model
 from swan_surgery.gates.gated_model import GatedModel
-from swan_surgery.gates.graph.gating import GraphPlan, gate_graphs, plan_graphs
+from swan_surgery.gates.graph.gating import GraphPlan, gate_graph, plan_graph
 from swan_surgery.gates.in_place_gating import gate_in_place
 from swan_surgery.models import Inputs, as_inputs, copy_of, without_collection
 from swan_surgery.models.architecture import architecture_of
@@ -79,7 +79,7 @@ def swanify(
             gated = gate_in_place(copy, channels, inputs)
         else:
             _require_units(plan.channels)
-            gated = gate_graphs(copy, plan, inputs)
+            gated = gate_graph(copy, plan, inputs)
         _require_units(gated.channels)
         note_(gated.model, provenance_of(model) or Provenance(architecture_of(model)))
         gated.ignored = ignore
@@ -108,7 +108,7 @@ def _plan_graphs(
     if weighted:
         channels = channels.without(weighted, "a statistic that a graph cannot weigh", "fx")
     try:
-        plan = plan_graphs(copy, channels, inputs)
+        plan = plan_graph(copy, channels, inputs)
     except TraceError:
         if in_place is None:
             return None

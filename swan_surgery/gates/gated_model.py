@@ -25,6 +25,7 @@ class GatedModel(nn.Module):
             gates, what stays and why, and what is rewritten or weighted.
         example_inputs: what the model was mapped with; costs are for these shapes.
         ignored: the patterns of modules whose channels were to get no gate.
+        settings: (module, attribute) -> the plain value that the traced graph was made with.
         acting: when gates act on the base model in place; None where a traced graph runs.
     """
 
@@ -46,7 +47,8 @@ class GatedModel(nn.Module):
         self.sites = nn.ModuleDict(sites)
         self.channels = channels
         self.example_inputs = example_inputs
-        self._forwards: dict[bool, Callable[..., Any]] = {}
+        self._graph_forward: Callable[..., Any] | None = None
+        self.settings: dict[tuple[str, str], Any] = {}
         self.training = model.training
         self.sites.train(model.training)
 
@@ -65,16 +67,27 @@ class GatedModel(nn.Module):
 
         return self.example_inputs.map(move)
 
-    def set_forward(self, function: Callable[..., Any], *, training: bool) -> None:
-        """Install the code generated from one mode's graph; it takes this model as `self`."""
-        self._forwards[training] = function
+    def set_forward(self, function: Callable[..., Any]) -> None:
+        """Install the code generated from the graph; it takes this model as `self`."""
+        self._graph_forward = function
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the base model's forward, with gates."""
-        if self._forwards:
-            return self._forwards[self.training](self, *args, **kwargs)
+        if self._graph_forward is not None:
+            self._check_settings()
+            return self._graph_forward(self, *args, **kwargs)
         with acting_gates(self) as model:
             return model(*args, **kwargs)
+
+    def _check_settings(self) -> None:
+        for (name, attribute), value in self.settings.items():
+            now = getattr(self.model.get_submodule(name), attribute, None)
+            if now != value:
+                raise ModelError(
+                    f"attribute {attribute!r} of module {name!r} is {now!r}, but was {value!r} when the "
+                    f"model was traced, and the gated model runs that graph; call swan.swanify(model, "
+                    f"..., in_place=True) to gate the model's own code, which reads it anew"
+                )
 
     def base_model(self) -> nn.Module:
         """A copy of the base model with the weights as trained, and without gates."""
@@ -83,7 +96,7 @@ class GatedModel(nn.Module):
     @property
     def runs_in_place(self) -> bool:
         """Whether the base model runs its own Python code, instead of a graph traced from it."""
-        return not self._forwards
+        return self._graph_forward is None
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""

@@ -67,6 +67,15 @@ def copy_of(model: nn.Module) -> nn.Module:
     return _copy(model, memo)
 
 
+def sharing_copy_of(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters of the model, and nothing else.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+    return _copy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
 def _all_tensors(model: nn.Module) -> list[Tensor]:
     found: list[Tensor] = [*model.parameters(), *model.buffers()]
     for module in model.modules():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -21,6 +22,7 @@ from swan_surgery.gates.graph import (
     trace,
     unit_fields,
 )
+from swan_surgery.gates.graph.faithfulness import Watch, difference, hooks_of
 from swan_surgery.gates.sites import FoldedGate, GateSite
 from swan_surgery.gates.starting import make_bank
 from swan_surgery.models import Inputs, copy_of, doubled, shell_of
@@ -32,30 +34,56 @@ _TYPICAL_BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class GraphPlan:
-    """Where gates go in the graphs of both modes, and the units that are left to gate."""
+    """Where gates go in the graph, which serves both modes, and the units that are left to gate."""
 
     channels: ChannelMap
-    graphs: dict[bool, fx.Graph]
-    placed: dict[bool, Placement]
+    graph: fx.Graph
+    placed: Placement
+    settings: Mapping[tuple[str, str], Any]
 
 
-def plan_graphs(copy: nn.Module, channels: ChannelMap, inputs: Inputs) -> GraphPlan:
-    """Trace a private copy in both modes and place gates; units that none can close are pinned.
+def plan_graph(copy: nn.Module, channels: ChannelMap, inputs: Inputs) -> GraphPlan:
+    """Trace a private copy and place gates; units that none can close are pinned.
 
     Raises:
-        TraceError: torch.fx cannot trace the model, or its trace does not run.
+        TraceError: torch.fx cannot trace the model, or its trace is not the model.
     """
-    graphs = {training: trace(copy, training=training) for training in (False, True)}
+    graph, settings = _faithful_graph(copy, inputs)
+    copy.eval()
     while True:
-        placed = {}
         units = unit_fields(copy, channels)
-        for training, graph in graphs.items():
-            copy.train(training)
-            placed[training] = place(copy, graph, _facts(copy, graph, units, inputs))
-        lost = placed[False].uncovered | placed[True].uncovered
-        if not lost:
-            return GraphPlan(channels, graphs, placed)
-        channels = channels.without(lost, "no gate can close these channels", "fx")
+        placed = place(copy, graph, _facts(copy, graph, units, inputs))
+        if not placed.uncovered:
+            return GraphPlan(channels, graph, placed, settings)
+        channels = channels.without(placed.uncovered, "no gate can close these channels", "fx")
+
+
+def _faithful_graph(
+    copy: nn.Module, inputs: Inputs
+) -> tuple[fx.Graph, Mapping[tuple[str, str], Any]]:
+    """The trace of both modes, and the plain settings that it holds the values of.
+
+    Raises:
+        TraceError: says what a graph would not hold.
+    """
+    watch = Watch()
+    hooked = hooks_of(copy)
+    if hooked is not None:
+        watch.met(f"hooks ({hooked})")
+    shell = shell_of(copy)
+    graph, in_training = (trace(shell, watch, training=training) for training in (False, True))
+    if graph.python_code("self").src != in_training.python_code("self").src:
+        watch.met("code that asks which mode a module is in (self.training)")
+    if not watch.reasons:
+        found = difference(copy, graph, inputs)
+        if found is not None:
+            watch.met(found)
+    if watch.reasons:
+        raise TraceError(
+            f"a torch.fx trace of {type(copy).__name__} would not be the model: it has "
+            f"{', '.join(watch.reasons)}"
+        )
+    return graph, watch.settings
 
 
 def _facts(
@@ -88,30 +116,24 @@ def _facts(
         ) from err
 
 
-def gate_graphs(copy: nn.Module, plan: GraphPlan, inputs: Inputs) -> GatedModel:
+def gate_graph(copy: nn.Module, plan: GraphPlan, inputs: Inputs) -> GatedModel:
     """Insert the planned gates; `copy` must be in its final mode."""
-    graphs, placed, channels = plan.graphs, plan.placed, plan.channels
-    folded = {mode: foldable(copy, graphs[mode], placed[mode].sites) for mode in graphs}
+    graph, channels = plan.graph, plan.channels
+    folded = foldable(copy, graph, plan.placed.sites)
     units: dict[str, Tensor] = {}
-    chosen: dict[str, Site] = {}
-    names: dict[bool, dict[Site, str]] = {}
-    layers: dict[str, nn.Module | None] = {}
-    for mode, placement in placed.items():
-        names[mode] = {}
-        for site in placement.sites:
-            layer = None
-            if site in folded[mode]:
-                layer = copy.get_submodule(str(site.node.target))
-            name = _name(site, folded=layer is not None, taken=units)
-            names[mode][site] = name
-            units[name], layers[name] = site.units, layer
-            chosen.setdefault(name, site)  # eval mode comes first: one sample, not two
+    chosen: dict[str, tuple[Site, nn.Module | None]] = {}
+    names: dict[Site, str] = {}
+    for site in plan.placed.sites:
+        layer = copy.get_submodule(str(site.node.target)) if site in folded else None
+        name = _name(site, folded=layer is not None, taken=units)
+        names[site], units[name] = name, site.units
+        chosen.setdefault(name, (site, layer))
     bank = make_bank(copy, channels, list(units.values()))
-    sites = {name: _make_site(chosen[name], bank, layer) for name, layer in layers.items()}
+    sites = {name: _make_site(site, bank, layer) for name, (site, layer) in chosen.items()}
     gated = GatedModel(copy, bank, sites, channels=channels, example_inputs=inputs)
-    for mode, graph in graphs.items():
-        insert(graph, names[mode], list(units), folded[mode])
-        gated.set_forward(type(fx.GraphModule(gated, graph)).forward, training=mode)
+    insert(graph, names, list(units), folded)
+    gated.set_forward(type(fx.GraphModule(gated, graph)).forward)
+    gated.settings = dict(plan.settings)
     return gated
 
 

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.errors import TraceError
+from swan_surgery.gates.graph.faithfulness import Watch, state_of_autograd, watching
 
 
 # Leaves by isinstance: a subclass of a layer is one layer, whatever its forward does.
@@ -27,6 +28,17 @@ LAYERS = (
 class LayerTracer(fx.Tracer):
     """Keeps conv, linear, norms and attention (and their subclasses) as single nodes."""
 
+    def __init__(self, watch: Watch) -> None:
+        """`watch`: takes note of what a graph does not hold."""
+        super().__init__()
+        self._watch = watch
+        self._before = state_of_autograd()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """As fx does."""
+        self._watch.at_node(self._before)
+        return super().create_node(*args, **kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module becomes one node."""
         return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
@@ -43,15 +55,16 @@ class LayerTracer(fx.Tracer):
         return super().create_arg(a)
 
 
-def trace(model: nn.Module, *, training: bool) -> fx.Graph:
-    """Trace a private copy of a model in one mode.
+def trace(model: nn.Module, watch: Watch, *, training: bool) -> fx.Graph:
+    """Trace a shell of a model in one mode.
 
     Raises:
         TraceError: torch.fx cannot follow the model's forward.
     """
     model.train(training)
     try:
-        graph = LayerTracer().trace(model)
+        with watching(model, watch):
+            graph = LayerTracer(watch).trace(model)
     except Exception as err:
         first = str(err).splitlines()[0] if str(err) else ""
         mode = "train" if training else "eval"

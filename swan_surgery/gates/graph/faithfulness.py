@@ -1,0 +1,244 @@
+"""Is a traced graph the model? What torch.fx evaluates once or drops is met while tracing, or shows in a run.
+
+torch.fx records what happens to its proxies, and nothing else: arithmetic on buffers alone is done once,
+`no_grad` and autocast blocks and custom backward passes leave no trace, random numbers and Python
+state are those of the tracing run, and a submodule's own mode is that of the whole. The graph is used
+where none of this is met and a run of it gives what the model gives: outputs, gradients and buffers.
+"""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from swan_surgery.models import Inputs, doubled, sharing_copy_of
+from swan_surgery.models.outputs import iter_tensors
+
+
+# Largest difference over the largest value: both run the same operations, in the same order but where
+# threads or a GPU add up in another.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+_COARSE = 0.05
+# Code of these modules runs its body in a way that a graph does not keep.
+_OPAQUE = {
+    "torch.autograd.function": "a backward pass of its own (torch.autograd.Function)",
+    "torch.utils.checkpoint": "activation checkpointing",
+}
+
+
+@dataclass(slots=True)
+class Watch:
+    """What was met while a model was traced that its graph does not hold.
+
+    Attributes:
+        reasons: in words, the first first.
+        settings: (module, attribute) -> value of whole numbers, texts and flags that the code read.
+    """
+
+    reasons: list[str] = field(default_factory=list)
+    settings: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def met(self, reason: str) -> None:
+        """Note a reason once."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+    def at_node(self, before: tuple[bool, ...]) -> None:
+        """A node is being recorded; `before` is the state of autograd and autocast outside the model."""
+        if state_of_autograd() != before:
+            self.met("a block under no_grad, inference_mode or autocast")
+        frame = sys._getframe(2)  # noqa: SLF001 - the documented way to the stack
+        while frame.f_back is not None:
+            what = _OPAQUE.get(str(frame.f_globals.get("__name__")))
+            if what is not None:
+                self.met(what)
+            frame = frame.f_back
+
+
+def state_of_autograd() -> tuple[bool, ...]:
+    """Whether gradients, inference mode and autocast are on."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+    )
+
+
+@contextmanager
+def watching(model: nn.Module, watch: Watch) -> Iterator[None]:
+    """Watch the tracing of a private model inside the block; it may be changed by its own code."""
+    before, drawn = _state_of(model), _random_state()
+    with _recording_settings(model, watch), _Computing(watch):
+        yield
+    if _state_of(model) != before:
+        watch.met("attributes or buffers that its code sets while it runs")
+    if _random_state() != drawn:
+        watch.met("random numbers drawn in its code")
+
+
+class _Computing(TorchDispatchMode):
+    """Notes operations on tensors that are no proxies: they are evaluated while tracing alone."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self._watch = watch
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = str(op.overloadpacket).removeprefix("aten.")
+        if name != "detach":  # what torch does to hand a tensor out
+            self._watch.met(f"arithmetic on tensors of its own ({name})")
+        return op(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _recording_settings(model: nn.Module, watch: Watch) -> Iterator[None]:
+    """Note which plain values the code of containers reads off their modules."""
+    names = {id(module): name for name, module in model.named_modules()}
+    classes = [(module, type(module)) for module in model.modules()]
+
+    def recorder(kind: type[nn.Module]) -> type[nn.Module]:
+        def read(self: nn.Module, key: str) -> Any:
+            value = kind.__getattribute__(self, key)
+            if not key.startswith("_") and key != "training" and id(self) in names:
+                if isinstance(value, float):
+                    watch.met(f"a number that is kept in an attribute ({key})")
+                elif isinstance(value, (bool, int, str)) and key in vars(self):
+                    watch.settings[names[id(self)], key] = value
+            return value
+
+        return type(
+            kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__}
+        )
+
+    made = {kind: recorder(kind) for kind in {kind for _, kind in classes}}
+    torchs = "torch.nn."  # its layers stay whole, and read their settings when they run
+    try:
+        for module, kind in classes:
+            if not kind.__module__.startswith(torchs):
+                module.__class__ = made[kind]
+        yield
+    finally:
+        for module, kind in classes:
+            module.__class__ = kind
+
+
+def _state_of(model: nn.Module) -> list[Any]:
+    found: list[Any] = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name in ("_buffers", "_parameters", "_modules"):
+                found.append([(key, id(entry), _version(entry)) for key, entry in value.items()])
+            elif not name.startswith("_"):
+                is_plain = isinstance(value, (bool, int, float, str, type(None)))
+                size = len(value) if isinstance(value, (list, dict, set)) else 0
+                found.append((name, value if is_plain else id(value), size))
+    return found
+
+
+def _version(entry: object) -> int:
+    return entry._version if isinstance(entry, Tensor) else 0  # noqa: SLF001 - torch's counter of writes
+
+
+def _random_state() -> tuple[Any, ...]:
+    numpys: Any = np.random.get_state()  # noqa: NPY002 - the state that people's code draws from
+    torchs = torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), numpys[1].tobytes(), numpys[2:], torchs
+
+
+def hooks_of(model: nn.Module) -> str | None:
+    """The first module with hooks of its own; None without any."""
+    for name, module in model.named_modules():
+        own = vars(module)
+        stores = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if any(own.get(store) for store in stores):
+            return name or "the model itself"
+    return None
+
+
+def difference(model: nn.Module, graph: fx.Graph, inputs: Inputs) -> str | None:
+    """In what runs of the graph differ from those of the model, in both modes; None if in nothing.
+
+    Args:
+        model: a private copy; it is left as it was.
+        graph: its trace.
+        inputs: example inputs; doubled where train mode wants two samples.
+    """
+    twin = sharing_copy_of(model)
+    traced = fx.GraphModule(twin, graph)
+    for training in (True, False):
+        wanted = None
+        for candidate in (inputs, inputs.map(doubled)):
+            try:
+                wanted = _run(twin, twin, candidate, training=training)
+                break
+            except Exception:  # noqa: BLE001, S112 - the model's own code may raise anything
+                continue
+        mode = "train" if training else "eval"
+        if wanted is None:
+            return f"a {mode} mode that does not run on the example inputs"
+        got = _run(traced, twin, candidate, training=training)
+        for what, one, two in zip(("outputs", "gradients", "buffers"), wanted, got, strict=True):
+            if not _same(one, two):
+                return f"other {what} than its trace, in {mode} mode"
+    return None
+
+
+_Found = tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]
+
+
+def _run(runs: nn.Module, twin: nn.Module, inputs: Inputs, *, training: bool) -> _Found:
+    """Outputs, in training gradients of a fixed loss, and buffers after a run; these are put back."""
+    before = [(buffer, buffer.clone()) for buffer in twin.buffers()]
+    own = inputs.map(lambda tensor: tensor.detach().clone())
+    runs.train(training)
+    try:
+        with torch.random.fork_rng(), torch.set_grad_enabled(training):
+            torch.manual_seed(0)
+            outputs = list(iter_tensors(runs(*own.args, **own.kwargs)))
+            gradients = _gradients(outputs, _one_of_each(twin)) if training else []
+        return list(outputs), gradients, [buffer.clone() for buffer, _ in before]
+    finally:
+        for buffer, kept in before:
+            buffer.copy_(kept)
+
+
+def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    terms = [t for t in outputs if t.requires_grad and t.is_floating_point()]
+    if not terms or not parameters:
+        return []
+    loss = torch.stack(
+        [(t.reshape(-1) * torch.linspace(0.5, 1.5, t.numel()).to(t)).sum().double() for t in terms]
+    ).sum()
+    return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+
+def _one_of_each(model: nn.Module) -> list[nn.Parameter]:
+    """The smallest parameter of every module that has some: a lost gradient is lost to all of them."""
+    own = [[p for p in m.parameters(recurse=False) if p.requires_grad] for m in model.modules()]
+    return list({id(p): p for p in (min(ps, key=nn.Parameter.numel) for ps in own if ps)}.values())
+
+
+def _same(one: list[Tensor | None], two: list[Tensor | None]) -> bool:
+    return len(one) == len(two) and all(map(_close, one, two))
+
+
+def _close(one: Tensor | None, two: Tensor | None) -> bool:
+    if one is None or two is None:
+        return one is two
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, two)
+    bound = _TOLERANCE.get(one.dtype, _COARSE)
+    scale = one.detach().abs().nan_to_num(posinf=0.0).amax() if one.numel() else 0.0
+    return torch.allclose(one, two, rtol=0.0, atol=bound * float(scale) + 1e-30, equal_nan=True)
