@@ -6,13 +6,9 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.gates import GatedModel
-from swan_surgery.selection.budget import (
-    limits_of,
-    order_by_price,
-    ranking,
-    round_widths,
-    widest_mask,
-)
+from swan_surgery.selection.limits import limits_of
+from swan_surgery.selection.ordering import order_by_price, ranking
+from swan_surgery.selection.widest_mask import round_widths, widest_mask
 from tests.test_plan import mlp, zoo_gated
 from tests.zoo import ZOO
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swan_surgery as swan
 from swan_surgery.channels import CostAxis, CostTerm
-from swan_surgery.costs.cost import build_table, cost_table, module_macs
+from swan_surgery.costs.macs import cost_table, module_macs
+from swan_surgery.costs.table import build_table
 from swan_surgery.gates import GatedModel
 from tests.zoo import ZOO
 

@@ -17,7 +17,7 @@ from swan_surgery.costs.latency_table import (
     latency_cost,
 )
 from swan_surgery.gates import GatedModel
-from swan_surgery.selection.budget import limits_of
+from swan_surgery.selection.limits import limits_of
 from tests.test_plan import mlp, zoo_gated
 
 

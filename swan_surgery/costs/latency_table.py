@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import nnls
 
 from swan_surgery.channels import PINNED, CostAxis, CostTerm, Layer
-from swan_surgery.costs.cost import CostTable, build_table
+from swan_surgery.costs.table import CostTable, build_table
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated

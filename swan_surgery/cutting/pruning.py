@@ -10,8 +10,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.channels.rehearsal.numbers import Place
-from swan_surgery.costs.cost import build_table
 from swan_surgery.costs.latency_table import LatencyTable
+from swan_surgery.costs.table import build_table
 from swan_surgery.cutting.plan import PruningPlan, make_plan
 from swan_surgery.cutting.verification import verify_pruned
 from swan_surgery.errors import InputError
@@ -23,14 +23,10 @@ from swan_surgery.models.checks import check_data
 from swan_surgery.models.provenance import Cut, note_, provenance_of
 from swan_surgery.models.slicing import cut_
 from swan_surgery.models.slim_attention import put_back_, write_out_
-from swan_surgery.selection.budget import (
-    limits_of,
-    order_by_price,
-    ranking,
-    round_widths,
-    widest_mask,
-)
 from swan_surgery.selection.diminishing_returns import DiminishingReturns
+from swan_surgery.selection.limits import limits_of
+from swan_surgery.selection.ordering import order_by_price, ranking
+from swan_surgery.selection.widest_mask import round_widths, widest_mask
 
 
 def prune(

@@ -15,15 +15,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from swan_surgery.costs.cost import cost_table, marginal_macs
 from swan_surgery.costs.latency_table import LatencyTable
+from swan_surgery.costs.macs import cost_table, marginal_macs
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
 from swan_surgery.learning.curvature import CurvatureRule, release
 from swan_surgery.learning.penalties import Penalties, paper_penalties
 from swan_surgery.learning.ramps import CosineRamp, ramps_of
-from swan_surgery.selection.budget import Limit, limits_of, refuse_unreachable
+from swan_surgery.selection.limits import Limit, limits_of, refuse_unreachable
 
 
 Learning = Literal["curvature", "gradient"]

@@ -26,7 +26,8 @@ from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
 from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.checks import check_data, described
-from swan_surgery.selection.budget import limits_of, widest_mask
+from swan_surgery.selection.limits import limits_of
+from swan_surgery.selection.widest_mask import widest_mask
 from swan_surgery.timing.loop import seconds_in_turns
 
 
