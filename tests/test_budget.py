@@ -84,7 +84,7 @@ class TestBudget:
             mask = mask_within(gated, **budget)
         except swan.BudgetError as err:
             (share,) = budget.values()
-            assert err.min_macs > share * err.max_macs  # noqa: PT017 - narrow models cannot
+            assert err.least > share * err.most  # noqa: PT017 - narrow models cannot
             return
         (limit,) = limits_of(gated, **budget)
         with gated.gates.holding(mask):
@@ -152,9 +152,9 @@ class TestBudget:
             mask_within(gated, macs=0.001)
         with pytest.raises(swan.BudgetError, match="minimum width") as rounded:
             mask_within(gated, macs=0.001, round_to=8)
-        assert rounded.value.min_macs == 8 * 8 + 8 * 8 + 8 * 4
-        assert narrow.value.min_macs == 8 + 1 + 4
-        assert narrow.value.max_macs == 8 * 32 + 32 * 32 + 32 * 4
+        assert rounded.value.least == 8 * 8 + 8 * 8 + 8 * 4
+        assert narrow.value.least == 8 + 1 + 4
+        assert narrow.value.most == 8 * 32 + 32 * 32 + 32 * 4
 
 
 class TestOrderByPrice:
@@ -213,4 +213,4 @@ class TestLimits:
         ) as e:
             swan.Objective(mlp(3, 4, 2), params=0.01)
         # One hidden unit: 3 + 1 weights and bias in, 2 + 2 out.
-        assert (e.value.min_macs, e.value.max_macs) == (4 + 4, 16 + 10)
+        assert (e.value.least, e.value.most) == (4 + 4, 16 + 10)

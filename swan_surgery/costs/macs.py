@@ -5,7 +5,6 @@ activation and pooling are not counted. FLOPs = 2 x MACs. fvcore counts every la
 "flops"); from then on a layer's MACs scale with the open units on each of its axes.
 """
 
-import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,13 +14,10 @@ from torch import Tensor, nn
 
 from swan_surgery.channels import CostTerm
 from swan_surgery.costs.counting import count_operators
-from swan_surgery.costs.freshness import Tables, kept_table
-from swan_surgery.costs.table import CostTable
+from swan_surgery.costs.freshness import channels_now, kept_table
+from swan_surgery.costs.table import CostTable, build_table
 from swan_surgery.errors import CostError
 from swan_surgery.gates import GatedModel
-
-
-_MACS: Tables = weakref.WeakKeyDictionary()
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
@@ -45,20 +41,35 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
 
 
 def cost_table(gated: GatedModel) -> CostTable:
-    """The cost table of a gated model, built once and certified layer by layer against fvcore.
+    """The MACs of a gated model as a table, certified layer by layer against fvcore.
+
+    Built once, and anew when the model or its example inputs change.
 
     Raises:
         ModelError: `gated` is not a gated model.
-        CostError: fvcore counts other MACs for some layer than its channel map says.
+        CostError: fvcore counts other MACs for some layer than the channel map says, or the model was
+            changed and its gates no longer fit.
     """
-    return kept_table(gated, _MACS, _certified_terms)
+
+    def make() -> CostTable:
+        return build_table(certified_terms(gated), gated.channels.num_units, unit="MACs")
+
+    return kept_table(gated, "MACs", make)
 
 
-def _certified_terms(gated: GatedModel) -> tuple[CostTerm, ...]:
-    """The cost terms that fvcore counts too; layers whose output nobody reads cost nothing there."""
+def certified_terms(gated: GatedModel) -> tuple[CostTerm, ...]:
+    """The cost terms that fvcore counts too; layers whose output nobody reads cost nothing there.
+
+    Where some modules run for a share of the inputs only, a table of `share_terms(terms, shares)` says
+    what that costs.
+
+    Raises:
+        CostError: as `cost_table`.
+    """
+    channels = channels_now(gated)
     counted = count_operators(gated.model, gated.own_inputs()).macs
-    terms = tuple(term for term in gated.channels.costs if counted.get(term.module, 1))
-    if gated.channels.selects_by_data:
+    terms = tuple(term for term in channels.costs if counted.get(term.module, 1))
+    if channels.selects_by_data:
         terms = _rescaled(terms, counted)
     ours = module_macs(terms)
     wrong = [name for name, macs in counted.items() if name in ours and ours[name] != macs]
@@ -112,7 +123,7 @@ def expected_macs(gated: GatedModel) -> Tensor:
 
     Sum over layers of macs * (open in / in) * (open out / out), with p in place of 0/1.
     """
-    return cost_table(gated).macs(gated.gates.probabilities().double())
+    return cost_table(gated).at(gated.gates.probabilities().double())
 
 
 def hard_macs(gated: GatedModel) -> int:
@@ -126,7 +137,7 @@ def hard_macs(gated: GatedModel) -> int:
         15
     """
     table = cost_table(gated)
-    return int(table.macs(gated.gates.open_mask().double()))
+    return int(table.at(gated.gates.open_mask().double()))
 
 
 def marginal_macs(gated: GatedModel) -> Tensor:

@@ -1,18 +1,14 @@
 """Parameters: how many a model has, and how many a gated model would have."""
 
-import weakref
 from collections import Counter
 from math import prod
 
 from torch import Tensor, nn
 
 from swan_surgery.channels import PINNED, CostAxis, CostTerm
-from swan_surgery.costs.freshness import Tables, kept_table
-from swan_surgery.costs.table import CostTable
+from swan_surgery.costs.freshness import channels_now, kept_table
+from swan_surgery.costs.table import CostTable, build_table
 from swan_surgery.gates import GatedModel
-
-
-_PARAMS: Tables = weakref.WeakKeyDictionary()
 
 
 def count_params(model: nn.Module) -> int:
@@ -25,13 +21,18 @@ def param_table(gated: GatedModel) -> CostTable:
 
     Raises:
         ModelError: `gated` is not a gated model.
+        CostError: the model was changed and its gates no longer fit.
     """
-    return kept_table(gated, _PARAMS, _param_terms)
+
+    def make() -> CostTable:
+        return build_table(_param_terms(gated), gated.channels.num_units, unit="parameters")
+
+    return kept_table(gated, "parameters", make)
 
 
 def _param_terms(gated: GatedModel) -> list[CostTerm]:
     axes: dict[str, dict[int, CostAxis]] = {}
-    for entry in gated.channels.tensors:
+    for entry in channels_now(gated).tensors:
         counts = Counter(unit for unit in entry.units if unit != PINNED)
         fixed = len(entry.units) - counts.total()
         axes.setdefault(entry.tensor, {})[entry.axis] = CostAxis(
@@ -47,9 +48,9 @@ def _param_terms(gated: GatedModel) -> list[CostTerm]:
 
 def expected_params(gated: GatedModel) -> Tensor:
     """Parameters at the current probabilities: a float64 scalar, differentiable in the logits."""
-    return param_table(gated).macs(gated.gates.probabilities().double())
+    return param_table(gated).at(gated.gates.probabilities().double())
 
 
 def hard_params(gated: GatedModel) -> int:
     """Parameters at `open_mask()`: what the pruned model will have, exactly."""
-    return int(param_table(gated).macs(gated.gates.open_mask().double()))
+    return int(param_table(gated).at(gated.gates.open_mask().double()))

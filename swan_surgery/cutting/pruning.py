@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from swan_surgery.channels.rehearsal.numbers import Place
 from swan_surgery.costs.latency_table import LatencyTable
-from swan_surgery.costs.table import build_table
+from swan_surgery.costs.macs import cost_table
 from swan_surgery.cutting.plan import PruningPlan, make_plan
 from swan_surgery.cutting.verification import verify_pruned
 from swan_surgery.errors import InputError
@@ -204,13 +204,13 @@ def _note_cut_(pruned: nn.Module, gated: GatedModel, plan: PruningPlan, mask: Te
     provenance = provenance_of(gated.model)
     if provenance is None:
         return
-    table = build_table(gated.channels.costs, gated.channels.num_units)
+    table = cost_table(gated)
     shapes = tuple(
         tuple(leaf.shape)
         for leaf in tree_leaves((gated.example_inputs.args, dict(gated.example_inputs.kwargs)))
         if isinstance(leaf, Tensor)
     )
-    after = int(table.macs(mask.double().to(table.factors.device)))
+    after = int(table.at(mask.double().to(table.factors.device)))
     cut = Cut(plan.to_json(), int(table.total), after, shapes)
     note_(pruned, replace(provenance, cuts=(*provenance.cuts, cut)))
 

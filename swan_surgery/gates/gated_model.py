@@ -12,6 +12,7 @@ from swan_surgery.errors import ModelError
 from swan_surgery.gates.bank import GateBank
 from swan_surgery.gates.in_place import acting
 from swan_surgery.models import Inputs
+from swan_surgery.models.architecture import structure_of
 
 
 class GatedModel(nn.Module):
@@ -25,6 +26,9 @@ class GatedModel(nn.Module):
             gates, what stays and why, and what is rewritten or weighted.
         example_inputs: what the model was mapped with; costs are for these shapes.
         ignored: the patterns of modules whose channels were to get no gate.
+        mapped_structure: what the base model looked like when it was mapped (`structure_of`).
+        mapped_inputs: the example inputs it was mapped with.
+        kept: what others have worked out about the model as it is, by name (`costs.freshness`).
     """
 
     ignored: tuple[str, ...] = ()
@@ -44,6 +48,9 @@ class GatedModel(nn.Module):
         self.sites = nn.ModuleDict(sites)
         self.channels = channels
         self.example_inputs = example_inputs
+        self.mapped_structure = structure_of(model)
+        self.mapped_inputs = example_inputs
+        self.kept: dict[str, Any] = {}
         self._forwards: dict[bool, Callable[..., Any]] = {}
         self.training = model.training
         self.sites.train(model.training)

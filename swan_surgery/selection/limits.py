@@ -14,21 +14,20 @@ from swan_surgery.gates import GatedModel
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Limit:
-    """At most `most` of what `table` counts: `name` is the argument it came by, `unit` its unit."""
+    """At most `share` of what `table` counts in all; `name` is the argument it came by."""
 
     name: str
-    unit: str
     table: CostTable
     share: float
 
     @property
     def most(self) -> float:
-        """The ceiling, in `unit`s."""
+        """The ceiling, in the table's unit."""
         return self.share * self.table.total
 
     def used(self, mask: Tensor) -> float:
-        """What an open mask costs, in `unit`s."""
-        return float(self.table.macs(mask.double()))
+        """What an open mask costs, in the table's unit."""
+        return float(self.table.at(mask.double()))
 
     def allows(self, mask: Tensor) -> bool:
         """Whether an open mask costs at most `most`, up to the rounding of a share of a total."""
@@ -55,9 +54,9 @@ def limits_of(
             )
     limits = []
     if macs is not None:
-        limits.append(Limit("macs", "MACs", cost_table(gated), macs))
+        limits.append(Limit("macs", cost_table(gated), macs))
     if params is not None:
-        limits.append(Limit("params", "parameters", param_table(gated), params))
+        limits.append(Limit("params", param_table(gated), params))
     if latency_ms is not None or latency_table is not None:
         limits.append(_latency_limit(gated, latency_ms, latency_table))
     return tuple(limits)
@@ -74,7 +73,7 @@ def _latency_limit(
             f"latency_table=swan.measure_latencies(gated)"
         )
     table = latency_cost(gated, latency_table)
-    return Limit("latency_ms", "ms", table, min(1.0, latency_ms / table.total))
+    return Limit("latency_ms", table, min(1.0, latency_ms / table.total))
 
 
 def refuse_unreachable(limit: Limit, least: Tensor) -> None:
@@ -83,24 +82,26 @@ def refuse_unreachable(limit: Limit, least: Tensor) -> None:
     Raises:
         BudgetError: says what was asked for and what can be reached.
     """
-    used = limit.used(least)
-    if not limit.allows(least):
-        total = limit.table.total
-        if limit.unit == "ms":
-            raise BudgetError(
-                f"{limit.name}={limit.most:.4g} cannot be reached: with every layer at its minimum "
-                f"width the model still takes {used:.4g} ms of {total:.4g} by the latency table; "
-                f"reachable: {used:.4g} to {total:.4g}",
-                reachable=(used, total),
-            )
+    if limit.allows(least):
+        return
+    used, total, unit = limit.used(least), limit.table.total, limit.table.unit
+    if unit == "ms":
         raise BudgetError(
-            f"{limit.name}={limit.share:g} cannot be reached: it asks for at most {limit.most:,.0f} "
-            f"{limit.unit}, but with every layer at its minimum width the model still costs "
-            f"{used:,.0f} ({used / total:.4f} of {total:,}); reachable: {used / total:.4f} to 1",
-            min_macs=int(used),
-            max_macs=int(total),
-            reachable=(used, total),
+            f"{limit.name}={limit.most:.4g} cannot be reached: with every layer at its minimum "
+            f"width the model still takes {used:.4g} ms of {total:.4g} by the latency table; "
+            f"reachable: {used:.4g} to {total:.4g}",
+            unit=unit,
+            least=used,
+            most=total,
         )
+    raise BudgetError(
+        f"{limit.name}={limit.share:g} cannot be reached: it asks for at most {limit.most:,.0f} "
+        f"{unit}, but with every layer at its minimum width the model still costs "
+        f"{used:,.0f} ({used / total:.4f} of {total:,}); reachable: {used / total:.4f} to 1",
+        unit=unit,
+        least=int(used),
+        most=int(total),
+    )
 
 
 __all__ = ["Limit", "limits_of", "refuse_unreachable"]
