@@ -6,16 +6,9 @@ Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` a
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map
-from swan_surgery.costs.cost import (
-    count_macs,
-    count_params,
-    expected_macs,
-    expected_params,
-    hard_macs,
-    hard_params,
-    marginal_macs,
-)
 from swan_surgery.costs.latency_table import LatencyTable
+from swan_surgery.costs.macs import count_macs, expected_macs, hard_macs, marginal_macs
+from swan_surgery.costs.params import count_params, expected_params, hard_params
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.cutting.pruning import prune, prune_by_score
 from swan_surgery.errors import (

@@ -9,7 +9,7 @@ SwanError
 - GateError (ValueError): the gates hold values that mean nothing
 - BudgetError (ValueError): no set of open gates meets the budget
 - EmptyLayerError (ValueError): a layer would keep no channel
-- CostError (RuntimeError): two independent counters disagree
+- CostError (RuntimeError): two independent counters disagree, or the model no longer fits its map
 - PathError (RuntimeError): an input takes another path through the code than the one mapped
 - VerificationError (RuntimeError): the pruned model computes something else
 - MissingExtraError (ImportError): an optional package is not installed
@@ -54,22 +54,21 @@ class GateError(SwanError, ValueError):
 class BudgetError(SwanError, ValueError):
     """No set of open gates meets the budget; carries what can be reached.
 
-    `min_macs` and `max_macs` are the range in MACs (parameters, if the budget is in parameters);
-    `reachable` is it in the budget's own unit, whichever that is.
+    From `least` to `most` can be reached, in `unit`s: "MACs", "parameters" or "ms".
     """
 
     def __init__(
         self,
         message: str,
         *,
-        min_macs: int = 0,
-        max_macs: int = 0,
-        reachable: tuple[float, float] = (0, 0),
+        unit: str = "",
+        least: float = 0,
+        most: float = 0,
     ) -> None:
         super().__init__(message)
-        self.min_macs = min_macs
-        self.max_macs = max_macs
-        self.reachable = reachable
+        self.unit = unit
+        self.least = least
+        self.most = most
 
 
 class EmptyLayerError(SwanError, ValueError):
@@ -77,7 +76,7 @@ class EmptyLayerError(SwanError, ValueError):
 
 
 class CostError(SwanError, RuntimeError):
-    """fvcore and the channel map count different MACs for the same layer."""
+    """A cost cannot be told: two counters disagree, or the model no longer fits its channel map."""
 
 
 class PathError(SwanError, RuntimeError):

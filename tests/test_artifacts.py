@@ -1,5 +1,6 @@
 """Files: back as they were, bit by bit; what is damaged, foreign or wrong is refused; nothing is lost."""
 
+import copy
 import json
 import re
 import resource
@@ -16,6 +17,7 @@ from torch import nn
 
 import swan_surgery as swan
 from swan_surgery.artifacts import container, structures
+from swan_surgery.models import provenance, steps
 from tests.closing import close_, close_random_, image, outputs, prepared
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.small_nets import Net, conv
@@ -261,6 +263,52 @@ class TestRoundTrip:
         assert again.channels == gated.channels
 
 
+class TestSteps:
+    def test_another_kind_of_step_is_done_to_a_fresh_model(self, tmp_path, monkeypatch) -> None:
+        """`load` knows no kind by name: a new room registers what its steps do."""
+
+        def deepen(model: nn.Module, step: steps.Step) -> nn.Module:
+            return nn.Sequential(*copy.deepcopy(model), nn.ReLU(), nn.Linear(2, step.data["out"]))
+
+        def reshape(shapes: steps.Shapes, step: steps.Step) -> steps.Shapes:
+            return {**shapes, "4.weight": (step.data["out"], 2), "4.bias": (step.data["out"],)}
+
+        def net() -> nn.Module:
+            return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+        monkeypatch.setattr(steps, "_KINDS", dict(steps._KINDS))
+        steps.register_step("deepen", steps.StepKind(1, deepen, reshape))
+        small = swan.prune(swan.swanify(net(), torch.zeros(1, 3)), macs=0.5)
+        step = steps.Step("deepen", 1, {"out": 4})
+        deeper = deepen(small, step)
+        provenance.note_(deeper, provenance.provenance_of(small).followed_by(step))
+        swan.save(deeper, tmp_path / "x.swan")
+        loaded = swan.load(tmp_path / "x.swan", net())
+        assert_same(loaded, deeper, [torch.randn(5, 3)])
+        del steps._KINDS["deepen"]
+        with pytest.raises(swan.ArtifactError, match="'deepen'"):
+            swan.load(tmp_path / "x.swan", net())
+
+    def test_a_file_of_the_first_format(self) -> None:
+        """Written by commit 2be4396, when a file knew of cuts alone; two of them."""
+        base = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+            *(nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 2)),
+        )  # fmt: skip
+        loaded = swan.load(Path(__file__).parent / "data" / "two_cuts_format_1.safetensors", base)
+        assert (loaded[0].out_channels, loaded[4].out_features) == (2, 5)
+        x = torch.linspace(-1, 1, 32).view(2, 1, 4, 4)
+        wanted = [
+            [0.29694539308547974, -0.5834802389144897],
+            [0.36366963386535645, -0.46937498450279236],
+        ]
+        torch.testing.assert_close(loaded(x), torch.tensor(wanted), rtol=1e-5, atol=1e-6)
+        found = provenance.provenance_of(loaded)
+        assert [(step.kind, step.version) for step in found.steps] == [("cut", 1), ("cut", 1)]
+        assert found.macs.after == swan.count_macs(loaded, x)
+        assert found.macs.before == swan.count_macs(base, x)
+
+
 class TestFolder:
     def test_round_trip_and_card(self, tmp_path) -> None:
         model, inputs = ZOO["vgg"]()
@@ -309,7 +357,7 @@ class TestTheFile:
             for name, tensor in small.state_dict().items():
                 assert torch.equal(file.get_tensor(name), tensor)
             header = json.loads(file.metadata()["swan_surgery"])
-        assert header["format"] == 1
+        assert header["format"] == 2
         assert header["class"].endswith(type(small).__name__)
 
     def test_a_model_changed_after_the_cut_is_refused(self, tmp_path) -> None:
@@ -343,8 +391,8 @@ class TestTheFile:
 FORGED = {
     "no provenance": lambda h: h.pop("provenance"),
     "alias of nothing": lambda h: h.update(aliases={"features.0.weight": "features.9.weight"}),
-    "no cut": lambda h: set_provenance(h, lambda p: p["cuts"].clear()),
-    "broken plan": lambda h: set_provenance(h, lambda p: p["cuts"][0].update(plan="{")),
+    "no cut": lambda h: set_provenance(h, lambda p: p["steps"].clear()),
+    "broken plan": lambda h: set_provenance(h, lambda p: p["steps"][0]["data"].update(plan="{")),
     "no text": lambda h: h.update(provenance="%%"),
     "cut off text": lambda h: h.update(provenance=h["provenance"][:-8]),
     "endless text": lambda h: h.update(provenance=structures.pack("0" * (1 << 28))),
@@ -395,8 +443,21 @@ class TestRefusals:
             swan.load(tmp_path / "x.pt", model=fresh("vgg"))
 
     def test_a_newer_format(self, file) -> None:
-        rewrite(file, lambda header: header.update(format=2, library="9.0"))
-        with pytest.raises(swan.ArtifactError, match=r"format 2, written by swan_surgery 9\.0"):
+        rewrite(file, lambda header: header.update(format=3, library="9.0"))
+        with pytest.raises(swan.ArtifactError, match=r"format 3, written by swan_surgery 9\.0"):
+            swan.load(file, model=fresh("vgg"))
+
+    @pytest.mark.parametrize("change", [{"kind": "route"}, {"version": 2}])
+    def test_a_step_that_this_version_does_not_know(self, file, change) -> None:
+        def forge(header: dict) -> None:
+            header.update(library="9.1")
+            set_provenance(header, lambda p: p["steps"][0].update(change))
+
+        rewrite(file, forge)
+        wanted = rf"x\.swan: a step of kind '{change.get('kind', 'cut')}', version {change.get('version', 1)}, "
+        with pytest.raises(
+            swan.ArtifactError, match=wanted + ".*by swan_surgery 9.1; .*upgrade to 9.1"
+        ):
             swan.load(file, model=fresh("vgg"))
 
     @pytest.mark.parametrize("name", FORGED)
@@ -460,7 +521,7 @@ def set_provenance(header: dict, change) -> None:
 
 def set_plan(header: dict, **entries: object) -> None:
     def change(data: dict) -> None:
-        cut = data["cuts"][0]
+        cut = data["steps"][0]["data"]
         cut["plan"] = json.dumps(json.loads(cut["plan"]) | entries)
 
     set_provenance(header, change)

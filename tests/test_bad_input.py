@@ -536,7 +536,7 @@ class TestBudget:
         )
         assert isinstance(error, swan.BudgetError)
         total = swan.count_macs(gated, gated.example_inputs)
-        assert 0 < error.min_macs < error.max_macs == total
+        assert 0 < error.least < error.most == total
         second = refuse(
             swan.BudgetError,
             r"macs=1e-06 cannot be reached: .*reachable: 0\.\d+ to 1",
@@ -544,10 +544,10 @@ class TestBudget:
             gated,
         )
         assert isinstance(second, swan.BudgetError)
-        assert (second.min_macs, second.max_macs) == (error.min_macs, error.max_macs)
+        assert (second.least, second.most) == (error.least, error.most)
         # The range said to be reachable is.
-        small = swan.prune(gated, macs=error.min_macs / total)
-        assert swan.count_macs(small, gated.example_inputs) == error.min_macs
+        small = swan.prune(gated, macs=error.least / total)
+        assert swan.count_macs(small, gated.example_inputs) == error.least
 
     @pytest.mark.parametrize("round_to", [0, -8, 1.5])
     def test_round_to(self, round_to) -> None:

@@ -6,13 +6,9 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.gates import GatedModel
-from swan_surgery.selection.budget import (
-    limits_of,
-    order_by_price,
-    ranking,
-    round_widths,
-    widest_mask,
-)
+from swan_surgery.selection.limits import limits_of
+from swan_surgery.selection.ordering import order_by_price, ranking
+from swan_surgery.selection.widest_mask import round_widths, widest_mask
 from tests.test_plan import mlp, zoo_gated
 from tests.zoo import ZOO
 
@@ -88,7 +84,7 @@ class TestBudget:
             mask = mask_within(gated, **budget)
         except swan.BudgetError as err:
             (share,) = budget.values()
-            assert err.min_macs > share * err.max_macs  # noqa: PT017 - narrow models cannot
+            assert err.least > share * err.most  # noqa: PT017 - narrow models cannot
             return
         (limit,) = limits_of(gated, **budget)
         with gated.gates.holding(mask):
@@ -156,9 +152,9 @@ class TestBudget:
             mask_within(gated, macs=0.001)
         with pytest.raises(swan.BudgetError, match="minimum width") as rounded:
             mask_within(gated, macs=0.001, round_to=8)
-        assert rounded.value.min_macs == 8 * 8 + 8 * 8 + 8 * 4
-        assert narrow.value.min_macs == 8 + 1 + 4
-        assert narrow.value.max_macs == 8 * 32 + 32 * 32 + 32 * 4
+        assert rounded.value.least == 8 * 8 + 8 * 8 + 8 * 4
+        assert narrow.value.least == 8 + 1 + 4
+        assert narrow.value.most == 8 * 32 + 32 * 32 + 32 * 4
 
 
 class TestOrderByPrice:
@@ -217,4 +213,4 @@ class TestLimits:
         ) as e:
             swan.Objective(mlp(3, 4, 2), params=0.01)
         # One hidden unit: 3 + 1 weights and bias in, 2 + 2 out.
-        assert (e.value.min_macs, e.value.max_macs) == (4 + 4, 16 + 10)
+        assert (e.value.least, e.value.most) == (4 + 4, 16 + 10)

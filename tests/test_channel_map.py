@@ -1,12 +1,15 @@
 """Hand-checked channel maps on the smallest network of each coupling."""
 
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.channels import PINNED, ChannelMap
+from swan_surgery.channels import PINNED, AttributeWidth, ChannelMap
 from tests.closing import assert_closed_equals_cut, image, prepared
 from tests.small_nets import Net, conv
 
@@ -318,3 +321,53 @@ def test_without_pins_units_and_renumbers_the_rest_in_order() -> None:
 def test_without_nothing_is_the_same_map() -> None:
     channels = mapped(lambda m, x: m.b(m.a(x)), a=conv(3, 4), b=conv(4, 2))
     assert channels.without([], "because", "test") == channels
+
+
+def test_every_field_of_a_map_knows_other_unit_numbers() -> None:
+    """A new kind of entry cannot be forgotten: it has `renumbered`, or its field says how."""
+    hints = get_type_hints(ChannelMap)
+    for own in fields(ChannelMap):
+        if "renumbered" not in own.metadata:
+            kind, rest = get_args(hints[own.name])
+            assert rest is ...
+            assert callable(kind.renumbered), own.name
+
+
+def test_a_new_field_of_entries_is_renumbered_and_one_of_plain_values_refused() -> None:
+    @dataclass(frozen=True, repr=False)
+    class Wider(ChannelMap):
+        swaps: tuple[AttributeWidth | int, ...] = ()
+
+    channels = mapped(lambda m, x: m.b(m.a(x)), a=conv(3, 4), b=conv(4, 2))
+    plain = {own.name: getattr(channels, own.name) for own in fields(channels)}
+    wider = Wider(**plain, swaps=(AttributeWidth("a", "width", None, (0, 1, 2, 3)),))
+    assert wider.without([1], "because", "test").swaps[0].units == (0, PINNED, 1, 2)
+    with pytest.raises(AttributeError, match="'int' object has no attribute 'renumbered'"):
+        replace(wider, swaps=(1,)).without([1], "because", "test")
+
+
+def test_no_entry_keeps_a_unit_that_is_gone() -> None:
+    def run(m, x):
+        x = m.norm(m.a(x).view(-1, 4, 6).view(-1, 4, m.width))
+        return m.b(x)
+
+    net = Net(run, a=nn.Linear(3, 6), norm=nn.LayerNorm(6), b=nn.Linear(6, 2))
+    net.width = 6
+    channels = swan.channel_map(prepared(net), torch.zeros(2, 4, 3).double())
+    for entries in (channels.statistics, channels.attributes, channels.numbers, channels.costs):
+        assert any(unit >= 0 for entry in entries for unit in units_in(entry))
+    nothing = channels.renumbered({})
+    assert nothing.num_units == 0
+    assert units_in(nothing) <= {PINNED}
+
+
+def units_in(entry: object) -> set[int]:
+    """Every number in a field that holds units, at any depth."""
+    found: set[int] = set()
+    for own in fields(entry):
+        value = getattr(entry, own.name)
+        if own.name in ("units", "in_units", "out_units", "ungated_reads"):
+            found |= set(value or ())
+        elif isinstance(value, tuple):
+            found |= {unit for item in value if is_dataclass(item) for unit in units_in(item)}
+    return found

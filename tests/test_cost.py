@@ -1,5 +1,6 @@
 """MACs against published numbers, against torch's own counter, and against the pruned model."""
 
+import copy
 import weakref
 
 import pytest
@@ -10,8 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swan_surgery as swan
 from swan_surgery.channels import CostAxis, CostTerm
-from swan_surgery.costs.cost import build_table, cost_table, module_macs
+from swan_surgery.costs import macs as macs_module
+from swan_surgery.costs.macs import certified_terms, cost_table, module_macs
+from swan_surgery.costs.params import param_table
+from swan_surgery.costs.table import build_table, share_terms
 from swan_surgery.gates import GatedModel
+from swan_surgery.selection.limits import limits_of
 from tests.zoo import ZOO
 
 
@@ -136,10 +141,10 @@ class TestExpected:
         gated = zoo_gated(name)
         table = cost_table(gated)
         values = torch.rand(gated.gates.num_units, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(table.macs, (values,), rtol=1e-6, atol=1e-3)
+        assert torch.autograd.gradcheck(table.at, (values,), rtol=1e-6, atol=1e-3)
         swan.expected_macs(gated).backward()
         p = gated.gates.probabilities().detach().double()
-        (slope,) = torch.autograd.grad(table.macs(leaf := p.requires_grad_()), leaf)
+        (slope,) = torch.autograd.grad(table.at(leaf := p.requires_grad_()), leaf)
         wanted = slope * (p * (1 - p)).detach()
         torch.testing.assert_close(gated.gates.logits.grad.double(), wanted, rtol=1e-5, atol=1e-6)
 
@@ -160,8 +165,8 @@ class TestExpected:
             ends[0][list(group)], ends[1][list(group)] = 0.0, 1.0
             for t in (0.25, 0.5):
                 between = (1 - t) * ends[0] + t * ends[1]
-                straight = (1 - t) * table.macs(ends[0]) + t * table.macs(ends[1])
-                torch.testing.assert_close(table.macs(between), straight, rtol=1e-12, atol=1e-6)
+                straight = (1 - t) * table.at(ends[0]) + t * table.at(ends[1])
+                torch.testing.assert_close(table.at(between), straight, rtol=1e-12, atol=1e-6)
 
 
 class TestHard:
@@ -226,19 +231,19 @@ class TestTable:
     def test_a_unit_on_both_axes_of_a_layer_counts_once(self) -> None:
         # A 3 x 3 layer whose inputs and outputs are the same units: 9 -> 4 when one closes.
         axis = CostAxis((0, 1, 2), (1, 1, 1), 0)
-        table = build_table([CostTerm("layer", "mm", 1, (axis, axis), 9)], 3)
+        table = build_table([CostTerm("layer", "mm", 1, (axis, axis), 9)], 3, unit="MACs")
         assert table.marginal().tolist() == [5, 5, 5]
-        assert float(table.macs(torch.tensor([1.0, 0, 1], dtype=torch.float64))) == 4
+        assert float(table.at(torch.tensor([1.0, 0, 1], dtype=torch.float64))) == 4
 
     def test_fixed_positions_and_repeats(self) -> None:
         out, into = CostAxis((0,), (4,), 2), CostAxis((1,), (3,), 1)
-        table = build_table([CostTerm("layer", "mm", 5, (out, into), 120)], 2)
-        assert float(table.macs(torch.ones(2, dtype=torch.float64))) == 5 * 6 * 4
+        table = build_table([CostTerm("layer", "mm", 5, (out, into), 120)], 2, unit="MACs")
+        assert float(table.at(torch.ones(2, dtype=torch.float64))) == 5 * 6 * 4
         assert table.marginal().tolist() == [5 * 4 * 4, 5 * 6 * 3]
 
     def test_no_terms(self) -> None:
-        table = build_table([], 2)
-        assert float(table.macs(torch.ones(2, dtype=torch.float64))) == 0
+        table = build_table([], 2, unit="MACs")
+        assert float(table.at(torch.ones(2, dtype=torch.float64))) == 0
         assert table.marginal().tolist() == [0, 0]
 
     def test_modules_add_up(self) -> None:
@@ -249,6 +254,15 @@ class TestTable:
             "a.b": 3,
             "a.c": 4,
         }
+
+    def test_says_what_it_counts(self) -> None:
+        gated = zoo_gated("vgg")
+        macs, params = cost_table(gated), param_table(gated)
+        assert (macs.unit, params.unit) == ("MACs", "parameters")
+        assert macs.total == swan.count_macs(gated, gated.example_inputs)
+        assert params.total == swan.count_params(gated.model)
+        ones = torch.ones(gated.gates.num_units, dtype=torch.float64)
+        assert (float(macs.at(ones)), float(params.at(ones))) == (macs.total, params.total)
 
     def test_built_once_and_dropped_with_the_model(self) -> None:
         gated = zoo_gated("vgg")
@@ -264,3 +278,189 @@ class TestTable:
         gated.channels = other.channels  # the map of another input size
         with pytest.raises(swan.CostError, match=r"module 'features\.\d' costs [\d,]+ MACs by"):
             swan.hard_macs(gated)
+
+
+class TestLeadingAxes:
+    """Gates per sample: one call for all of them gives what a loop gives."""
+
+    @pytest.mark.parametrize("name", ["resnet_projection", "densenet", "grouped", "squeeze_excite"])
+    @pytest.mark.parametrize("table_of", [cost_table, param_table])
+    def test_as_in_a_loop(self, name, table_of) -> None:
+        gated = zoo_gated(name)
+        table = table_of(gated)
+        values = torch.rand(2, 3, gated.gates.num_units, dtype=torch.float64)
+        for method in (table.at, table.prices, table.lengths):
+            looped = torch.stack([torch.stack([method(v) for v in row]) for row in values])
+            assert torch.equal(method(values), looped)
+
+    def test_exact_for_every_sample(self) -> None:
+        gated = zoo_gated("resnet_projection")
+        masks = torch.rand(5, gated.gates.num_units) < 0.5
+        masks |= gated.gates.open_mask()
+        wanted = []
+        for mask in masks:
+            with torch.no_grad():
+                gated.gates.logits.copy_(torch.where(mask, 3.0, -3.0))
+            wanted.append(swan.hard_macs(gated))
+        assert len(set(wanted)) > 1
+        assert cost_table(gated).at(masks.double()).tolist() == wanted
+
+    def test_differentiable(self) -> None:
+        out, into = CostAxis((0, 1), (4, 1), 2), CostAxis((1,), (3,), 1)
+        table = build_table([CostTerm("layer", "mm", 5, (out, into), 140)], 2, unit="MACs")
+        values = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(table.at, (values,))
+        (slope,) = torch.autograd.grad(table.at(values).sum(), values)
+        torch.testing.assert_close(slope, table.prices(values.detach()), rtol=1e-12, atol=0)
+
+    def test_no_samples_and_no_terms(self) -> None:
+        table = build_table([], 2, unit="MACs")
+        assert table.at(torch.ones(3, 2, dtype=torch.float64)).tolist() == [0, 0, 0]
+        assert table.at(torch.ones(0, 2, dtype=torch.float64)).shape == (0,)
+
+
+class TestShares:
+    def test_each_module_counts_as_often_as_it_runs(self) -> None:
+        gated = zoo_gated("vgg")
+        terms = certified_terms(gated)
+        ones = torch.ones(gated.gates.num_units, dtype=torch.float64)
+        by_module = module_macs(terms)
+        first = next(term.module for term in terms)
+        shares = {"classifier": 0.25, first: 0.5}
+        table = build_table(share_terms(terms, shares), gated.gates.num_units, unit="MACs")
+        wanted = by_module[""] - 0.75 * by_module["classifier"] - 0.5 * by_module[first]
+        assert by_module["classifier"] > 0
+        assert table.total == float(table.at(ones)) == wanted
+
+    def test_marginal_and_prices_follow(self) -> None:
+        gated = zoo_gated("densenet")
+        units, terms = gated.gates.num_units, certified_terms(gated)
+        whole = build_table(terms, units, unit="MACs")
+        half = build_table(share_terms(terms, 0.5), units, unit="MACs")
+        values = torch.rand(units, dtype=torch.float64)
+        assert torch.equal(half.marginal(), whole.marginal() / 2)
+        assert torch.equal(half.prices(values), whole.prices(values) / 2)
+        assert half.total == whole.total / 2
+
+    def test_nested_shares_multiply_and_none_changes_nothing(self) -> None:
+        terms = [CostTerm("a.b", "mm", 8, (), 8), CostTerm("ab", "mm", 4, (), 4)]
+        shared = share_terms(share_terms(terms, {"a": 0.5, "a.b": 0.5}), {"": 0.5})
+        assert [term.share for term in shared] == [0.125, 0.5]
+        assert build_table(shared, 0, unit="MACs").total == 3
+        assert share_terms(terms, {}) == tuple(terms)
+        assert type(build_table(terms, 0, unit="MACs").total) is int
+
+    @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+    def test_out_of_range(self, share) -> None:
+        terms = share_terms([CostTerm("a", "mm", 1, (), 3)], share)
+        with pytest.raises(swan.InputError, match=r"share of module 'a' .* in \[0, 1\]; got"):
+            build_table(terms, 0, unit="MACs")
+
+    def test_a_module_that_costs_nothing(self) -> None:
+        with pytest.raises(swan.InputError, match="module 'b' has a share, but nothing in it"):
+            share_terms([CostTerm("a", "mm", 1, (), 3)], {"b": 0.5})
+
+
+def small_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
+    )
+
+
+def swap_head(gated: GatedModel) -> None:
+    gated.model[5] = nn.Linear(64, 50)
+
+
+def double_inputs(gated: GatedModel) -> None:
+    gated.example_inputs = gated.example_inputs.map(lambda x: torch.cat([x, x]))
+
+
+def pad(gated: GatedModel) -> None:
+    gated.model[0].padding, gated.model[2].dilation = (1, 1), (2, 2)
+
+
+CHANGES = {
+    "head": swap_head,
+    "example inputs": double_inputs,
+    "settings": pad,
+    "activation": lambda gated: gated.model.__setitem__(1, nn.Tanh()),
+    "frozen": lambda gated: gated.model.requires_grad_(False),
+    "dtype": lambda gated: gated.double(),
+    "layer of the same kind": lambda gated: gated.model.__setitem__(
+        0, nn.Conv2d(3, 6, 5, padding=1)
+    ),
+}
+
+
+class TestAChangedModel:
+    """A table belongs to the model it was made of."""
+
+    def gated(self) -> GatedModel:
+        gated = swan.swanify(small_net(), torch.zeros(1, 3, 8, 8))
+        with torch.no_grad():
+            gated.gates.logits[[0, 3, 7]] = -3.0
+        return gated
+
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_costs_are_those_of_the_model_as_it_is(self, change) -> None:
+        gated = self.gated()
+        before = (swan.hard_macs(gated), swan.hard_params(gated))
+        CHANGES[change](gated)
+        small = swan.prune(gated, verify=False)
+        after = (swan.hard_macs(gated), swan.hard_params(gated))
+        assert after == (swan.count_macs(small, gated.own_inputs()), swan.count_params(small))
+        assert (after != before) == (change not in ("activation", "frozen", "dtype"))
+        total = swan.count_macs(gated, gated.own_inputs())
+        (limit,) = limits_of(gated, macs=0.5)
+        assert limit.table.total == total
+
+    @pytest.mark.parametrize("change", ["frozen", "dtype"])
+    def test_what_changes_no_cost_counts_nothing_anew(self, change) -> None:
+        gated = self.gated()
+        tables = cost_table(gated), param_table(gated)
+        CHANGES[change](gated)
+        gated.train().eval()
+        assert (cost_table(gated), param_table(gated)) == tables or all(
+            now is old
+            for now, old in zip((cost_table(gated), param_table(gated)), tables, strict=True)
+        )
+
+    def test_the_objective_follows(self) -> None:
+        gated = self.gated()
+        objective = swan.Objective(gated, macs=0.6, params=0.9)
+        objective(0.0)
+        swap_head(gated)
+        objective(1.0)
+        total = swan.count_macs(gated, gated.example_inputs)
+        log = objective.log()
+        assert log["hard_macs"] == swan.hard_macs(gated) <= 0.6 * total
+        assert log["hard_params"] == swan.hard_params(gated)
+        assert objective.limits[0].table.total == total
+
+    def test_copies_keep_their_tables(self, monkeypatch) -> None:
+        gated = self.gated()
+        wanted = swan.hard_macs(gated)
+        twin = copy.deepcopy(gated)
+        monkeypatch.setattr(macs_module, "count_operators", None)
+        assert swan.hard_macs(twin) == wanted
+
+    def test_nothing_is_counted_while_nothing_changes(self, monkeypatch) -> None:
+        gated = self.gated()
+        objective = swan.Objective(gated, macs=0.6)
+        monkeypatch.setattr(macs_module, "count_operators", None)
+        for step in range(3):
+            gated.train()(torch.randn(2, 3, 8, 8)).sum().backward()
+            objective(step)
+
+    @pytest.mark.parametrize(
+        "layer", [nn.Conv2d(3, 5, 3), nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))]
+    )
+    @pytest.mark.parametrize("cost", [swan.hard_macs, swan.hard_params])
+    def test_a_model_that_the_gates_no_longer_fit(self, layer, cost) -> None:
+        gated = self.gated()
+        cost(gated)
+        gated.model[0] = layer
+        with pytest.raises(
+            swan.CostError, match=r"changed since it was gated.*gate it anew: swan\.swa"
+        ):
+            cost(gated)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import swan_surgery as swan
 from swan_surgery.cli import app
-from swan_surgery.cutting.pruning import apply_plan
+from swan_surgery.cutting.step import apply_plan
 from swan_surgery.experiments.digits import METHODS, DemoSettings, DigitsNet, run_study
 from swan_surgery.experiments.digits.data import Images, load_digits, shift, shuffled_batches
 from swan_surgery.experiments.digits.training import accuracy, train

@@ -59,8 +59,6 @@ def test_the_root_is_no_builtin_but_exception_and_the_warning_no_error() -> None
 def test_facts_are_attributes() -> None:
     assert swan.UnsupportedOpError("x", pins=(1, 2)).pins == (1, 2)
     assert swan.UnsupportedOpError("x").pins == ()
-    budget = swan.BudgetError("x", min_macs=3, max_macs=9)
-    assert (budget.min_macs, budget.max_macs) == (3, 9)
-    assert budget.reachable == (0, 0)
-    assert swan.BudgetError("x", reachable=(1.5, 2.5)).reachable == (1.5, 2.5)
+    budget = swan.BudgetError("x", unit="ms", least=1.5, most=2.5)
+    assert (budget.unit, budget.least, budget.most) == ("ms", 1.5, 2.5)
     assert swan.VerificationError("x", module="a.b").module == "a.b"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import swan_surgery as swan
+from swan_surgery.cutting.verification import tensor_error
 from tests.closing import TOLERANCE, close_random_, image, prepared
 from tests.small_nets import Net, conv
-from swan_surgery.cutting.verification import tensor_error
 
 
 X = (2, 3, 4, 4)
@@ -25,11 +25,11 @@ class Twice(torch.autograd.Function):
     """Identity whose gradient is doubled."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x):  # noqa: ARG004 - torch's signature
         return x * 1
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # noqa: ARG004 - torch's signature
         return 2 * grad
 
 

@@ -9,7 +9,7 @@ from torch import nn
 import swan_surgery as swan
 from swan_surgery.gates import GatedModel
 from swan_surgery.learning.curvature import CurvatureRule
-from swan_surgery.selection.budget import limits_of
+from swan_surgery.selection.limits import limits_of
 from tests.test_objective import zoo_gated
 from tests.zoo import ZOO
 

@@ -259,7 +259,7 @@ class TestBudget:
         gated = zoo_gated()
         with pytest.raises(swan.BudgetError) as caught:
             swan.Objective(gated, macs=1e-9)
-        least = caught.value.min_macs
+        least = caught.value.least
         swan.Objective(gated, macs=least / total_of(gated))(1)
         assert swan.hard_macs(gated) == least
 

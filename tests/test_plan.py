@@ -15,7 +15,7 @@ from swan_surgery.cutting.plan import (
     PruningPlan,
     make_plan,
 )
-from swan_surgery.cutting.pruning import apply_plan
+from swan_surgery.cutting.step import apply_plan
 from swan_surgery.gates import GatedModel
 from tests.closing import close_, image, outputs, prepared
 from tests.small_nets import Net, conv

@@ -1,16 +1,20 @@
 """The note a model carries: what it was, and what was cut."""
 
 import copy
+import json
 import re
 
 import pytest
+import torch
 from torch import nn
 
 import swan_surgery as swan
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.models.architecture import Architecture, architecture_of, difference
 from swan_surgery.models.provenance import Provenance, provenance_of
-from tests.closing import close_random_
+from swan_surgery.models.steps import Step, StepKind, StepMacs, apply_step, register_step
+from tests.closing import close_random_, image, prepared
+from tests.small_nets import Net, conv
 from tests.zoo import ZOO
 
 
@@ -32,13 +36,46 @@ def test_it_describes_the_base_model_and_the_cut() -> None:
     model, small, gated = pruned()
     found = provenance_of(small)
     assert found.base == architecture_of(model)
-    (cut,) = found.cuts
-    plan = PruningPlan.from_json(cut.plan)
+    (cut,) = found.steps
+    assert (cut.kind, cut.version) == ("cut", 1)
+    plan = PruningPlan.from_json(cut.data["plan"])
     assert sum(gated.gates.open_mask().tolist()) == len(plan.open_units)
     inputs = gated.example_inputs.args
-    assert cut.macs_before == swan.count_macs(model, inputs)
-    assert cut.macs_after == swan.count_macs(small, inputs)
-    assert cut.input_shapes == tuple(tuple(x.shape) for x in inputs)
+    assert cut.macs.before == swan.count_macs(model, inputs)
+    assert cut.macs.after == swan.count_macs(small, inputs)
+    assert cut.macs.input_shapes == tuple(tuple(x.shape) for x in inputs)
+
+
+def test_layers_that_nobody_reads_cost_nothing_there_either() -> None:
+    """The note reads the certified table: what fvcore counts of the models themselves."""
+    unread = Net(
+        lambda m, x: (y := m.a(x), m.lost(y), m.last(y))[-1],
+        a=conv(3, 6),
+        lost=conv(6, 5),
+        last=conv(6, 2),
+    )
+    x = image(2, 3, 4, 4)
+    gated = swan.swanify(prepared(unread), x)
+    close_random_(gated, 0.4, 0)
+    small = swan.prune(gated)
+    (cut,) = provenance_of(small).steps
+    assert (cut.macs.before, cut.macs.after) == (
+        swan.count_macs(unread, x),
+        swan.count_macs(small, x),
+    )
+    assert cut.macs.before < sum(term.macs for term in gated.channels.costs)
+
+
+def test_a_cut_that_nobody_can_count_is_a_cut(monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise swan.InputError("cannot be counted")
+
+    monkeypatch.setattr("swan_surgery.costs.macs.count_operators", fail)
+    _, small, _ = pruned()
+    found = provenance_of(small)
+    assert found.steps[0].macs is None
+    assert found.macs is None
+    assert Provenance.from_json(found.to_json()) == found
 
 
 def test_a_second_cut_is_added_to_the_first() -> None:
@@ -47,8 +84,10 @@ def test_a_second_cut_is_added_to_the_first() -> None:
     close_random_(again, 0.4, 1)
     found = provenance_of(swan.prune(again))
     assert found.base == architecture_of(model)
-    assert found.cuts[0] == provenance_of(small).cuts[0]
-    assert found.cuts[1].macs_before == found.cuts[0].macs_after
+    assert found.steps[0] == provenance_of(small).steps[0]
+    first, second = (step.macs for step in found.steps)
+    assert second.before == first.after
+    assert found.macs == StepMacs(first.before, second.after, second.input_shapes)
 
 
 def test_back_from_json() -> None:
@@ -58,7 +97,14 @@ def test_back_from_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "3", '{"version":1}', '{"version":1,"class":"a","kinds":[],"modules":{"":0}}']
+    "text",
+    [
+        "{",
+        "3",
+        '{"version":1}',
+        '{"version":2}',
+        '{"version":1,"class":"a","kinds":[],"modules":{"":0}}',
+    ],
 )
 def test_what_is_no_provenance_is_an_input_error(text) -> None:
     with pytest.raises(swan.InputError, match="not a provenance"):
@@ -66,8 +112,26 @@ def test_what_is_no_provenance_is_an_input_error(text) -> None:
 
 
 def test_another_version_is_an_input_error() -> None:
-    with pytest.raises(swan.InputError, match="provenance of version 2, not 1"):
-        Provenance.from_json('{"version":2}')
+    with pytest.raises(swan.InputError, match="provenance of version 3; this version reads 1 to 2"):
+        Provenance.from_json('{"version":3}')
+
+
+def test_a_kind_of_step_is_registered_once() -> None:
+    own = StepKind(1, lambda model, _: model, lambda shapes, _: shapes)
+    with pytest.raises(ValueError, match="steps of kind 'cut' are registered already"):
+        register_step("cut", own)
+
+
+def test_a_step_does_to_a_fresh_model_what_was_done() -> None:
+    model, small, gated = pruned()
+    (cut,) = provenance_of(small).steps
+    again = apply_step(model, cut)
+    inputs = gated.example_inputs.args
+    assert torch.equal(again.eval()(*inputs), small.eval()(*inputs))
+    plan = json.loads(cut.data["plan"]) | {"attributes": [["", "_version", None, 3]]}
+    forged = Step("cut", 1, {"plan": json.dumps(plan)})
+    with pytest.raises(swan.ArtifactError, match="which is no width"):
+        apply_step(model, forged)
 
 
 def conv_net(**options) -> nn.Module:

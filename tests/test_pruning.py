@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.cutting.plan import make_plan
-from swan_surgery.cutting.pruning import apply_plan
+from swan_surgery.cutting.step import apply_plan
 from swan_surgery.gates import GatedModel
 from tests.zoo import ZOO
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.cutting import pruning
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.verification import (
     first_difference,
@@ -107,7 +108,7 @@ def test_the_plan_of_other_units_is_found() -> None:
 
 def test_prune_raises_it(monkeypatch) -> None:
     gated, _, _ = cut("vgg")
-    real = swan.pruning.apply_plan
+    real = pruning.apply_plan
 
     def wrong(model, plan):
         result = real(model, plan)

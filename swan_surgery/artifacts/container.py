@@ -20,7 +20,8 @@ from swan_surgery.environment.writing import replacing
 from swan_surgery.errors import ArtifactError
 
 
-VERSION = 1
+# 1 knew of cuts alone (`models.provenance`); it is still read.
+VERSION = 2
 _HEADER, _DIGEST = "swan_surgery", "sha256"  # one entry: safetensors writes several in any order
 _EMPTY = "0" * 64
 _CHUNK = 1 << 22

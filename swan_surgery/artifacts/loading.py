@@ -10,19 +10,16 @@ from torch import Tensor, nn
 
 from swan_surgery.artifacts.container import read
 from swan_surgery.artifacts.folders import WEIGHTS
-from swan_surgery.artifacts.saving import cut_shapes, map_digest
+from swan_surgery.artifacts.saving import map_digest
 from swan_surgery.artifacts.structures import decode, unpack
-from swan_surgery.calls.resizing import RESIZABLE
-from swan_surgery.cutting.plan import PruningPlan
-from swan_surgery.cutting.pruning import apply_plan
 from swan_surgery.errors import ArtifactError, InputError, SwanError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model
 from swan_surgery.gates.conversion import swanify
 from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.models.architecture import all_tensors, architecture_of, difference
-from swan_surgery.models.attributes import Attribute
 from swan_surgery.models.provenance import Provenance, note_
+from swan_surgery.models.steps import apply_step, check_steps, shapes_after
 
 
 _LAYOUTS = {
@@ -75,6 +72,10 @@ def _rebuilt(
     example_inputs: Any,
 ) -> nn.Module:
     provenance = Provenance.from_json(unpack(header["provenance"]))
+    try:
+        check_steps(provenance.steps, written_by=header["library"])
+    except ArtifactError as err:
+        raise ArtifactError(f"{path}: {err}") from None
     differs = difference(provenance.base, architecture_of(model))
     if differs is not None:
         raise ArtifactError(
@@ -82,11 +83,9 @@ def _rebuilt(
             f"a new {provenance.base.name}"
         )
     result = copy_of(model)
-    plans = [PruningPlan.from_json(cut.plan) for cut in provenance.cuts]
-    shapes = cut_shapes(provenance.base, plans)
-    for plan in plans:
-        _check_plan(result, plan)
-        result = apply_plan(result, plan)
+    shapes = shapes_after(provenance.base.shapes, provenance.steps)
+    for step in provenance.steps:
+        result = apply_step(result, step)
     is_gated = header["kind"] == "gated"
     own = {
         name: tensor
@@ -106,17 +105,6 @@ def _rebuilt(
     if is_gated:
         return _gated(path, header["gating"], tensors, result, example_inputs)
     return result
-
-
-def _check_plan(model: nn.Module, plan: PruningPlan) -> None:
-    """Nothing but whole numbers that are there already may be written into a model."""
-    for entry in plan.attributes:
-        found = Attribute(entry.module, entry.name, entry.index).read(model)
-        if entry.name.startswith("_") or type(found) is not int or type(entry.value) is not int:
-            raise ArtifactError(f"the file sets {entry.module}.{entry.name}, which is no width")
-    for number in plan.numbers:
-        if number.function not in RESIZABLE or type(number.value) not in (int, float):
-            raise ArtifactError(f"the file replaces numbers in {number.function!r}")
 
 
 def _fill_(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -15,13 +15,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from swan_surgery.artifacts.container import write
 from swan_surgery.artifacts.structures import encode, pack
 from swan_surgery.channels import ChannelMap
-from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model
-from swan_surgery.models.architecture import Architecture, all_tensors, architecture_of, shapes_of
+from swan_surgery.models.architecture import all_tensors, architecture_of, shapes_of
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.provenance import Provenance, provenance_of
+from swan_surgery.models.steps import shapes_after
 
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -77,20 +77,13 @@ def _plain(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     provenance = provenance_of(model) or Provenance(architecture_of(model))
     _check_unchanged(model, provenance)
     tensors, aliases, layouts = _distinct(model)
-    last = provenance.cuts[-1] if provenance.cuts else None
     header = {
         "library": version("swan-surgery"),
         "torch": torch.__version__,
         "kind": "model",
         "class": provenance.base.name,
         "params": sum(p.numel() for p in model.parameters()),
-        "macs": None
-        if last is None
-        else {
-            "before": provenance.cuts[0].macs_before,
-            "after": last.macs_after,
-            "input_shapes": last.input_shapes,
-        },
+        "macs": None if provenance.macs is None else asdict(provenance.macs),
         "training": model.training,
         "other_mode": [n for n, m in model.named_modules() if m.training != model.training],
         "aliases": aliases,
@@ -107,7 +100,7 @@ def _plain(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _check_unchanged(model: nn.Module, provenance: Provenance) -> None:
-    wanted = cut_shapes(provenance.base, [PruningPlan.from_json(c.plan) for c in provenance.cuts])
+    wanted = shapes_after(provenance.base.shapes, provenance.steps)
     found = shapes_of(model)
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
@@ -116,15 +109,6 @@ def _check_unchanged(model: nn.Module, provenance: Provenance) -> None:
                 f"was changed since, and could not be rebuilt; save it before such changes, or take "
                 f"safetensors.torch.save_model for the weights alone"
             )
-
-
-def cut_shapes(base: Architecture, plans: list[PruningPlan]) -> Mapping[str, tuple[int, ...]]:
-    """The shapes that cuts leave of a base model's tensors."""
-    shapes = {name: list(shape) for name, shape in base.shapes.items()}
-    for plan in plans:
-        for entry in plan.positions:
-            shapes[entry.tensor][entry.axis] = len(entry.kept)
-    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:

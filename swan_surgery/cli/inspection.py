@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.channels import ChannelMap, Explanation, LayerExplanation, channel_map
-from swan_surgery.costs.cost import count_params
+from swan_surgery.costs.params import count_params
 from swan_surgery.errors import InputError, TraceError
 from swan_surgery.gates.checks import check_model
 from swan_surgery.models import Inputs

@@ -12,7 +12,8 @@ from swan_surgery.artifacts import save
 from swan_surgery.cli.models import build_model
 from swan_surgery.cli.subjects import inputs_of, subject_of, with_weights
 from swan_surgery.cli.waiting import on_threads, waiting
-from swan_surgery.costs.cost import count_macs, count_params
+from swan_surgery.costs.macs import count_macs
+from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune, prune_by_score
 from swan_surgery.environment.machine import device_of, environment
 from swan_surgery.environment.writing import replacing

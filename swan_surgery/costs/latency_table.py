@@ -18,7 +18,8 @@ import torch
 from scipy.optimize import nnls
 
 from swan_surgery.channels import PINNED, CostAxis, CostTerm, Layer
-from swan_surgery.costs.cost import CostTable, build_table
+from swan_surgery.costs.freshness import channels_now, kept_table
+from swan_surgery.costs.table import CostTable, build_table
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
@@ -211,14 +212,20 @@ def latency_cost(gated: GatedModel, table: LatencyTable) -> CostTable:
 
     Raises:
         ModelError: `gated` is not a gated model.
-        InputError: the table is none, or was measured on another model.
+        InputError: the table is none, or was measured on another model, or before it was changed.
+        CostError: the model was changed and its gates no longer fit.
     """
     check_gated(gated)
     if not isinstance(table, LatencyTable):
         raise InputError(
             f"latency_table must come from swan.measure_latencies; got {type(table).__name__}"
         )
-    known = {layer.name: layer for layer in gated.channels.layers}
+    return kept_table(gated, "ms", lambda: _build(gated, table), source=table)
+
+
+def _build(gated: GatedModel, table: LatencyTable) -> CostTable:
+    channels = channels_now(gated)
+    known = {layer.name: layer for layer in channels.layers}
     terms = [CostTerm("", "latency", 1, (), 1)]
     factors = [table.rest_ms]
     for own in table.layers:
@@ -233,9 +240,9 @@ def latency_cost(gated: GatedModel, table: LatencyTable) -> CostTable:
         for factor, axes in _products(own, layer):
             terms.append(CostTerm(own.module, "latency", 1, axes, 1))
             factors.append(factor)
-    built = build_table(terms, gated.channels.num_units)
+    built = build_table(terms, channels.num_units, unit="ms")
     exact = torch.tensor(factors, dtype=torch.float64)
-    return replace(built, factors=exact, total=table.total_ms).to(gated.gates.logits.device)
+    return replace(built, factors=exact, total=table.total_ms)
 
 
 def _products(own: LayerLatency, layer: Layer) -> list[tuple[float, tuple[CostAxis, ...]]]:

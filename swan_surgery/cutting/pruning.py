@@ -1,36 +1,24 @@
 """`prune`: from open gates to a smaller dense model of the given class, verified."""
 
-from collections import defaultdict
-from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils._pytree import tree_leaves
 
-from swan_surgery.channels.rehearsal.numbers import Place
-from swan_surgery.costs.cost import build_table
 from swan_surgery.costs.latency_table import LatencyTable
-from swan_surgery.cutting.plan import PruningPlan, make_plan
+from swan_surgery.cutting.plan import make_plan
+from swan_surgery.cutting.step import apply_plan_, cut_step
 from swan_surgery.cutting.verification import verify_pruned
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
-from swan_surgery.models import copy_of
-from swan_surgery.models.attributes import Attribute
 from swan_surgery.models.checks import check_data
-from swan_surgery.models.provenance import Cut, note_, provenance_of
-from swan_surgery.models.slicing import cut_
-from swan_surgery.models.slim_attention import put_back_, write_out_
-from swan_surgery.selection.budget import (
-    limits_of,
-    order_by_price,
-    ranking,
-    round_widths,
-    widest_mask,
-)
+from swan_surgery.models.provenance import note_, provenance_of
 from swan_surgery.selection.diminishing_returns import DiminishingReturns
+from swan_surgery.selection.limits import limits_of
+from swan_surgery.selection.ordering import order_by_price, ranking
+from swan_surgery.selection.widest_mask import round_widths, widest_mask
 
 
 def prune(
@@ -196,27 +184,13 @@ def _for_budget(
 def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module:
     """Cut to an open mask, bool of shape (num_units,); the gated model stays as it is."""
     plan = make_plan(gated.channels, mask)
-    pruned = _apply_plan_(gated.base_model(), plan)
+    pruned = apply_plan_(gated.base_model(), plan)
     _follow_widths_(pruned, gated)
     if verify:
         verify_pruned(gated, pruned, plan)
-    _note_cut_(pruned, gated, plan, mask)
+    if (provenance := provenance_of(gated.model)) is not None:
+        note_(pruned, provenance.followed_by(cut_step(gated, plan, mask)))
     return pruned
-
-
-def _note_cut_(pruned: nn.Module, gated: GatedModel, plan: PruningPlan, mask: Tensor) -> None:
-    provenance = provenance_of(gated.model)
-    if provenance is None:
-        return
-    table = build_table(gated.channels.costs, gated.channels.num_units)
-    shapes = tuple(
-        tuple(leaf.shape)
-        for leaf in tree_leaves((gated.example_inputs.args, dict(gated.example_inputs.kwargs)))
-        if isinstance(leaf, Tensor)
-    )
-    after = int(table.macs(mask.double().to(table.factors.device)))
-    cut = Cut(plan.to_json(), int(table.total), after, shapes)
-    note_(pruned, replace(provenance, cuts=(*provenance.cuts, cut)))
 
 
 def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:
@@ -240,21 +214,3 @@ def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:
             handle.remove()
         for module, training in modes:
             module.training = training
-
-
-def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
-    """Cut a copy of a base model as planned; the same plan works on any copy of the same model."""
-    return _apply_plan_(copy_of(model), plan)
-
-
-def _apply_plan_(copy: nn.Module, plan: PruningPlan) -> nn.Module:
-    copy = write_out_(copy)
-    cuts: dict[str, dict[int, Tensor]] = defaultdict(dict)
-    for entry in plan.positions:
-        cuts[entry.tensor][entry.axis] = torch.tensor(entry.kept)
-    cut_(copy, cuts)
-    for a in plan.attributes:
-        Attribute(a.module, a.name, a.index).write_(copy, a.value)
-    for n in plan.numbers:
-        Place(n.module, n.function, n.number, n.leaf, n.training, n.site).write_(copy, n.value)
-    return put_back_(copy)

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from swan_surgery.channels import ChannelMap
 from swan_surgery.errors import ModelError
 from swan_surgery.gates.bank import GateBank
 from swan_surgery.gates.in_place import Acting, ungate_modules_
 from swan_surgery.models import Inputs, copy_of
+from swan_surgery.models.architecture import structure_of
 
 
 class GatedModel(nn.Module):
@@ -27,6 +28,9 @@ class GatedModel(nn.Module):
         ignored: the patterns of modules whose channels were to get no gate.
         settings: (module, attribute) -> the plain value that the traced graph was made with.
         acting: when gates act on the base model in place; None where a traced graph runs.
+        mapped_structure: what the base model looked like when it was mapped (`structure_of`).
+        mapped_inputs: the example inputs it was mapped with.
+        kept: what others have worked out about the model as it is, by name (`costs.freshness`).
     """
 
     ignored: tuple[str, ...] = ()
@@ -47,8 +51,12 @@ class GatedModel(nn.Module):
         self.sites = nn.ModuleDict(sites)
         self.channels = channels
         self.example_inputs = example_inputs
+        self._graph: fx.Graph | None = None
         self._graph_forward: Callable[..., Any] | None = None
         self.settings: dict[tuple[str, str], Any] = {}
+        self.mapped_structure = structure_of(model)
+        self.mapped_inputs = example_inputs
+        self.kept: dict[str, Any] = {}
         self.training = model.training
         self.sites.train(model.training)
 
@@ -67,9 +75,20 @@ class GatedModel(nn.Module):
 
         return self.example_inputs.map(move)
 
-    def set_forward(self, function: Callable[..., Any]) -> None:
-        """Install the code generated from the graph; it takes this model as `self`."""
-        self._graph_forward = function
+    def run_graph(self, graph: fx.Graph) -> None:
+        """Run a graph whose targets are relative to this model, instead of the model's own code."""
+        graph.owning_module = None
+        self._graph = graph
+        self._graph_forward = type(fx.GraphModule(self, graph)).forward
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Code that was made on the spot is made again from its graph."""
+        return vars(self) | {"_graph_forward": None, "kept": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
+        if self._graph is not None:
+            self.run_graph(self._graph)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the base model's forward, with gates."""

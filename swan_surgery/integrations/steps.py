@@ -11,7 +11,8 @@ from swan_surgery.calibration import calibrate
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.errors import ModelError
 from swan_surgery.learning.objective import Objective
-from swan_surgery.selection.budget import ranking, widest_mask
+from swan_surgery.selection.ordering import ranking
+from swan_surgery.selection.widest_mask import widest_mask
 
 
 # How far a logit lies from the threshold at least where a budget moves it over.

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from swan_surgery.gates import GatedModel
-from swan_surgery.selection.budget import Limit, prices_within, widest_mask
 from swan_surgery.selection.diminishing_returns import DiminishingReturns
+from swan_surgery.selection.limits import Limit
+from swan_surgery.selection.ordering import prices_within
+from swan_surgery.selection.widest_mask import widest_mask
 
 
 # A probability of 0.2 % or 99.8 % is clear enough; beyond, soft gates would no longer tell units apart.

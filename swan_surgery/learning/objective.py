@@ -15,15 +15,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from swan_surgery.costs.cost import cost_table, marginal_macs
 from swan_surgery.costs.latency_table import LatencyTable
+from swan_surgery.costs.macs import cost_table, marginal_macs
+from swan_surgery.costs.table import CostTable
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
 from swan_surgery.learning.curvature import CurvatureRule
 from swan_surgery.learning.penalties import Penalties, paper_penalties
 from swan_surgery.learning.ramps import CosineRamp, ramps_of
-from swan_surgery.selection.budget import Limit, limits_of, refuse_unreachable
+from swan_surgery.selection.limits import Limit, limits_of, refuse_unreachable
 
 
 Learning = Literal["curvature", "gradient"]
@@ -41,7 +42,7 @@ class Objective:
 
     Attributes:
         gated: the gated model.
-        limits: the budgets in full, empty without any.
+        limits: the budgets in full, of the model as it was at the last call; empty without any.
         learning: "curvature" or "gradient", as it was decided.
         reachable: per budget the share of the base model's that the minimum widths cost, and 1.
 
@@ -120,10 +121,15 @@ class Objective:
         self._ramps = ramps_of(_TERMS, ramp)
         self._multiplier = 0.0
         self._log: dict[str, float | Tensor] = {}
+        self._budgets: dict[str, Any] = {
+            "macs": macs,
+            "params": params,
+            "latency_ms": latency_ms,
+            "latency_table": latency_table,
+        }
+        self._table = cost_table(gated)
         self._marginal = marginal_macs(gated)
-        self.limits = limits_of(
-            gated, macs=macs, params=params, latency_ms=latency_ms, latency_table=latency_table
-        )
+        self.limits = limits_of(gated, **self._budgets)
         least = gated.gates.least_mask(gated.gates.probabilities().detach())
         for limit in self.limits:
             refuse_unreachable(limit, least)
@@ -153,7 +159,7 @@ class Objective:
         """
         gates = self.gated.gates
         gates.check()
-        table = cost_table(self.gated)
+        table = self._follow_model()
         scale = {name: ramp(epoch) for name, ramp in self._ramps.items()}
         limits = tuple(
             replace(limit, share=(1 - scale[limit.name]) + scale[limit.name] * limit.share)
@@ -165,7 +171,7 @@ class Objective:
         terms, raw = self._penalties.terms(p, self._marginal.to(p.device), scale)
         log: dict[str, float | Tensor] = {}
         for limit in limits:
-            expected = limit.table.macs(p.double()) / limit.table.total
+            expected = limit.table.at(p.double()) / limit.table.total
             if self._rule is None and self._holds_budget:
                 terms[limit.name] = self._drive(expected, limit.share)
             log |= {
@@ -178,11 +184,11 @@ class Objective:
             log["multiplier"] = self._multiplier
         penalty = torch.stack([term.to(p.dtype) for term in terms.values()]).sum()
         is_open = gates.open_mask().double()
-        hard = table.macs(is_open)
+        hard = table.at(is_open)
         for limit in limits:
-            log[f"hard_{limit.name}"] = limit.table.macs(is_open)
+            log[f"hard_{limit.name}"] = limit.table.at(is_open)
             log[f"hard_{limit.name}_ratio"] = log[f"hard_{limit.name}"] / limit.table.total
-        expected_macs = table.macs(p.detach().double())
+        expected_macs = table.at(p.detach().double())
         # Tensors until `log()` is called: a float would wait for the device on every step.
         self._log = {
             "penalty": penalty.detach(),
@@ -198,6 +204,15 @@ class Objective:
             **log,
         }
         return penalty
+
+    def _follow_model(self) -> CostTable:
+        """Take the tables of the model as it is now, new ones where it was changed; returns the MACs'."""
+        self.limits = limits_of(self.gated, **self._budgets)
+        of_macs = (limit.table for limit in self.limits if limit.table.unit == "MACs")
+        table = next(of_macs, None) or cost_table(self.gated)
+        if table is not self._table:
+            self._table, self._marginal = table, marginal_macs(self.gated)
+        return table
 
     def log(self) -> dict[str, float]:
         """Every term of the last call: weighted, raw (`*_raw`), fractions, MACs and budgets."""

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 
 # The attribute that carries a provenance.
 NOTE = "swan_provenance"
 # What may change from run to run without changing what the model computes in eval mode.
 _PASSING = {"training", "p", "inplace", "momentum", NOTE}
+# Settings of torch's own modules that are worth a comparison in every step.
+_QUICK = (int, bool, str, tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,41 @@ def architecture_of(model: nn.Module) -> Architecture:
         modules,
         shapes_of(model),
     )
+
+
+def structure_of(model: nn.Module) -> tuple[object, ...]:
+    """Classes, shapes, ties and torch's settings as one value to compare; quick, for every step.
+
+    What decides how much a model computes, as far as that can be told without running it. Weights,
+    types, devices, modes and `requires_grad` play no part.
+    """
+    found: list[object] = []
+    numbers: dict[int, int] = {}  # modules and tensors in the order met: ties show
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        own = vars(module)
+        if id(module) in numbers:
+            found.append(numbers[id(module)])
+            continue
+        numbers[id(module)] = len(numbers)
+        kind = type(module)
+        found.append(f"{kind.__module__}.{kind.__qualname__}")
+        if kind.__module__.startswith("torch.nn.") or isinstance(module, _ConvNd):
+            found += [
+                (name, value)
+                for name, value in own.items()
+                if name[0] != "_" and type(value) in _QUICK and name not in _PASSING
+            ]
+        for name, tensor in (*own["_parameters"].items(), *own["_buffers"].items()):
+            if tensor is not None:
+                number = numbers.setdefault(id(tensor), len(numbers))
+                found.append((name, number, tensor.shape))
+        for name, child in own["_modules"].items():
+            found.append(name)
+            if child is not None:
+                waiting.append(child)
+    return tuple(found)
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -1,39 +1,45 @@
-"""Where a pruned model comes from: the model it was cut out of, as data, and the cuts.
+"""Where a model comes from: the model it was made of, as data, and the steps since.
 
 A file of weights alone does not say how to build the network they fit. So what `swanify` is given is
-described once, every cut is noted, and the note travels with the model, as one string among its
+described once, every step is noted (`steps`), and the note travels with the model, as one string among its
 attributes: plain text survives `copy.deepcopy` and binds nothing to this package. `artifacts` reads
 it to save the model, and to rebuild it from a new instance of the class.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import nn
 
 from swan_surgery.errors import InputError
 from swan_surgery.models.architecture import NOTE, Architecture
+from swan_surgery.models.steps import Step, StepMacs
 
 
-_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """One `prune`: its plan (`PruningPlan.to_json`) and what it saved, at the example inputs' shapes."""
-
-    plan: str
-    macs_before: int
-    macs_after: int
-    input_shapes: tuple[tuple[int, ...], ...]
+# 1 knew of cuts alone; it is still read.
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The base model's architecture, and the cuts since, oldest first."""
+    """The base model's architecture, and what was done to it since, oldest first."""
 
     base: Architecture
-    cuts: tuple[Cut, ...] = field(default=())
+    steps: tuple[Step, ...] = field(default=())
+
+    @property
+    def macs(self) -> StepMacs | None:
+        """All steps as one; None without any, or where some could not be counted."""
+        counted = [step.macs for step in self.steps if step.macs is not None]
+        if not counted or len(counted) < len(self.steps):
+            return None
+        return StepMacs(counted[0].before, counted[-1].after, counted[-1].input_shapes)
+
+    def followed_by(self, step: Step) -> "Provenance":
+        """With one more step."""
+        return Provenance(self.base, (*self.steps, step))
 
     def to_json(self) -> str:
         """Versioned JSON; every class with its settings stands there once."""
@@ -48,7 +54,7 @@ class Provenance:
             "kinds": [json.loads(kind) for kind in kinds],
             "modules": modules,
             "shapes": self.base.shapes,
-            "cuts": [asdict(cut) for cut in self.cuts],
+            "steps": [asdict(step) for step in self.steps],
         }
         return json.dumps(data, separators=(",", ":"))
 
@@ -61,25 +67,42 @@ class Provenance:
         """
         try:
             data = json.loads(text)
-            if data["version"] != _VERSION:
-                raise InputError(f"provenance of version {data['version']}, not {_VERSION}")
+            version = data["version"]
+            if version not in range(1, _VERSION + 1):
+                raise InputError(
+                    f"provenance of version {version}; this version reads 1 to {_VERSION}"
+                )
             kinds = [(str(kind), dict(own)) for kind, own in data["kinds"]]
             modules = {str(name): kinds[index] for name, index in data["modules"].items()}
             shapes = {str(k): tuple(map(int, shape)) for k, shape in data["shapes"].items()}
-            cuts = tuple(
-                Cut(
-                    str(cut["plan"]),
-                    int(cut["macs_before"]),
-                    int(cut["macs_after"]),
-                    tuple(tuple(map(int, shape)) for shape in cut["input_shapes"]),
-                )
-                for cut in data["cuts"]
+            steps = tuple(
+                map(_first_version_step, data["cuts"])
+                if version == 1
+                else map(_step, data["steps"])
             )
-            return cls(Architecture(str(data["class"]), modules, shapes), cuts)
+            return cls(Architecture(str(data["class"]), modules, shapes), steps)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
             if isinstance(err, InputError):
                 raise
             raise InputError(f"not a provenance: {type(err).__name__}: {err}") from err
+
+
+def _step(entry: Mapping[str, Any]) -> Step:
+    macs = entry["macs"]
+    data = {str(name): value for name, value in entry["data"].items()}
+    return Step(
+        str(entry["kind"]), int(entry["version"]), data, None if macs is None else _macs(macs)
+    )
+
+
+def _macs(entry: Mapping[str, Any]) -> StepMacs:
+    shapes = tuple(tuple(map(int, shape)) for shape in entry["input_shapes"])
+    return StepMacs(int(entry["before"]), int(entry["after"]), shapes)
+
+
+def _first_version_step(cut: Mapping[str, Any]) -> Step:
+    macs = {"before": cut["macs_before"], "after": cut["macs_after"], **cut}
+    return Step("cut", 1, {"plan": str(cut["plan"])}, _macs(macs))
 
 
 def provenance_of(model: nn.Module) -> Provenance | None:

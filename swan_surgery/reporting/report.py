@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.channels import ChannelMap
-from swan_surgery.costs.cost import count_macs, count_params
+from swan_surgery.costs.macs import count_macs
+from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.environment.machine import Environment, device_of, environment
 from swan_surgery.errors import InputError, ModelError

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.channels import PINNED, ChannelMap, Layer
+from swan_surgery.costs.freshness import channels_now
 from swan_surgery.costs.latency_table import (
     LatencyTable,
     LayerLatency,
@@ -26,7 +27,8 @@ from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
 from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.checks import check_data, described
-from swan_surgery.selection.budget import limits_of, widest_mask
+from swan_surgery.selection.limits import limits_of
+from swan_surgery.selection.widest_mask import widest_mask
 from swan_surgery.timing.loop import seconds_in_turns
 
 
@@ -92,11 +94,12 @@ def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
         raise InputError(f"repeats must be a whole number >= 1; got {repeats!r}")
     model, inputs = copy_of(gated.model).eval(), gated.own_inputs()
     device = gated.gates.logits.device
-    masks = [_share_of(gated.channels, share) for share in _SHARES]
+    channels = channels_now(gated)
+    masks = [_share_of(channels, share) for share in _SHARES]
     wholes = [cut_to(gated, mask.to(device), verify=False).eval() for mask in masks]
     with torch.no_grad(), torch.random.fork_rng():
         watched = _watch(model, inputs)
-        layers = [layer for layer in _once(gated.channels.layers) if layer.name in watched]
+        layers = [layer for layer in _once(channels.layers) if layer.name in watched]
         seen = [watched[layer.name] for layer in layers]
         fits = [
             _measure_layer(layer, own, device=device, repeats=repeats)

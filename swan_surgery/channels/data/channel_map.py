@@ -6,7 +6,7 @@ all read this one value.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 from swan_surgery.channels.data.entries import (
@@ -14,6 +14,7 @@ from swan_surgery.channels.data.entries import (
     AttributeWidth,
     CostAxis,
     CostTerm,
+    Entry,
     Layer,
     Pin,
     RepeatedNumber,
@@ -40,6 +41,15 @@ __all__ = [
 ]
 
 
+# How a field that holds no entries looks under new unit numbers: (value, new) -> value.
+_HOW = "renumbered"
+_NO_UNITS = {_HOW: lambda value, _: value}
+
+
+def _renumbered_set(units: frozenset[int], new: Mapping[int, int]) -> frozenset[int]:
+    return frozenset(new[unit] for unit in units if unit in new)
+
+
 @dataclass(frozen=True, repr=False)
 class ChannelMap:
     """Units of a model and where they lie; `explain()` says it layer by layer.
@@ -60,16 +70,16 @@ class ChannelMap:
         numbers: numbers in the code of modules that are replaced when a width shrinks.
     """
 
-    num_units: int
+    num_units: int = field(metadata={_HOW: lambda _, new: len(new)})
     tensors: tuple[TensorAxis, ...]
     layers: tuple[Layer, ...]
     pins: tuple[Pin, ...]
     costs: tuple[CostTerm, ...]
     unknown: tuple[UnknownOp, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-    selects_by_data: bool = False
-    gated_axes: tuple[tuple[str, int], ...] = ()
-    ungated_reads: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = field(default=(), metadata=_NO_UNITS)
+    selects_by_data: bool = field(default=False, metadata=_NO_UNITS)
+    gated_axes: tuple[tuple[str, int], ...] = field(default=(), metadata=_NO_UNITS)
+    ungated_reads: frozenset[int] = field(default=frozenset(), metadata={_HOW: _renumbered_set})
     statistics: tuple[Statistic, ...] = ()
     attributes: tuple[AttributeWidth, ...] = ()
     numbers: tuple[RepeatedNumber, ...] = ()
@@ -160,41 +170,28 @@ class ChannelMap:
         """The map with some units pinned; the others are numbered anew, in the same order."""
         gone = set(units)
         kept = (unit for unit in range(self.num_units) if unit not in gone)
-        new = {unit: index for index, unit in enumerate(kept)}
-
-        def renumber(old: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(new.get(unit, PINNED) for unit in old)
-
-        pins = list(self.pins)
+        pins = []
         for layer in self.layers:
             lost = tuple(index for index, unit in enumerate(layer.out_units) if unit in gone)
             if lost:
                 pins.append(Pin(layer.name, lost, reason, op, layer.name))
-        tensors = tuple(replace(entry, units=renumber(entry.units)) for entry in self.tensors)
-        layers = tuple(
-            replace(layer, out_units=renumber(layer.out_units), in_units=renumber(layer.in_units))
-            for layer in self.layers
-        )
-        costs = tuple(
-            replace(term, axes=tuple(axis.renumbered(new) for axis in term.axes))
-            for term in self.costs
-        )
+        fewer = self.renumbered({unit: index for index, unit in enumerate(kept)})
+        return replace(fewer, pins=(*fewer.pins, *pins))
+
+    def renumbered(self, new: Mapping[int, int]) -> "ChannelMap":
+        """The map under new unit numbers, 0, 1, ...; units without one stay for good.
+
+        Every field either says in its metadata how, or holds entries that know it themselves.
+        """
         return replace(
             self,
-            num_units=len(new),
-            tensors=tuple(e for e in tensors if any(unit != PINNED for unit in e.units)),
-            layers=layers,
-            pins=tuple(pins),
-            costs=costs,
-            ungated_reads=frozenset(new[unit] for unit in self.ungated_reads if unit in new),
-            statistics=tuple(
-                replace(entry, units=renumber(entry.units)) for entry in self.statistics
-            ),
-            attributes=tuple(
-                replace(entry, units=renumber(entry.units)) for entry in self.attributes
-            ),
-            numbers=tuple(
-                replace(entry, units=None if entry.units is None else renumber(entry.units))
-                for entry in self.numbers
-            ),
+            **{
+                own.name: own.metadata.get(_HOW, _renumbered_entries)(getattr(self, own.name), new)
+                for own in fields(self)
+            },
         )
+
+
+def _renumbered_entries(entries: Iterable[Entry], new: Mapping[int, int]) -> tuple[Entry, ...]:
+    found = (entry.renumbered(new) for entry in entries)
+    return tuple(entry for entry in found if entry is not None)

@@ -1,10 +1,27 @@
-"""What a channel map is made of: frozen entries of names, integers and shapes."""
+"""What a channel map is made of: frozen entries of names, integers and shapes.
+
+Every entry knows itself under other unit numbers: `renumbered(new)`, where a unit without a new number
+stays for good.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 
 PINNED = -1
+
+
+class Entry(Protocol):
+    """What a channel map is made of."""
+
+    def renumbered(self, new: Mapping[int, int]) -> Self | None:
+        """The entry under new unit numbers; None where nothing is left to say."""
+
+
+def renumber(units: tuple[int, ...], new: Mapping[int, int]) -> tuple[int, ...]:
+    """Units under new numbers; those without one are `PINNED`."""
+    return tuple(new.get(unit, PINNED) for unit in units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +31,11 @@ class TensorAxis:
     tensor: str
     axis: int
     units: tuple[int, ...]
+
+    def renumbered(self, new: Mapping[int, int]) -> "TensorAxis | None":
+        """Under new unit numbers; None if no unit is left on it."""
+        units = renumber(self.units, new)
+        return replace(self, units=units) if any(unit != PINNED for unit in units) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +48,12 @@ class Layer:
     out_units: tuple[int, ...]
     in_units: tuple[int, ...]
 
+    def renumbered(self, new: Mapping[int, int]) -> "Layer":
+        """Under new unit numbers."""
+        return replace(
+            self, out_units=renumber(self.out_units, new), in_units=renumber(self.in_units, new)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Pin:
@@ -36,6 +64,11 @@ class Pin:
     reason: str
     op: str
     module: str
+
+    def renumbered(self, new: Mapping[int, int]) -> "Pin":
+        """As it is: it holds no units."""
+        del new
+        return self
 
     def __str__(self) -> str:
         where = f" in module {self.module!r}" if self.module else ""
@@ -63,13 +96,22 @@ class CostAxis:
 
 @dataclass(frozen=True, slots=True)
 class CostTerm:
-    """MACs of one conv, linear or matmul: `factor` times the open length of each axis."""
+    """MACs of one conv, linear or matmul: `factor` times the open length of each axis.
+
+    `macs` is that at full width, `share` how often the module runs: of 1 in a dense model, less where
+    only some inputs, rows or boxes reach it.
+    """
 
     module: str
     op: str
     factor: int
     axes: tuple[CostAxis, ...]
     macs: int
+    share: float = 1
+
+    def renumbered(self, new: Mapping[int, int]) -> "CostTerm":
+        """Under new unit numbers; at full width it costs the same."""
+        return replace(self, axes=tuple(axis.renumbered(new) for axis in self.axes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +130,10 @@ class Statistic:
     units: tuple[int, ...]
     site: str = ""
 
+    def renumbered(self, new: Mapping[int, int]) -> "Statistic":
+        """Under new unit numbers."""
+        return replace(self, units=renumber(self.units, new))
+
 
 @dataclass(frozen=True, slots=True)
 class AttributeWidth:
@@ -100,6 +146,10 @@ class AttributeWidth:
     name: str
     index: int | None
     units: tuple[int, ...]
+
+    def renumbered(self, new: Mapping[int, int]) -> "AttributeWidth":
+        """Under new unit numbers."""
+        return replace(self, units=renumber(self.units, new))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +169,10 @@ class RepeatedNumber:
     value: float
     site: str = ""
 
+    def renumbered(self, new: Mapping[int, int]) -> "RepeatedNumber":
+        """Under new unit numbers."""
+        return self if self.units is None else replace(self, units=renumber(self.units, new))
+
 
 @dataclass(frozen=True, slots=True)
 class UnknownOp:
@@ -130,6 +184,11 @@ class UnknownOp:
     op: str
     module: str
     line: str = ""
+
+    def renumbered(self, new: Mapping[int, int]) -> "UnknownOp":
+        """As it is: it holds no units."""
+        del new
+        return self
 
     def __str__(self) -> str:
         where = f"in module {self.module!r}" if self.module else "in the model's own forward"

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from swan_surgery.artifacts import load, save
 from swan_surgery.calibration import calibrate
-from swan_surgery.costs.cost import count_macs, count_params, hard_macs
+from swan_surgery.costs.macs import count_macs, hard_macs
+from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.errors import InputError
 from swan_surgery.experiments.classifier.checkpoint import read_checkpoint, write_checkpoint
@@ -34,7 +35,9 @@ from swan_surgery.gates.conversion import swanify
 from swan_surgery.learning.objective import Objective
 from swan_surgery.learning.ramps import CosineRamp
 from swan_surgery.models import copy_of
-from swan_surgery.selection.budget import limits_of, ranking, widest_mask
+from swan_surgery.selection.limits import limits_of
+from swan_surgery.selection.ordering import ranking
+from swan_surgery.selection.widest_mask import widest_mask
 
 
 STAGES = ("dense", "gated", "finetuned")

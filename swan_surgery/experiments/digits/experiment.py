@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap
-from swan_surgery.costs.cost import count_macs, hard_macs
+from swan_surgery.costs.macs import count_macs, hard_macs
 from swan_surgery.cutting.plan import PruningPlan, make_plan
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.experiments.digits.data import Digits, shuffled_batches
@@ -25,7 +25,9 @@ from swan_surgery.gates.conversion import swanify
 from swan_surgery.learning.objective import Objective
 from swan_surgery.learning.parameter_groups import parameter_groups
 from swan_surgery.learning.ramps import CosineRamp
-from swan_surgery.selection.budget import limits_of, ranking, widest_mask
+from swan_surgery.selection.limits import limits_of
+from swan_surgery.selection.ordering import ranking
+from swan_surgery.selection.widest_mask import widest_mask
 
 
 # What is compared, in the order of the table.

@@ -132,7 +132,7 @@ def gate_graph(copy: nn.Module, plan: GraphPlan, inputs: Inputs) -> GatedModel:
     sites = {name: _make_site(site, bank, layer) for name, (site, layer) in chosen.items()}
     gated = GatedModel(copy, bank, sites, channels=channels, example_inputs=inputs)
     insert(graph, names, list(units), folded)
-    gated.set_forward(type(fx.GraphModule(gated, graph)).forward)
+    gated.run_graph(graph)
     gated.settings = dict(plan.settings)
     return gated
 

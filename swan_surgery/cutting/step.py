@@ -1,0 +1,93 @@
+"""A cut as a step of a model's provenance: its plan, and how it is done to a fresh model."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from swan_surgery.calls.resizing import RESIZABLE
+from swan_surgery.channels.rehearsal.numbers import Place
+from swan_surgery.costs.macs import cost_table
+from swan_surgery.cutting.plan import PruningPlan
+from swan_surgery.errors import ArtifactError, CostError, InputError
+from swan_surgery.gates import GatedModel
+from swan_surgery.models import copy_of
+from swan_surgery.models.attributes import Attribute
+from swan_surgery.models.slicing import cut_
+from swan_surgery.models.slim_attention import put_back_, write_out_
+from swan_surgery.models.steps import Shapes, Step, StepKind, StepMacs, register_step
+
+
+CUT = "cut"
+_VERSION = 1
+
+
+def cut_step(gated: GatedModel, plan: PruningPlan, mask: Tensor) -> Step:
+    """The step that cuts a gated model to an open mask, bool of shape (num_units,)."""
+    return Step(CUT, _VERSION, {"plan": plan.to_json()}, _macs(gated, mask))
+
+
+def _macs(gated: GatedModel, mask: Tensor) -> StepMacs | None:
+    try:
+        table = cost_table(gated)
+    except (CostError, InputError):
+        return None  # a cut is right whether or not somebody can count it
+    inputs: Any = (gated.example_inputs.args, dict(gated.example_inputs.kwargs))
+    shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+    after = table.at(mask.double().to(table.factors.device))
+    return StepMacs(int(table.total), int(after), shapes)
+
+
+def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Cut a copy of a base model as planned; the same plan works on any copy of the same model."""
+    return apply_plan_(copy_of(model), plan)
+
+
+def apply_plan_(copy: nn.Module, plan: PruningPlan) -> nn.Module:
+    """The same on a private copy, which is used up."""
+    copy = write_out_(copy)
+    cuts: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for entry in plan.positions:
+        cuts[entry.tensor][entry.axis] = torch.tensor(entry.kept)
+    cut_(copy, cuts)
+    for a in plan.attributes:
+        Attribute(a.module, a.name, a.index).write_(copy, a.value)
+    for n in plan.numbers:
+        Place(n.module, n.function, n.number, n.leaf, n.training, n.site).write_(copy, n.value)
+    return put_back_(copy)
+
+
+def _apply(model: nn.Module, step: Step) -> nn.Module:
+    plan = _plan(step)
+    _check(model, plan)
+    return apply_plan(model, plan)
+
+
+def _reshape(shapes: Shapes, step: Step) -> Shapes:
+    found = {name: list(shape) for name, shape in shapes.items()}
+    for entry in _plan(step).positions:
+        found[entry.tensor][entry.axis] = len(entry.kept)
+    return {name: tuple(shape) for name, shape in found.items()}
+
+
+def _plan(step: Step) -> PruningPlan:
+    return PruningPlan.from_json(step.data["plan"])
+
+
+def _check(model: nn.Module, plan: PruningPlan) -> None:
+    """Nothing but whole numbers that are there already may be written into a model."""
+    for entry in plan.attributes:
+        found = Attribute(entry.module, entry.name, entry.index).read(model)
+        if entry.name.startswith("_") or type(found) is not int or type(entry.value) is not int:
+            raise ArtifactError(f"the file sets {entry.module}.{entry.name}, which is no width")
+    for number in plan.numbers:
+        if number.function not in RESIZABLE or type(number.value) not in (int, float):
+            raise ArtifactError(f"the file replaces numbers in {number.function!r}")
+
+
+register_step(CUT, StepKind(_VERSION, _apply, _reshape))
+
+
+__all__ = ["apply_plan", "apply_plan_", "cut_step"]

@@ -1,0 +1,124 @@
+"""The widest mask within limits: as many units of an order as fit, widths rounded where asked."""
+
+from collections.abc import Sequence
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from swan_surgery.channels import PINNED, ChannelMap
+from swan_surgery.gates import GatedModel
+from swan_surgery.selection.limits import Limit, refuse_unreachable
+from swan_surgery.selection.ordering import ranking
+
+
+# A limit used to this share is met; filling the rest would cost more time than it is worth.
+_NEARLY = 0.998
+
+
+def round_widths(
+    gated: GatedModel, mask: Tensor, round_to: int, order: Tensor | None = None
+) -> Tensor:
+    """Open the best closed units until every group's width is a multiple of `round_to` channels.
+
+    A group that is too narrow for the next multiple opens whole. The best are the first in `order`,
+    by default the ranking by p.
+    """
+    if round_to == 1:
+        return mask
+    place = torch.empty(gated.channels.num_units, dtype=torch.int64)
+    place[ranking(gated) if order is None else order.cpu()] = torch.arange(len(place))
+    channels_of = _channels_per_unit(gated.channels)
+    rounded = mask.cpu().clone()
+    for group in gated.channels.unit_groups:
+        members = torch.tensor(group)
+        step = round_to // gcd(round_to, channels_of[group[0]])
+        num_open = int(rounded[members].sum())
+        wanted = min(-(-num_open // step) * step, len(group))
+        closed = members[~rounded[members]]
+        best = closed[torch.argsort(place[closed])]
+        rounded[best[: wanted - num_open]] = True
+    return rounded.to(mask.device)
+
+
+def _channels_per_unit(channels: ChannelMap) -> list[int]:
+    """How many channels of the first layer that makes it one unit stands for."""
+    found = [0] * channels.num_units
+    for layer in channels.layers:
+        fresh = {unit for unit in layer.out_units if unit != PINNED and not found[unit]}
+        for unit in layer.out_units:
+            if unit in fresh:
+                found[unit] += 1
+    return found
+
+
+def widest_mask(
+    gated: GatedModel,
+    order: Tensor,
+    limits: Sequence[Limit],
+    *,
+    least: Tensor | None = None,
+    round_to: int = 1,
+) -> Tensor:
+    """The open mask of the longest prefix of `order` within all limits, then whatever still fits.
+
+    Where the prefix leaves more than 0.2 % of every limit, further units open, in the same order,
+    where one fits, until a limit is used to 99.8 % or no closed unit alone fits any more. With
+    `round_to` above 1 only whole steps count, and the prefix is all.
+
+    Args:
+        gated: the gated model.
+        order: all units, those to keep first.
+        limits: what must not be exceeded.
+        least: open mask of what stays in any case; by default the minimum widths by p.
+        round_to: widths become multiples of this many channels.
+
+    Raises:
+        BudgetError: even the narrowest layers cost more; carries the reachable range.
+    """
+    gates = gated.gates
+    floor = gates.least_mask(gates.probabilities().detach()) if least is None else least
+    order = order.to(floor.device)
+
+    def mask_of(count: int) -> Tensor:
+        mask = floor.clone()
+        mask[order[:count]] = True
+        return round_widths(gated, mask, round_to, order)
+
+    def fits(mask: Tensor) -> bool:
+        return all(limit.allows(mask) for limit in limits)
+
+    for limit in limits:
+        refuse_unreachable(limit, mask_of(0))
+    low, high = 0, len(order)  # mask_of(low) fits; find the last count that does
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(mask_of(middle)) else (low, middle - 1)
+    mask = mask_of(low)
+    if round_to == 1:
+        _fill_(mask, order[low:], limits)
+    return mask
+
+
+def _fill_(mask: Tensor, order: Tensor, limits: Sequence[Limit]) -> None:
+    """Open units of `order`, first ones first, where one fits, until a limit is nearly full."""
+
+    def nearly_full() -> bool:
+        return any(limit.used(mask) >= _NEARLY * limit.most for limit in limits)
+
+    if nearly_full():
+        return
+    value = mask.double()
+    small = torch.ones_like(mask)
+    for limit in limits:
+        # Open units only make the others dearer, so what is too dear now will not fit later.
+        small &= limit.table.prices(value) <= limit.most - limit.used(mask)
+    for unit in order[small[order] & ~mask[order]].tolist():
+        mask[unit] = True
+        if not all(limit.allows(mask) for limit in limits):
+            mask[unit] = False
+        elif nearly_full():
+            return
+
+
+__all__ = ["round_widths", "widest_mask"]
