@@ -9,10 +9,6 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.calls.resizing import (
-    RESIZABLE,
-    SCALING,
-    SHAPED,
-    SPLITTING,
     Resized,
     is_counted,
     numbers_of,
@@ -75,10 +71,6 @@ class TestArguments:
         assert is_counted("mul", (torch.tensor(3.0), 2))
         assert is_counted("mul", (torch.ones(2, dtype=torch.int64), 2))
         assert is_counted("view", (torch.tensor(3), 2))
-
-    def test_the_families_are_apart(self) -> None:
-        assert sum(map(len, (SHAPED, SPLITTING, SCALING))) == len(RESIZABLE)
-        assert RESIZABLE == SHAPED | SPLITTING | SCALING
 
 
 class TestResized:

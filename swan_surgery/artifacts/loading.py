@@ -12,7 +12,7 @@ from swan_surgery.artifacts.container import read
 from swan_surgery.artifacts.folders import WEIGHTS
 from swan_surgery.artifacts.saving import cut_shapes, map_digest
 from swan_surgery.artifacts.structures import decode, unpack
-from swan_surgery.calls.resizing import RESIZABLE
+from swan_surgery.calls.functions import RESIZABLE
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.cutting.pruning import apply_plan
 from swan_surgery.errors import ArtifactError, InputError, SwanError

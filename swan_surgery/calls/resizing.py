@@ -12,23 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from swan_surgery.calls.functions import RESIZABLE, SCALING
 from swan_surgery.calls.sites import PathGuard, stands_between
 
 
 stands_between(__name__)
 
-
-# Functions whose integer arguments are the sizes of what they return, axis by axis.
-SHAPED = frozenset(
-    {"view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", "zeros", "ones"}
-)
-# Functions that cut an axis into pieces of given sizes.
-SPLITTING = frozenset({"split", "split_with_sizes"})
-# Arithmetic with Python numbers, which must not follow a width: (C // heads) ** -0.5.
-SCALING = frozenset(
-    {"mul", "__mul__", "__rmul__", "div", "__truediv__", "__rtruediv__", "add", "sub"}
-)
-RESIZABLE = SHAPED | SPLITTING | SCALING
 
 # (function, number of the call in one run of the module) -> position among the leaves -> number
 Replacements = Mapping[tuple[str, int], Mapping[int, float]]
@@ -151,4 +140,4 @@ def resize_(
         module.call_sites[training][call] = site
 
 
-__all__ = ["RESIZABLE", "SCALING", "SHAPED", "SPLITTING", "Resized", "numbers_of", "resize_"]
+__all__ = ["Resized", "numbers_of", "resize_"]

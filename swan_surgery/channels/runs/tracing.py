@@ -12,13 +12,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from swan_surgery.calls.resizing import RESIZABLE, is_counted, numbers_of
+from swan_surgery.calls.functions import FUNCTIONS
+from swan_surgery.calls.resizing import is_counted, numbers_of
 from swan_surgery.calls.sites import call_site, stands_between
 from swan_surgery.channels.labels.fields import Fields
-from swan_surgery.channels.labels.labels import WEIGHABLE, Labels
+from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Frame, OpRecord, Reason, Recording
 from swan_surgery.channels.rules import contraction, mixing, movement  # noqa: F401
-from swan_surgery.channels.rules.registry import find_rule, is_pointwise, pin_inputs
+from swan_surgery.channels.rules.registry import facts_of, pin_inputs
 from swan_surgery.channels.runs.planning import depends_on_values, run_op
 from swan_surgery.channels.runs.source_lines import calling_line
 from swan_surgery.models.outputs import iter_tensors
@@ -46,7 +47,7 @@ class FrameMode(TorchFunctionMode):
         """Count the call, and run it inside its frame."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in _TRACKED or not is_counted(name, args):
+        if name not in FUNCTIONS or not is_counted(name, args):
             return func(*args, **kwargs)
         for _, counts in self.stack:
             counts[name] += 1
@@ -61,9 +62,6 @@ class FrameMode(TorchFunctionMode):
             return self.recover(frame)
         finally:
             self.labels.frame = None
-
-
-_TRACKED = RESIZABLE | WEIGHABLE.keys() | {"einsum"}
 
 
 class LabelMode(TorchDispatchMode):
@@ -90,7 +88,8 @@ class LabelMode(TorchDispatchMode):
         """Run the operation, then its rule."""
         if self.is_paused:
             return op(*args, **(kwargs or {}))
-        if op in _COPIES:
+        facts = facts_of(op)
+        if not facts.is_step:
             return self.labels.twin(args[0], op(*args, **(kwargs or {})), op.is_view)
         inputs = _tensors((args, kwargs or {}))
         self.labels.used.update(map(id, inputs))
@@ -98,7 +97,7 @@ class LabelMode(TorchDispatchMode):
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
         )
         record.frame = self.labels.frame
-        if is_pointwise(op):
+        if facts.fixes_numbers:
             record.numbers = tuple(
                 leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (int, float))
             )
@@ -136,7 +135,7 @@ class LabelMode(TorchDispatchMode):
 
     def apply_rule(self, call: Call) -> None:
         """Look the operation up and apply its rule; unknown operations pin what they touch."""
-        rule = find_rule(call.op)
+        rule = facts_of(call.op).rule
         if rule is not None:
             rule(call, self.labels)
         self._note_writing(call, is_known=rule is not None)
@@ -156,11 +155,6 @@ class LabelMode(TorchDispatchMode):
             is_whole = labels.root(tensor).numel() == tensor.numel()
             if not is_known or not (is_whole and labels.is_harmless(tensor)):
                 labels.spoil(tensor)
-
-
-# No steps of a model. torch detaches what a factory returns where somebody else holds it, and
-# whether reshape clones depends on strides, which a narrower model may have others of.
-_COPIES = {torch.ops.aten.detach.default, torch.ops.aten.clone.default}
 
 
 def _tensors(tree: Any) -> tuple[Tensor, ...]:
