@@ -125,7 +125,7 @@ def _(call: Call, labels: Labels) -> None:
     "sum", "nansum", "prod", "norm", "linalg_vector_norm", "logsumexp", "count_nonzero",
     "_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax", counts=True,
 )  # fmt: skip
-@rule("cumsum", "cumprod", "logcumsumexp", "sort", "topk", by_place=True)
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "topk", by_place=True)
 def _(call: Call, labels: Labels) -> None:
     reduce(call, labels, as_tuple(call.arg("dim")))
 
@@ -158,13 +158,12 @@ def _reduced(field: Tensor, source: Tensor, out: Tensor, dims: set[int]) -> Tens
     return field.squeeze(tuple(dims))
 
 
-@rule("avg_pool1d", spatial_rank=1, averages=True)
+@rule("avg_pool1d", "adaptive_avg_pool1d", spatial_rank=1, averages=True)
 @rule("avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", spatial_rank=2, averages=True)
 @rule("avg_pool3d", "_adaptive_avg_pool3d", spatial_rank=3, averages=True)
-@rule("adaptive_avg_pool1d", spatial_rank=1, averages=True)
 @rule(
-    "max_pool1d", "upsample_nearest1d", "_upsample_nearest_exact1d", "upsample_linear1d",
-    "reflection_pad1d", "replication_pad1d", spatial_rank=1,
+    "max_pool1d", "adaptive_max_pool1d", "upsample_nearest1d", "_upsample_nearest_exact1d",
+    "upsample_linear1d", "reflection_pad1d", "replication_pad1d", spatial_rank=1,
 )  # fmt: skip
 @rule(
     "max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d", "upsample_nearest2d",
@@ -229,7 +228,7 @@ def _(call: Call, labels: Labels) -> None:
     pin_inputs(call, labels, "values that decide what is selected")
 
 
-describe("_unique2", by_value=True)
+describe("_unique2", by_value=True, counts=True)
 
 
 @rule("glu")

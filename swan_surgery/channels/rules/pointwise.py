@@ -119,6 +119,16 @@ def _(call: Call, labels: Labels) -> None:
     pointwise(call, labels)
 
 
+@rule("bucketize", counts=True)
+def _(call: Call, labels: Labels) -> None:
+    # Each value by itself is placed among the boundaries, all of which count for it.
+    values = call.arg("self")
+    for field in labels.fields(call.arg("boundaries")):
+        labels.pin(field, "boundaries that values are placed between", call)
+    if isinstance(values, Tensor):  # or a number
+        labels.assign(call.outputs[0], labels.fields(values))
+
+
 # Tagged by torch, so the rule is theirs without an entry.
 describe("add", on_meta={"Tensor": sum_shape})
 describe("mul", on_meta={"Tensor": product_shape})

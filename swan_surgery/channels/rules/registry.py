@@ -19,7 +19,8 @@ from swan_surgery.errors import RuleError
 
 
 _OPS: dict[str, OpFacts] = {}
-_UNKNOWN = OpFacts()
+# Whatever it does, its result may tell how many equal values it was given.
+_UNKNOWN = OpFacts(counts=True)
 
 
 def rule(*names: str, **facts: Any) -> Callable[[Rule], Rule]:
@@ -33,7 +34,7 @@ def rule(*names: str, **facts: Any) -> Callable[[Rule], Rule]:
 
     def register(function: Rule) -> Rule:
         for name in names:
-            if _OPS.get(key_of(name), _UNKNOWN).rule is not None:
+            if _OPS.get(key_of(name), OpFacts()).rule is not None:
                 raise RuleError(f"{key_of(name)} has a rule already")
         describe(*names, rule=function, **facts)
         return function
@@ -45,13 +46,18 @@ def describe(*names: str, **facts: Any) -> None:
     """Note facts about operations whose rule, if they have one, stands elsewhere."""
     for name in names:
         key = key_of(name)
-        _OPS[key] = replace(_OPS.get(key, _UNKNOWN), **facts)
+        _OPS[key] = replace(_OPS.get(key, OpFacts()), **facts)
     facts_of.cache_clear()
 
 
 def key_of(name: str) -> str:
     """How the table calls an operation: `mean` is `aten.mean`."""
     return name if "." in name else f"aten.{name}"
+
+
+def noted(key: str) -> OpFacts | None:
+    """The record under exactly this name."""
+    return _OPS.get(key)
 
 
 def exchange(key: str, facts: OpFacts | None) -> OpFacts | None:
@@ -69,6 +75,8 @@ def facts_of(op: Any) -> OpFacts:
     facts = facts_named(str(op.overloadpacket))
     if torch.Tag.pointwise not in op.tags:
         return facts
+    if facts is _UNKNOWN:
+        facts = _OPS["aten.pointwise"]
     return replace(facts, rule=facts.rule or _OPS["aten.pointwise"].rule, fixes_numbers=True)
 
 
