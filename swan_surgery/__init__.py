@@ -5,7 +5,7 @@ Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` a
 
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
-from swan_surgery.channels import ChannelMap, channel_map
+from swan_surgery.channels import ChannelMap, channel_map, register_rule
 from swan_surgery.costs.cost import (
     count_macs,
     count_params,
@@ -98,6 +98,7 @@ __all__ = [
     "parameter_groups",
     "prune",
     "prune_by_score",
+    "register_rule",
     "report",
     "save",
     "save_pretrained",
