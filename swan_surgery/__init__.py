@@ -5,7 +5,7 @@ Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` a
 
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
-from swan_surgery.channels import ChannelMap, channel_map
+from swan_surgery.channels import ChannelMap, channel_map, register_rule
 from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.costs.macs import count_macs, expected_macs, hard_macs, marginal_macs
 from swan_surgery.costs.params import count_params, expected_params, hard_params
@@ -23,6 +23,7 @@ from swan_surgery.errors import (
     ModelError,
     NoGateableChannelsError,
     PathError,
+    RuleError,
     SwanError,
     SwanWarning,
     TraceError,
@@ -64,6 +65,7 @@ __all__ = [
     "PathError",
     "PruningPlan",
     "Report",
+    "RuleError",
     "SwanError",
     "SwanWarning",
     "TraceError",
@@ -89,6 +91,7 @@ __all__ = [
     "parameter_groups",
     "prune",
     "prune_by_score",
+    "register_rule",
     "report",
     "save",
     "save_pretrained",

@@ -6,6 +6,7 @@ SwanError
 - TraceError (RuntimeError): the model could not be run or traced
 - UnsupportedOpError (NotImplementedError): strict=True met operations without a rule
 - NoGateableChannelsError (ValueError): every channel is pinned
+- RuleError (ValueError): a channel rule exists already, or does not do what its operation does
 - GateError (ValueError): the gates hold values that mean nothing
 - BudgetError (ValueError): no set of open gates meets the budget
 - EmptyLayerError (ValueError): a layer would keep no channel
@@ -45,6 +46,10 @@ class UnsupportedOpError(SwanError, NotImplementedError):
 
 class NoGateableChannelsError(SwanError, ValueError):
     """Every channel of the model is pinned, so there is nothing to gate."""
+
+
+class RuleError(SwanError, ValueError):
+    """A channel rule is refused: there is one already, or it does not do what its operation does."""
 
 
 class GateError(SwanError, ValueError):

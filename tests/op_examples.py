@@ -161,6 +161,8 @@ add("log_softmax", lambda m, x: aten.log_softmax(x, 2), inference=True)
 add("_safe_softmax", lambda m, x: aten._safe_softmax(x, 2))
 for name in ("cumsum", "cumprod", "logcumsumexp"):
     add(name, lambda m, x, name=name: getattr(torch, name)(x, 3))
+for name in ("cummax", "cummin"):
+    add(name, lambda m, x, name=name: getattr(torch, name)(x, 3).values)
 add("sort", lambda m, x: x.sort(2).values)
 add("topk", lambda m, x: x.topk(2, 2).values)
 
@@ -291,6 +293,7 @@ add("rrelu_with_noise", lambda m, x: F.rrelu(x))
 add("contiguous", lambda m, x: aten.contiguous(x), inference=True)
 add("clamp", lambda m, x: x.clamp(-0.2, 0.4))
 add("fill", lambda m, x: x + torch.empty_like(x).fill_(0.3))
+add("bucketize", lambda m, x: torch.bucketize(x, torch.tensor([-0.5, 0.0, 0.5], dtype=x.dtype, device=x.device)).double())  # fmt: skip
 add("lerp", lambda m, x: torch.lerp(x, F.relu(x), 0.3))
 
 # --- constants --------------------------------------------------------------------------------

@@ -36,7 +36,11 @@ def with_sibling_set(values: Tensor) -> Tensor:
 VARYING = {
     "cumsum": lambda x: ones(x).cumsum(0),
     "cumprod": lambda x: (2 * ones(x)).cumprod(0),
+    "cumsum in place": lambda x: ones(x).cumsum_(0),
     "logcumsumexp": lambda x: ones(x).logcumsumexp(0),
+    "cummax": lambda x: ones(x).cummax(0)[1],
+    "cummin": lambda x: ones(x).cummin(0)[1],
+    "buckets of what differs": lambda x: torch.bucketize(ones(x).cumsum(0), ones(x, 3)),
     "sort": lambda x: ones(x).sort()[1],
     "topk": lambda x: ones(x).topk(x.shape[1])[1],
     "tril": lambda x: torch.tril(ones(x, x.shape[1], x.shape[1])).sum(0),
@@ -63,6 +67,9 @@ COUNTING = {
     "matmul": lambda x: (ones(x, 1, x.shape[1]) @ ones(x, x.shape[1], 1)).view(1, 1, 1, 1),
     "einsum": lambda x: torch.einsum("i,i->", ones(x), ones(x)),
     "normalize": lambda x: along_channels(F.normalize(ones(x), dim=0)),
+    "trace, which has no rule": lambda x: ones(x, x.shape[1], x.shape[1]).trace(),
+    "boundaries": lambda x: 1 + torch.bucketize(2 * ones(x, 1), ones(x)),
+    "boundaries of a number": lambda x: 1 + torch.bucketize(2.0, ones(x)),
     "sum of a detached copy": lambda x: ones(x).detach().sum(),
 }
 

@@ -60,6 +60,12 @@ OVER_CHANNELS = {
     "median": (lambda x: x - x.median(1, keepdim=True).values, "aten.median"),
     "prod": (lambda x: x * x.prod(1, keepdim=True), "aten.prod"),
     "argmax": (lambda x: x * x.argmax(1, keepdim=True), "aten.argmax"),
+    "cummax": (lambda x: x - x.cummax(1).values, "aten.cummax"),
+    "cummin": (lambda x: x - x.cummin(1).values, "aten.cummin"),
+    "boundaries": (
+        lambda x: torch.bucketize(x.mean((0, 2, 3)), x[0, :, 0, 0]) * x,
+        "aten.bucketize",
+    ),
 }
 
 
@@ -129,7 +135,7 @@ def test_a_module_that_averages_different_channels_in_each_call(into: int) -> No
 
 UNKNOWN = {
     "fft": (lambda x: torch.fft.fft(x, dim=1).real, "aten._fft_r2c"),
-    "cummax": (lambda x: x.cummax(1).values, "aten.cummax"),
+    "renorm": (lambda x: x.renorm(2, 1, 5.0), "aten.renorm"),
     "cross": (lambda x: torch.linalg.cross(x, x.flip(1), dim=1), "aten.linalg_cross"),
     "tril": (lambda x: x.permute(0, 2, 1, 3).tril().permute(0, 2, 1, 3), "aten.tril"),
 }
@@ -151,7 +157,7 @@ def test_an_unknown_operation_pins_only_what_it_touches() -> None:
         return m.last(torch.cat((m.inner(m.a(x)), F.relu(m.b(x))), 1))
 
     model = Net(
-        run, a=conv(3, 2), b=conv(3, 3), inner=Inner(lambda x: x.cummax(1).values), last=conv(5, 2)
+        run, a=conv(3, 2), b=conv(3, 3), inner=Inner(lambda x: x.renorm(2, 1, 5.0)), last=conv(5, 2)
     )
     gated = assert_closed_equals_cut(prepared(model), image(2, 3, 4, 4))
     assert gated.channels.num_units == 3
@@ -160,7 +166,7 @@ def test_an_unknown_operation_pins_only_what_it_touches() -> None:
 
 def test_an_unknown_operation_that_meets_no_channel_is_no_matter() -> None:
     channels = swan.channel_map(
-        Net(lambda m, x: m.b(F.relu(m.a(x.cummax(1).values))), a=conv(3, 4), b=conv(4, 2)).eval(),
+        Net(lambda m, x: m.b(F.relu(m.a(x.renorm(2, 1, 5.0)))), a=conv(3, 4), b=conv(4, 2)).eval(),
         torch.zeros(2, 3, 4, 4),
     )
     assert channels.num_units == 4

@@ -84,7 +84,7 @@ class Tokens(nn.Module):
 
 class Odd(nn.Module):
     def forward(self, x):
-        return x.cummax(-1).values
+        return x.renorm(2, -1, 5.0)
 
 
 def test_inspect_resnet18_agrees_with_the_library():
@@ -121,8 +121,8 @@ def test_json_holds_the_whole_explanation():
         rest = {key: value for key, value in row.items() if key not in ("macs", "params")}
         assert rest == json.loads(json.dumps(dataclasses.asdict(layer)))
     (entry,) = shown["unknown"]
-    assert (entry["op"], entry["module"]) == ("aten.cummax", "odd")
-    assert entry["line"].endswith("   return x.cummax(-1).values")
+    assert (entry["op"], entry["module"]) == ("aten.renorm", "odd")
+    assert entry["line"].endswith("   return x.renorm(2, -1, 5.0)")
 
 
 def test_inspect_prints_tables_with_units_of_measure():
@@ -144,8 +144,8 @@ def test_tables_of_150_layers_fit_the_page():
 
 def test_inspect_prints_what_is_weighted_and_which_line_is_unknown():
     text = invoke("inspect", "tests.test_cli:with_inputs").stdout
-    assert re.search(r"aten\.cummax  in module 'odd'  at tests/test_cli\.py:\d+", text)
-    assert "return x.cummax(-1).values" in text
+    assert re.search(r"aten\.renorm  in module 'odd'  at tests/test_cli\.py:\d+", text)
+    assert "return x.renorm(2, -1, 5.0)" in text
     assert "weighs layer_norm in 'norm'" in invoke("inspect", "tests.test_cli:normed").stdout
 
 

@@ -14,6 +14,7 @@ BUILTIN = {
     "TraceError": RuntimeError,
     "UnsupportedOpError": NotImplementedError,
     "NoGateableChannelsError": ValueError,
+    "RuleError": ValueError,
     "GateError": ValueError,
     "BudgetError": ValueError,
     "EmptyLayerError": ValueError,

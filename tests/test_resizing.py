@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.calls.arguments import numbers_of, replaced
-from swan_surgery.calls.mode import SCALING, counted_name
-from swan_surgery.calls.resizing import RESIZABLE, SHAPED, SPLITTING, Resized, resize_
+from swan_surgery.calls.mode import counted_name
+from swan_surgery.calls.resizing import Resized, resize_
 from tests.closing import assert_closed_equals_cut, close_, close_random_, image, prepared
 from tests.small_nets import Net, conv
 
@@ -67,10 +67,6 @@ class TestArguments:
         assert counted_name(torch.mul, (torch.tensor(3.0), 2)) == "mul"
         assert counted_name(torch.mul, (torch.ones(2, dtype=torch.int64), 2)) == "mul"
         assert counted_name(Tensor.view, (torch.tensor(3), 2)) == "view"
-
-    def test_the_families_are_apart(self) -> None:
-        assert sum(map(len, (SHAPED, SPLITTING, SCALING))) == len(RESIZABLE)
-        assert RESIZABLE == SHAPED | SPLITTING | SCALING
 
 
 class TestResized:

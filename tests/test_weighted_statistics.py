@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.calls.functions import WEIGHABLE
 from swan_surgery.calls.mode import CallMode, Change
-from swan_surgery.channels.labels.labels import WEIGHABLE
 from swan_surgery.gates.weighted_statistics import WEIGHTED, weighing
 from tests.closing import assert_closed_equals_cut, image, prepared
 from tests.small_nets import Net, conv
@@ -67,7 +67,7 @@ def activations() -> Tensor:
 
 
 def test_every_statistic_has_a_case_and_is_one_that_the_map_may_weigh() -> None:
-    assert {*REDUCTIONS, *NORMS} == WEIGHTED.keys() == WEIGHABLE.keys()
+    assert {*REDUCTIONS, *NORMS} == WEIGHTED.keys() == WEIGHABLE
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)

@@ -16,13 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from swan_surgery.calls.arguments import leaves_of, replaced
+from swan_surgery.calls.functions import SCALING
 from swan_surgery.calls.sites import Call, PathGuard, call_site
-
-
-# Arithmetic with Python numbers, which must not follow a width: (C // heads) ** -0.5.
-SCALING = frozenset(
-    {"mul", "__mul__", "__rmul__", "div", "__truediv__", "__rtruediv__", "add", "sub"}
-)
 
 
 def counted_name(function: Any, args: Any) -> str | None:

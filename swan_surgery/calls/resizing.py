@@ -9,17 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from swan_surgery.calls.mode import SCALING, CallMode, Change, guard_of
+from swan_surgery.calls.mode import CallMode, Change, guard_of
 from swan_surgery.models.subclasses import maker_of, subclass_of
-
-
-# Functions whose integer arguments are the sizes of what they return, axis by axis.
-SHAPED = frozenset(
-    {"view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", "zeros", "ones"}
-)
-# Functions that cut an axis into pieces of given sizes.
-SPLITTING = frozenset({"split", "split_with_sizes"})
-RESIZABLE = SHAPED | SPLITTING | SCALING
 
 
 class Resized(nn.Module):
@@ -78,4 +69,4 @@ def resize_(
         module.call_sites[training][call] = site
 
 
-__all__ = ["RESIZABLE", "SCALING", "SHAPED", "SPLITTING", "Resized", "resize_", "resized"]
+__all__ = ["Resized", "resize_", "resized"]

@@ -15,6 +15,7 @@ from swan_surgery.channels.data.channel_map import (
 )
 from swan_surgery.channels.data.explanation import Explanation, LayerExplanation
 from swan_surgery.channels.entry import channel_map, match_modules
+from swan_surgery.channels.registering import RegisteredRule, register_rule
 
 
 __all__ = [
@@ -27,10 +28,12 @@ __all__ = [
     "Layer",
     "LayerExplanation",
     "Pin",
+    "RegisteredRule",
     "RepeatedNumber",
     "Statistic",
     "TensorAxis",
     "UnknownOp",
     "channel_map",
     "match_modules",
+    "register_rule",
 ]

@@ -6,7 +6,7 @@ reads; its own handles for einsum, broadcast matmul and string paddings are repl
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from swan_surgery.channels.rules.op_facts import OpFacts
+from swan_surgery.channels.rules.registry import macs_formulas
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs, as_inputs, copy_of
@@ -39,6 +41,7 @@ _COUNTED = (
     "baddbmm",
     "mv",
     "attention",
+    "registered",
 )
 
 
@@ -98,6 +101,8 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
             analysis.set_op_handle("aten::matmul", _matmul_macs)
             analysis.set_op_handle("aten::baddbmm", _baddbmm_macs)
             analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+            for name, facts in macs_formulas().items():
+                analysis.set_op_handle(name.replace(".", "::", 1), _by_formula(facts))
             counts = analysis.by_module_and_operator()
             uncounted = dict(analysis.unsupported_ops())
     except Exception as err:  # the model's own code may raise anything
@@ -113,6 +118,26 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
         if name.startswith("model")
     }
     return OperatorCounts(macs, uncounted)
+
+
+def _by_formula(facts: OpFacts) -> Callable[[list[Any], list[Any]], Counter[str]]:
+    """A handle for an operation with a formula of the user's."""
+
+    def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        assert facts.macs is not None  # noqa: S101 - chosen for it
+        given, returned = ([s for v in values for s in _shapes(v)] for values in (inputs, outputs))
+        return Counter({"registered": facts.macs(given, returned)})
+
+    return count
+
+
+def _shapes(value: Any) -> Iterator[tuple[int, ...]]:
+    """The shapes of the tensors that a value of a traced graph holds."""
+    if value.node().kind() == "prim::ListConstruct":
+        for item in value.node().inputs():
+            yield from _shapes(item)
+    elif value.type().kind() == "TensorType":
+        yield tuple(value.type().sizes())
 
 
 def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from swan_surgery.calls.resizing import RESIZABLE
+from swan_surgery.calls.functions import RESIZABLE
 from swan_surgery.channels.rehearsal.numbers import Place
 from swan_surgery.costs.macs import cost_table
 from swan_surgery.cutting.plan import PruningPlan

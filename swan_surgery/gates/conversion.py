@@ -94,7 +94,10 @@ def _unsupported(channels: ChannelMap) -> UnsupportedOpError:
         else f"{count} operations have no channel rule:"
     )
     lines = [f"  {entry}" for entry in channels.unknown]
-    hint = "Without strict=True the channels that meet them stay as they are; all others get gates."
+    hint = (
+        "swan.register_rule says what an operation does to channels. "
+        "Without strict=True the channels that meet them stay as they are; all others get gates."
+    )
     return UnsupportedOpError("\n".join([head, *lines, hint]), pins=channels.pins)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from swan_surgery.calls.functions import is_statistic
 from swan_surgery.channels.labels.fields import FILL, PLAIN, Fields, axes_of
 from swan_surgery.channels.labels.recording import (
     Call,
@@ -14,23 +15,6 @@ from swan_surgery.channels.labels.recording import (
     Recording,
     Weighting,
 )
-
-
-# Which ATen operation, called by which torch function, can count channels with their gates.
-WEIGHABLE = {
-    "layer_norm": ("aten.native_layer_norm",),
-    "group_norm": ("aten.native_group_norm",),
-    "rms_norm": ("aten._fused_rms_norm", "aten.mean"),
-    "mean": ("aten.mean",),
-    "sum": ("aten.sum",),
-    "var": ("aten.var",),
-    "std": ("aten.std",),
-    "var_mean": ("aten.var_mean",),
-    "norm": ("aten.linalg_vector_norm", "aten.norm"),
-    "vector_norm": ("aten.linalg_vector_norm",),
-    "amax": ("aten.amax",),
-    "amin": ("aten.amin",),
-}
 
 
 class Labels:
@@ -239,7 +223,7 @@ class Labels:
     def weigh(self, field: Tensor, call: Call) -> bool:
         """Record a statistic over channels; False if the function that runs cannot be weighted."""
         frame = self.frame
-        if frame is None or call.name not in WEIGHABLE.get(frame.function, ()):
+        if frame is None or not is_statistic(frame.function, call.name):
             return False
         self.recording.weightings.append(Weighting(frame, field, call.name, call.index))
         return True

@@ -137,6 +137,11 @@ class OpRecord:
     beside_fill: list[Tensor] = dataclass_field(default_factory=list)
     ties: list[list[tuple[Tensor, Tensor]]] = dataclass_field(default_factory=list)
 
+    @property
+    def packet(self) -> str:
+        """The operation without overload, as in `aten.add`."""
+        return self.name.rpartition(".")[0]
+
 
 @dataclass(slots=True)
 class Recording:

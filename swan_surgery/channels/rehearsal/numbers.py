@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.calls.resizing import RESIZABLE, SCALING, SHAPED, resize_
+from swan_surgery.calls.functions import INFERRING, RESIZABLE, SCALING, SHAPED
+from swan_surgery.calls.resizing import resize_
 from swan_surgery.channels.labels.fields import axes_of
 from swan_surgery.channels.labels.recording import Frame, OpRecord
 from swan_surgery.channels.rehearsal.rehearsing import Failure
@@ -119,7 +120,7 @@ def _numbers(
         if len(own) != len(op.shapes[0]):
             return {}
         sizes = _sizes(op, dict(enumerate(own)), full, changed, shrinks)
-        return _inferred(sizes, full) if frame.function in _INFERRING else sizes
+        return _inferred(sizes, full) if frame.function in INFERRING else sizes
     return _lengths(op, own, full, shrinks)
 
 
@@ -153,10 +154,6 @@ def _inferred(sizes: dict[int, New], full: tuple[float | None, ...]) -> Mapping[
     if len(fixed) == 1 and -1 not in full:
         sizes[fixed[0]] = -1
     return sizes
-
-
-# Functions that infer one size that is given as -1.
-_INFERRING = {"view", "reshape"}
 
 
 def _lengths(

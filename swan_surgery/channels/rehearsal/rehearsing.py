@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from swan_surgery.channels.labels.fields import Fields, axes_of, compact
 from swan_surgery.channels.labels.recording import Frame, OpRecord
 from swan_surgery.channels.labels.unit_labels import UnitLabels
-from swan_surgery.channels.rules.mixing import COUNTING
+from swan_surgery.channels.rules.registry import facts_named, facts_of
 from swan_surgery.channels.runs.tracing import LabelMode
 
 
@@ -161,7 +161,7 @@ class RehearsalMode(LabelMode):
             self.failures.append(Failure(index, leaves=_leaves(record)))
         labels = self.labels
         assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
-        if str(op.overloadpacket) in COUNTING and any(map(labels.is_made_to_measure, inputs)):
+        if facts_of(op).counts and any(map(labels.is_made_to_measure, inputs)):
             self.failures.append(Failure(index))  # x / torch.ones(x.shape[1]).sum()
         labels.conflict = False
         try:
@@ -244,11 +244,11 @@ def _is_equal(one: Tensor, two: Tensor) -> bool:
 
 def _is_same(expected: OpRecord, record: OpRecord) -> bool:
     """Whether two runs took the same step; which kind of view reshape makes is none of the model's."""
-    one, two = ("view" if name in _VIEWS else name for name in (expected.name, record.name))
-    return one == two
+    return expected.name == record.name or (_is_reshape(expected) and _is_reshape(record))
 
 
-_VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten._reshape_alias.default"}
+def _is_reshape(record: OpRecord) -> bool:
+    return record.name.endswith(".default") and facts_named(record.packet).is_reshape
 
 
 def _leaves(record: OpRecord) -> tuple[Any, ...]:

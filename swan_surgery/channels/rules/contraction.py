@@ -13,6 +13,7 @@ from torch import Tensor
 from swan_surgery.channels.labels.fields import Fields, axes_of, axis_field, vector_along
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Contraction
+from swan_surgery.channels.rules.on_meta import addmm_shape
 from swan_surgery.channels.rules.pointwise import join_aligned
 from swan_surgery.channels.rules.registry import pin_inputs, rule
 
@@ -175,7 +176,9 @@ def _price(contraction: Contraction, labels: Labels) -> None:
     labels.contract(replace(contraction, factor=factor, axes=known))
 
 
-@rule("mm", "addmm", "bmm", "baddbmm", "linear")
+@rule("baddbmm", "linear")
+@rule("mm", "bmm", counts=True)
+@rule("addmm", counts=True, on_meta={"default": addmm_shape})
 def _(call: Call, labels: Labels) -> None:
     out = call.outputs[0]
     tensors = list(call.inputs)
@@ -281,6 +284,7 @@ def _one_per_axis(fields: Fields, call: Call, labels: Labels) -> Fields:
     return tuple(own[0] for own in by_axis.values())
 
 
-@rule("mv", "dot", "addmv", "einsum", "_trilinear")
+@rule("addmv", "einsum", "_trilinear")
+@rule("mv", "dot", counts=True)
 def _(call: Call, labels: Labels) -> None:
     pin_inputs(call, labels, "a matrix-vector product")

@@ -6,13 +6,21 @@ from torch import Tensor
 from swan_surgery.channels.labels.fields import Fields, align, axes_of, axis_field, vector_along
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call
-from swan_surgery.channels.rules.registry import as_tuple, pin_inputs, rule
+from swan_surgery.channels.rules.on_meta import (
+    all_boxes,
+    all_nonzero,
+    all_selected,
+    batch_norm_shape,
+    layer_norm_shape,
+)
+from swan_surgery.channels.rules.registry import as_tuple, describe, facts_of, pin_inputs, rule
 
 
+@rule("native_batch_norm", on_meta={"default": batch_norm_shape})
 @rule(
-    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-    "cudnn_batch_norm", "_batch_norm_with_update", "batch_norm", "_batch_norm_no_update",
-    "native_batch_norm_legit", "miopen_batch_norm",
+    "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "_batch_norm_with_update", "batch_norm", "_batch_norm_no_update", "native_batch_norm_legit",
+    "miopen_batch_norm",
 )  # fmt: skip
 def _(call: Call, labels: Labels) -> None:
     source, out = call.inputs[0], call.outputs[0]
@@ -37,7 +45,8 @@ def _(call: Call, labels: Labels) -> None:
             labels.assign(statistic, (data,))
 
 
-@rule("native_layer_norm", "_fused_rms_norm")
+@rule("native_layer_norm", on_meta={"default": layer_norm_shape})
+@rule("_fused_rms_norm")
 def _(call: Call, labels: Labels) -> None:
     source, out = call.inputs[0], call.outputs[0]
     rank = len(call.args[1])
@@ -109,43 +118,38 @@ def _(call: Call, labels: Labels) -> None:
 
 
 @rule(
-    "mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "prod", "var", "std",
-    "var_mean", "std_mean", "logsumexp", "norm", "linalg_vector_norm", "any", "all", "median",
-    "nanmean", "nansum", "_safe_softmax", "_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod",
-    "sort", "topk", "logcumsumexp", "aminmax", "count_nonzero",
+    "mean", "amax", "amin", "max", "min", "argmax", "argmin", "var", "std", "var_mean", "std_mean",
+    "any", "all", "median", "nanmean", "aminmax",
 )  # fmt: skip
+@rule(
+    "sum", "nansum", "prod", "norm", "linalg_vector_norm", "logsumexp", "count_nonzero",
+    "_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax", counts=True,
+)  # fmt: skip
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "topk", by_place=True)
 def _(call: Call, labels: Labels) -> None:
+    reduce(call, labels, as_tuple(call.arg("dim")))
+
+
+def reduce(call: Call, labels: Labels, axes: tuple[int, ...]) -> None:
+    """Something is taken over some axes (none: all) of the first tensor; channels on others stay."""
     source = call.inputs[0]
     for other in call.inputs[1:]:
         for field in labels.fields(other):
             labels.pin(field, "an operand of a reduction", call)
-    dims = {d % max(source.ndim, 1) for d in as_tuple(call.arg("dim"))}
-    if not dims:
-        dims = set(range(source.ndim))
+    dims = {axis % max(source.ndim, 1) for axis in axes} or set(range(source.ndim))
     kept = []
     for field in labels.fields(source):
         if not set(axes_of(field)) & dims:
             kept.append(field)
         elif len(axes_of(field)) > 1 or not labels.weigh(field, call):
             labels.pin(field, "a reduction over the channels", call)
+    by_place = facts_of(call.op).by_place
     for out in call.outputs:
         labels.assign(out, tuple(_reduced(f, source, out, dims) for f in kept))
         if labels.is_harmless(source):
             # Equal values, but their running sums or places differ.
-            varying = {d for d in dims if source.shape[d] > 1} if call.name in _RUNNING else set()
+            varying = {d for d in dims if source.shape[d] > 1} if by_place else set()
             labels.mark_harmless(out, frozenset(varying))
-
-
-# These return as many values as they read, each by where it stands.
-_RUNNING = {"aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.sort", "aten.topk"}
-# Of equal values these tell how many there are.
-COUNTING = frozenset(
-    f"aten.{name}"
-    for name in (
-        "sum", "nansum", "prod", "norm", "linalg_vector_norm", "logsumexp", "_softmax", "softmax",
-        "_log_softmax", "log_softmax", "_safe_softmax", "count_nonzero", "mm", "mv", "dot", "bmm", "addmm",
-    )
-)  # fmt: skip
 
 
 def _reduced(field: Tensor, source: Tensor, out: Tensor, dims: set[int]) -> Tensor:
@@ -154,23 +158,27 @@ def _reduced(field: Tensor, source: Tensor, out: Tensor, dims: set[int]) -> Tens
     return field.squeeze(tuple(dims))
 
 
-_SPATIAL_RANKS = {"1d": 1, "2d": 2, "3d": 3}
-
-
+@rule("avg_pool1d", "adaptive_avg_pool1d", spatial_rank=1, averages=True)
+@rule("avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", spatial_rank=2, averages=True)
+@rule("avg_pool3d", "_adaptive_avg_pool3d", spatial_rank=3, averages=True)
 @rule(
-    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
-    "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
-    "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
-    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d",
-    "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
+    "max_pool1d", "adaptive_max_pool1d", "upsample_nearest1d", "_upsample_nearest_exact1d",
+    "upsample_linear1d", "reflection_pad1d", "replication_pad1d", spatial_rank=1,
+)  # fmt: skip
+@rule(
+    "max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d", "upsample_nearest2d",
+    "_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d", "replication_pad2d",
+    spatial_rank=2,
+)  # fmt: skip
+@rule(
+    "max_pool3d", "max_pool3d_with_indices", "adaptive_max_pool3d", "upsample_nearest3d",
+    "_upsample_nearest_exact3d", "upsample_trilinear3d", "reflection_pad3d", "replication_pad3d",
+    spatial_rank=3,
 )  # fmt: skip
 def _(call: Call, labels: Labels) -> None:
-    source = call.inputs[0]
-    rank = next(size for suffix, size in _SPATIAL_RANKS.items() if suffix in call.name)
-    spatial = set(range(source.ndim - rank, source.ndim))
+    source, facts = call.inputs[0], facts_of(call.op)
+    spatial = set(range(source.ndim - facts.spatial_rank, source.ndim))
     kept = []
     for field in labels.fields(source):
         if set(axes_of(field)) & spatial:
@@ -182,7 +190,7 @@ def _(call: Call, labels: Labels) -> None:
             labels.assign(out, tuple(kept))
             if labels.is_harmless(source):
                 # A border of zeros is averaged in.
-                padded = "avg_pool" in call.name and any(as_tuple(call.arg("padding", 0)))
+                padded = facts.averages and any(as_tuple(call.arg("padding", 0)))
                 labels.mark_harmless(out, frozenset(spatial if padded else ()))
 
 
@@ -212,13 +220,15 @@ def _(call: Call, labels: Labels) -> None:
             labels.assign(out, tuple(kept))
 
 
-# How much these return depends on values.
-SELECTING = frozenset({"torchvision.nms", "aten.nonzero", "aten.masked_select"})
-
-
-@rule(*SELECTING)
+# How much these return depends on values; while planning, everything is selected.
+@rule("torchvision.nms", selects=True, on_meta={"default": all_boxes})
+@rule("nonzero", selects=True, on_meta={"default": all_nonzero})
+@rule("masked_select", selects=True, on_meta={"default": all_selected})
 def _(call: Call, labels: Labels) -> None:
     pin_inputs(call, labels, "values that decide what is selected")
+
+
+describe("_unique2", by_value=True, counts=True)
 
 
 @rule("glu")

@@ -20,17 +20,21 @@ from swan_surgery.channels.labels.fields import (
 )
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call
+from swan_surgery.channels.rules.on_meta import indexed
 from swan_surgery.channels.rules.pointwise import join_aligned
-from swan_surgery.channels.rules.registry import pin_inputs, rule
+from swan_surgery.channels.rules.registry import facts_of, pin_inputs, rule
 
 
 @rule(
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "unsqueeze",
-    "squeeze", "expand", "select", "unbind", "alias", "flip", "roll", "repeat",
-    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold",
-    "movedim", "diagonal", "swapaxes", "index_select", "index", "flatten", "unflatten",
-    "repeat_interleave", "tile", "rot90",
+    "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select", "unbind", "alias",
+    "flip", "roll", "repeat", "pixel_unshuffle", "unfold", "movedim", "diagonal", "swapaxes",
+    "index_select", "flatten", "unflatten", "repeat_interleave", "tile", "rot90",
 )  # fmt: skip
+@rule("view", "_unsafe_view", is_reshape=True, spreads=True)
+@rule("_reshape_alias", is_reshape=True)
+@rule("reshape", "pixel_shuffle", spreads=True)
+@rule("channel_shuffle", "native_channel_shuffle", shuffles=True)
+@rule("index", by_position=True, on_meta={"Tensor": indexed})
 def _(call: Call, labels: Labels) -> None:
     source = call.inputs[0]
     _note_aliases(call, labels)
@@ -98,20 +102,16 @@ def _tied(field: Tensor, result: Tensor, call: Call, labels: Labels) -> Tensor:
         labels.pin(result, "a single channel is picked by its position", call)
     if len(before) == 1 and (len(after) > 2 or call.name == "aten.pixel_shuffle"):
         result = labels.tie_to_first(result, call)
-    elif len(after) > 1 and (len(before) < len(after) or call.name in _RESHAPES):
+    elif len(after) > 1 and (len(before) < len(after) or facts_of(call.op).spreads):
         labels.tie(result, call)
-    if call.name in _SHUFFLES and before == (1,):
+    if facts_of(call.op).shuffles and before == (1,):
         block = field.shape[1] // call.arg("groups")
         labels.tie_by([_tied_blocks(field, 1, block)], call)
     return result
 
 
-_SHUFFLES = {"aten.channel_shuffle", "aten.native_channel_shuffle"}
-_RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape", "aten.pixel_shuffle"}
-
-
 def _execute(field: Tensor, call: Call) -> list[Tensor]:
-    if call.name in ("aten.view", "aten._unsafe_view", "aten._reshape_alias"):
+    if facts_of(call.op).is_reshape:
         return [field.reshape(call.args[1])]
     moved = call.op(field, *call.args[1:], **call.kwargs)
     return list(moved) if isinstance(moved, (list, tuple)) else [moved]
@@ -142,7 +142,8 @@ def _(call: Call, labels: Labels) -> None:
         labels.assign(out, (axis_field(vector, out.ndim - 1, out.ndim),))
 
 
-@rule("index_put", "_index_put_impl")
+@rule("index_put", by_position=True)
+@rule("_index_put_impl")
 def _(call: Call, labels: Labels) -> None:
     source, *indices, values = call.inputs
     out = call.outputs[0]

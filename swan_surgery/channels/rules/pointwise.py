@@ -16,15 +16,8 @@ from swan_surgery.channels.labels.fields import (
 )
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Contraction
-from swan_surgery.channels.rules.registry import rule
-
-
-# What torch does not tag as pointwise although it is, and in-place copies.
-_MORE_POINTWISE = (
-    "pointwise", "copy", "hardswish", "_prelu_kernel", "native_dropout", "rsub", "where",
-    "_to_copy", "log_sigmoid_forward", "masked_fill", "rrelu_with_noise", "contiguous", "clamp",
-    "fill", "dropout", "feature_dropout", "alpha_dropout", "lerp",
-)  # fmt: skip
+from swan_surgery.channels.rules.on_meta import gelu_shape, product_shape, sum_shape
+from swan_surgery.channels.rules.registry import describe, facts_of, rule
 
 
 def join_aligned(
@@ -76,21 +69,20 @@ def axes_along(tensor: Tensor, ndim: int, labels: Labels) -> frozenset[int]:
     return frozenset(axis + ndim - tensor.ndim for axis in labels.varying(tensor))
 
 
-_COPIES = {"aten._to_copy", "aten.contiguous"}
-
-
 def _is_identity(call: Call) -> bool:
-    return call.name in ("aten.copy_", "aten.fill_")
+    return facts_of(call.op).overwrites and call.name.endswith("_")
 
 
-@rule(*_MORE_POINTWISE)
-def _(call: Call, labels: Labels) -> None:
-    if call.name in _COPIES and labels.is_bare(call.inputs[0]):
-        labels.mark_bare(call.outputs[0])
-    _pointwise(call, labels)
-
-
-def _pointwise(call: Call, labels: Labels) -> None:
+# What torch does not tag as pointwise although it is, and in-place copies.
+@rule(
+    "pointwise", "hardswish", "_prelu_kernel", "native_dropout", "rsub", "where",
+    "log_sigmoid_forward", "masked_fill", "rrelu_with_noise", "clamp", "dropout",
+    "feature_dropout", "alpha_dropout", "lerp",
+)  # fmt: skip
+@rule("copy", overwrites=True)
+@rule("fill", overwrites=True, fixes_numbers=True)
+def pointwise(call: Call, labels: Labels) -> None:
+    """Operands join position by position, with broadcasting; the result has their channels."""
     out = call.outputs[0]
     operands = [(tensor, labels.fields(tensor)) for tensor in call.inputs]
     if _is_identity(call):
@@ -118,6 +110,32 @@ def _pointwise(call: Call, labels: Labels) -> None:
     for result in call.outputs[1:] if in_place else call.outputs:
         if tuple(result.shape) == tuple(out.shape):
             labels.assign(result, fields)
+
+
+@rule("_to_copy", "contiguous")
+def _(call: Call, labels: Labels) -> None:
+    if labels.is_bare(call.inputs[0]):
+        labels.mark_bare(call.outputs[0])
+    pointwise(call, labels)
+
+
+@rule("bucketize", counts=True)
+def _(call: Call, labels: Labels) -> None:
+    # Each value by itself is placed among the boundaries, all of which count for it.
+    values = call.arg("self")
+    for field in labels.fields(call.arg("boundaries")):
+        labels.pin(field, "boundaries that values are placed between", call)
+    if isinstance(values, Tensor):  # or a number
+        labels.assign(call.outputs[0], labels.fields(values))
+
+
+# Tagged by torch, so the rule is theirs without an entry.
+describe("add", on_meta={"Tensor": sum_shape})
+describe("mul", on_meta={"Tensor": product_shape})
+describe("gelu", on_meta={"default": gelu_shape})
+# No steps of a model. torch detaches what a factory returns where somebody else holds it, and
+# whether reshape clones depends on strides, which a narrower model may have others of.
+describe("detach", "clone", is_step=False)
 
 
 def _price_product(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:
@@ -157,9 +175,10 @@ def _write(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:
 
 
 @rule(
-    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand",
-    "randn", "empty_strided", "new_empty_strided", "scalar_tensor",
+    "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "rand", "randn",
+    "new_empty_strided", "scalar_tensor",
 )  # fmt: skip
+@rule("empty", "empty_strided", "new_empty", unfilled=True)
 def _(call: Call, labels: Labels) -> None:
     for tensor in call.outputs:
         labels.mark_harmless(tensor)
@@ -177,7 +196,8 @@ def _(call: Call, labels: Labels) -> None:
                 labels.assign(tensor, labels.fields(call.inputs[0]))
 
 
-@rule("arange", "linspace", "eye", "lift_fresh", "_local_scalar_dense", "sym_size")
+@rule("arange", "linspace", "eye", "lift_fresh", "sym_size")
+@rule("_local_scalar_dense", by_value=True)
 def _(call: Call, labels: Labels) -> None:
     for tensor in call.outputs:
         if tensor.numel() == 1 or torch.numel(tensor) == 0:

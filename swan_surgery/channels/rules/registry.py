@@ -1,60 +1,106 @@
-"""The table of rules: one entry per ATen operation, looked up by its overload packet.
+"""The table of operations: one `OpFacts` per ATen operation, by the name of its overload packet.
 
 A rule reads the fields of a call's inputs, tells `Labels` what it concludes, and gives the outputs
 their fields. Operations that torch tags as pointwise share one rule; everything else without an
 entry is unknown, and pins what it touches.
 """
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from swan_surgery.channels.labels.labels import Labels, Rule
 from swan_surgery.channels.labels.recording import Call
+from swan_surgery.channels.rules.op_facts import OpFacts
+from swan_surgery.errors import RuleError
 
 
-_RULES: dict[str, Rule] = {}
+_OPS: dict[str, OpFacts] = {}
+# Whatever it does, its result may tell how many equal values it was given.
+_UNKNOWN = OpFacts(counts=True)
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str, **facts: Any) -> Callable[[Rule], Rule]:
     """Register a rule for ATen operations, by name as in `rule("mean", "torchvision.nms")`.
 
+    Decorators stack: `facts`, the other attributes of `OpFacts`, hold for the names beside them.
+
     Raises:
-        ValueError: a name has a rule already.
+        RuleError: a name has a rule already.
     """
 
     def register(function: Rule) -> Rule:
         for name in names:
-            key = name if "." in name else f"aten.{name}"
-            if key in _RULES:
-                raise ValueError(f"{key} has a rule already")
-            _RULES[key] = function
+            if _OPS.get(key_of(name), OpFacts()).rule is not None:
+                raise RuleError(f"{key_of(name)} has a rule already")
+        describe(*names, rule=function, **facts)
         return function
 
     return register
 
 
-def find_rule(op: Any) -> Rule | None:
-    """The rule of an operation; in-place variants share the rule of the plain one."""
-    name = str(op.overloadpacket)
-    found = _RULES.get(name)
+def describe(*names: str, **facts: Any) -> None:
+    """Note facts about operations whose rule, if they have one, stands elsewhere."""
+    for name in names:
+        key = key_of(name)
+        _OPS[key] = replace(_OPS.get(key, OpFacts()), **facts)
+    facts_of.cache_clear()
+
+
+def key_of(name: str) -> str:
+    """How the table calls an operation: `mean` is `aten.mean`."""
+    return name if "." in name else f"aten.{name}"
+
+
+def noted(key: str) -> OpFacts | None:
+    """The record under exactly this name."""
+    return _OPS.get(key)
+
+
+def exchange(key: str, facts: OpFacts | None) -> OpFacts | None:
+    """Put another record (None: none) in the place of one; returns what was there."""
+    before = _OPS.pop(key, None)
+    if facts is not None:
+        _OPS[key] = facts
+    facts_of.cache_clear()
+    return before
+
+
+@functools.cache
+def facts_of(op: Any) -> OpFacts:
+    """What is known of an operation (an overload); in-place variants share the plain one's record."""
+    facts = facts_named(str(op.overloadpacket))
+    if torch.Tag.pointwise not in op.tags:
+        return facts
+    if facts is _UNKNOWN:
+        facts = _OPS["aten.pointwise"]
+    return replace(facts, rule=facts.rule or _OPS["aten.pointwise"].rule, fixes_numbers=True)
+
+
+def facts_named(name: str) -> OpFacts:
+    """What was noted of an operation by its name without overload, as in `aten.add`."""
+    found = _OPS.get(name)
     if found is None and name.endswith("_"):
-        found = _RULES.get(name[:-1])
-    if found is None and torch.Tag.pointwise in op.tags:
-        found = _RULES["aten.pointwise"]
-    return found
+        found = _OPS.get(name[:-1])
+    return _UNKNOWN if found is None else found
 
 
-def is_pointwise(op: Any) -> bool:
-    """Whether the operation computes or fills values position by position."""
-    name = str(op.overloadpacket).removesuffix("_")
-    return torch.Tag.pointwise in op.tags or name == "aten.fill"
+def find_rule(op: Any) -> Rule | None:
+    """The rule of an operation, if it has one."""
+    return facts_of(op).rule
 
 
 def registered_ops() -> tuple[str, ...]:
     """The operations that have a rule of their own, sorted."""
-    return tuple(sorted(_RULES))
+    return tuple(sorted(name for name, facts in _OPS.items() if facts.rule is not None))
+
+
+def macs_formulas() -> Mapping[str, OpFacts]:
+    """The operations with a MAC formula of their own, by name."""
+    return {name: facts for name, facts in _OPS.items() if facts.macs is not None}
 
 
 def pin_inputs(call: Call, labels: Labels, text: str) -> None:

@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from swan_surgery.calls.arguments import numbers_of
+from swan_surgery.calls.functions import FUNCTIONS
 from swan_surgery.calls.mode import Called, NumberingMode
-from swan_surgery.calls.resizing import RESIZABLE
 from swan_surgery.channels.labels.fields import Fields
-from swan_surgery.channels.labels.labels import WEIGHABLE, Labels
+from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Frame, OpRecord, Reason, Recording
 from swan_surgery.channels.rules import contraction, mixing, movement  # noqa: F401
-from swan_surgery.channels.rules.registry import find_rule, is_pointwise, pin_inputs
+from swan_surgery.channels.rules.registry import facts_of, pin_inputs
 from swan_surgery.channels.runs.planning import depends_on_values, run_op
 from swan_surgery.channels.runs.source_lines import calling_line
 from swan_surgery.models.outputs import iter_tensors
@@ -27,7 +27,7 @@ class FrameMode(NumberingMode):
     """Tells the labels which torch function is running, if it can be weighted or resized."""
 
     def __init__(self, labels: Labels) -> None:
-        super().__init__(_TRACKED)
+        super().__init__(frozenset(FUNCTIONS))
         self.labels = labels
         self.recover: Callable[[Frame], Any] | None = None
 
@@ -44,9 +44,6 @@ class FrameMode(NumberingMode):
             return self.recover(frame)
         finally:
             self.labels.frame = None
-
-
-_TRACKED = frozenset(RESIZABLE | WEIGHABLE.keys() | {"einsum"})
 
 
 class LabelMode(TorchDispatchMode):
@@ -73,7 +70,8 @@ class LabelMode(TorchDispatchMode):
         """Run the operation, then its rule."""
         if self.is_paused:
             return op(*args, **(kwargs or {}))
-        if op in _COPIES:
+        facts = facts_of(op)
+        if not facts.is_step:
             return self.labels.twin(args[0], op(*args, **(kwargs or {})), op.is_view)
         inputs = _tensors((args, kwargs or {}))
         self.labels.used.update(map(id, inputs))
@@ -81,7 +79,7 @@ class LabelMode(TorchDispatchMode):
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
         )
         record.frame = self.labels.frame
-        if is_pointwise(op):
+        if facts.fixes_numbers:
             record.numbers = tuple(
                 leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (int, float))
             )
@@ -119,7 +117,7 @@ class LabelMode(TorchDispatchMode):
 
     def apply_rule(self, call: Call) -> None:
         """Look the operation up and apply its rule; unknown operations pin what they touch."""
-        rule = find_rule(call.op)
+        rule = facts_of(call.op).rule
         if rule is not None:
             rule(call, self.labels)
         self._note_writing(call, is_known=rule is not None)
@@ -139,11 +137,6 @@ class LabelMode(TorchDispatchMode):
             is_whole = labels.root(tensor).numel() == tensor.numel()
             if not is_known or not (is_whole and labels.is_harmless(tensor)):
                 labels.spoil(tensor)
-
-
-# No steps of a model. torch detaches what a factory returns where somebody else holds it, and
-# whether reshape clones depends on strides, which a narrower model may have others of.
-_COPIES = {torch.ops.aten.detach.default, torch.ops.aten.clone.default}
 
 
 def _tensors(tree: Any) -> tuple[Tensor, ...]:

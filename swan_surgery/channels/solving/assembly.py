@@ -17,7 +17,7 @@ from swan_surgery.channels.data.channel_map import (
     UnknownOp,
 )
 from swan_surgery.channels.labels.recording import Contraction, Reason
-from swan_surgery.channels.rules.mixing import SELECTING
+from swan_surgery.channels.rules.registry import facts_named
 from swan_surgery.channels.solving.mapping import Ints, LabelledTensors, Solution
 
 
@@ -66,7 +66,7 @@ def assemble(
         unknown=tuple(unknown),
         notes=notes,
         selects_by_data=any(
-            op.name.rpartition(".")[0] in SELECTING
+            facts_named(op.packet).selects
             for trace in solution.traces
             for op in trace.recording.ops
         ),

@@ -11,8 +11,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
+from swan_surgery.calls.functions import is_statistic
 from swan_surgery.channels.labels.fields import Fields, axes_of, axis_field
-from swan_surgery.channels.labels.labels import WEIGHABLE, Labels
+from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Reason, Recording, Weighting
 from swan_surgery.channels.runs.tracing import (
     LabelMode,
@@ -207,7 +208,7 @@ def _ambiguous(recording: Recording, component: Ints) -> list[Weighting]:
     takes: Counter[tuple[str, str, int]] = Counter()
     for op in recording.ops:
         if op.frame is not None and op.frame.call in by_call:
-            takes[op.frame.call] += op.name.rpartition(".")[0] in WEIGHABLE[op.frame.function]
+            takes[op.frame.call] += is_statistic(op.frame.function, op.packet)
     found = []
     for call, own in by_call.items():
         meanings = {(tuple(w.field.shape), component[w.field.numpy()].tobytes()) for w in own}

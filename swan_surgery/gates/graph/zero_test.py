@@ -20,6 +20,8 @@ class ZeroTest:
         self._facts = facts
         self._known: dict[tuple[Any, ...], bool] = {}
         self._generator = torch.Generator().manual_seed(0)
+        self._sign = 0
+        self._has_drawn = False
 
     def keeps_zero(self, node: fx.Node, zeroed: list[fx.Node]) -> bool:
         """Whether the node's value is exactly zero when the inputs `zeroed` are, whatever the rest.
@@ -32,8 +34,18 @@ class ZeroTest:
             return False
         key = self._key(node, module, zeroed)
         if key not in self._known:
-            self._known[key] = self._run(node, module, zeroed)
+            self._known[key] = self._keeps(node, module, zeroed)
         return self._known[key]
+
+    def _keeps(self, node: fx.Node, module: nn.Module | None, zeroed: list[fx.Node]) -> bool:
+        """Whether it holds for whatever data: of both signs, then all on one side of zero."""
+        for sign in (0, 1, -1):
+            self._sign, self._has_drawn = sign, False
+            if not self._run(node, module, zeroed):
+                return False
+            if not self._has_drawn:
+                break
+        return True
 
     def _key(
         self, node: fx.Node, module: nn.Module | None, zeroed: list[fx.Node]
@@ -102,6 +114,9 @@ class ZeroTest:
 
     def _draw(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Values of both signs, away from zero: minimum(0, y) is 0 for positive y only."""
+        self._has_drawn = True
         size = torch.rand(shape, generator=self._generator).add(0.5)
+        if self._sign:
+            return (size * self._sign).to(dtype)
         is_positive = torch.rand(shape, generator=self._generator) < 0.5
         return torch.where(is_positive, size, -size).to(dtype)

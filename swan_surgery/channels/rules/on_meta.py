@@ -1,0 +1,124 @@
+"""What some operations return on tensors without data, where torch is slow there or needs the data.
+
+Where the shape of a result depends on data that nobody has (which boxes score high?), everything is
+taken to be selected.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+
+META = torch.device("meta")
+
+
+def batch_norm_shape(
+    x: Tensor,
+    _weight: Tensor | None,
+    _bias: Tensor | None,
+    _mean: Tensor | None,
+    _var: Tensor | None,
+    training: bool,  # noqa: FBT001
+    *_: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What native_batch_norm returns, without its slow decomposition in Python."""
+    width = (x.shape[1],) if training else (0,)
+    return torch.empty_like(x), x.new_empty(width), x.new_empty(width)
+
+
+def layer_norm_shape(
+    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What native_layer_norm returns, without its slow decomposition in Python."""
+    lead = x.ndim - len(shape)
+    fits = all(list(t.shape) == list(shape) for t in (weight, bias) if t is not None)
+    plain = x.is_contiguous() and x.dtype in (torch.float32, torch.float64)
+    if not (plain and shape and fits and list(x.shape[lead:]) == list(shape)):
+        out: tuple[Tensor, Tensor, Tensor] = on_meta(
+            torch.ops.aten.native_layer_norm.default, x, shape, weight, bias, eps
+        )
+        return out
+    x = torch.empty_like(x, device=META)
+    kept = (*x.shape[:lead], *(1,) * len(shape))
+    return x, x.new_empty(kept), x.new_empty(kept)
+
+
+def addmm_shape(bias: Tensor, x: Tensor, weight: Tensor, **scales: float) -> Tensor:
+    """What addmm returns, without its slow decomposition in Python."""
+    sizes = (x.shape[0], weight.shape[-1])
+    dtypes = {bias.dtype, x.dtype, weight.dtype}
+    fits = x.ndim == weight.ndim == 2 and x.shape[1] == weight.shape[0]
+    if not (fits and bias.shape == sizes[1:] and len(dtypes) == 1 and not scales):
+        out: Tensor = on_meta(torch.ops.aten.addmm.default, bias, x, weight, **scales)
+        return out
+    return x.new_empty(sizes, device=META)
+
+
+def sum_shape(one: Tensor, two: Any, **options: Any) -> Tensor:
+    """What add returns."""
+    return _same_shape(torch.ops.aten.add.Tensor, one, two, **options)
+
+
+def product_shape(one: Tensor, two: Any) -> Tensor:
+    """What mul returns."""
+    return _same_shape(torch.ops.aten.mul.Tensor, one, two)
+
+
+def gelu_shape(x: Tensor, **options: Any) -> Tensor:
+    """What gelu returns."""
+    return _same_shape(torch.ops.aten.gelu.default, x, **options)
+
+
+def _same_shape(op: Any, one: Tensor, *others: Any, **options: Any) -> Tensor:
+    """What an elementwise operation returns; torch's own way where anything needs thought."""
+    plain = one.is_floating_point() and one.is_contiguous()
+    if plain and all(
+        type(two) in (int, float)
+        or (
+            isinstance(two, Tensor)
+            and two.shape == one.shape
+            and two.dtype is one.dtype
+            and two.is_contiguous()
+        )
+        for two in others
+    ):
+        return torch.empty_like(one, device=META)
+    result: Tensor = on_meta(op, one, *others, **options)
+    return result
+
+
+def on_meta(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run an operation on the shapes of its tensors alone."""
+    args, kwargs = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
+    return op(*args, **kwargs)
+
+
+def all_nonzero(tensor: Tensor) -> Tensor:
+    """Of values that nobody has, none is zero."""
+    return torch.ones(tensor.shape, dtype=torch.bool).nonzero()
+
+
+def all_selected(tensor: Tensor, mask: Tensor) -> Tensor:
+    """A mask that nobody has hides nothing."""
+    return tensor.new_empty(torch.broadcast_shapes(tensor.shape, mask.shape).numel())
+
+
+def indexed(tensor: Tensor, indices: list[Tensor | None]) -> Tensor:
+    """A mask without data selects everything."""
+    known = [
+        torch.ones(index.shape, dtype=torch.bool)
+        if index is not None and index.is_meta and index.dtype in (torch.bool, torch.uint8)
+        else index
+        for index in indices
+    ]
+    if any(index is not None and index.is_meta for index in known):
+        tensor = tensor.to("meta")
+    result: Tensor = torch.ops.aten.index.Tensor(tensor, known)
+    return result
+
+
+def all_boxes(boxes: Tensor, _scores: Tensor, _threshold: float) -> Tensor:
+    """No box is suppressed."""
+    return torch.arange(boxes.shape[0])
