@@ -8,6 +8,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from swan_surgery.channels.fields import (
     FILL,
@@ -113,7 +114,11 @@ _RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape", "aten.pixel_shuff
 def _execute(field: Tensor, call: Call) -> list[Tensor]:
     if call.name in ("aten.view", "aten._unsafe_view", "aten._reshape_alias"):
         return [field.reshape(call.args[1])]
-    moved = call.op(field, *call.args[1:], **call.kwargs)
+    # Positions may lie on a GPU, where a model runs that no shell of it stands in for; labels do not.
+    args, kwargs = call.args[1:], call.kwargs
+    if len(call.inputs) > 1:
+        args, kwargs = tree_map_only(Tensor, Tensor.cpu, (args, kwargs))
+    moved = call.op(field, *args, **kwargs)
     return list(moved) if isinstance(moved, (list, tuple)) else [moved]
 
 

@@ -36,6 +36,7 @@ class GateBank(nn.Module):
     _threshold: Tensor
     _index: Tensor
     _rows: Tensor
+    _wanted: Tensor
 
     def __init__(
         self,
@@ -121,6 +122,9 @@ class GateBank(nn.Module):
             names = own or ("",)
             width = next((w for at, w in rules.items() for n in names if fnmatch(n, at)), 1)
             self._least.append(min(size, width if isinstance(width, int) else ceil(width * size)))
+        # On the device beforehand: a captured CUDA graph may copy nothing from the CPU.
+        wanted = torch.tensor(self._least, dtype=torch.int64, device=self.logits.device)[:, None]
+        self.register_buffer("_wanted", wanted, persistent=False)
         self._min_width = dict(value) if isinstance(value, Mapping) else value
 
     @property
@@ -168,16 +172,17 @@ class GateBank(nn.Module):
         if most <= _FEW:
             for count in range(1, most + 1):
                 best = table.argmax(dim=1, keepdim=True)
-                rows = [row for row, least in enumerate(self._least) if least >= count]
                 chosen = self._rows.gather(1, best)
-                chosen = chosen if len(rows) == len(self._least) else chosen[rows]
+                if min(self._least) < count:
+                    # What a layer does not want goes to the place behind the last unit.
+                    chosen = chosen.where(self._wanted >= count, self.num_units)
                 is_open = is_open.index_fill(0, chosen.reshape(-1), value=True)
                 table = table.scatter(1, best, -2.0)
         else:
             order = table.argsort(dim=1, descending=True, stable=True)[:, :most]
-            wanted = torch.tensor(self._least, device=order.device)[:, None]
-            kept = torch.arange(most, device=order.device) < wanted
-            is_open = is_open.index_fill(0, self._rows.gather(1, order)[kept], value=True)
+            kept = torch.arange(most, device=order.device) < self._wanted
+            chosen = self._rows.gather(1, order).where(kept, self.num_units)
+            is_open = is_open.index_fill(0, chosen.reshape(-1), value=True)
         return is_open[:-1]
 
     def check(self) -> None:
