@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,14 +117,18 @@ def normalised(x: Tensor) -> Tensor:
 def batches(
     images: Images, size: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch: shuffled, shifted by up to four pixels, mirrored; the last short batch is left out."""
-    order = torch.randperm(len(images), generator=generator)
+    """One epoch: shuffled, shifted by up to four pixels, mirrored; the last short batch is left out.
+
+    Random numbers are drawn where the generator is: one on the GPU leaves nothing to copy there.
+    """
+    place: dict[str, Any] = {"generator": generator, "device": generator.device}
+    order = torch.randperm(len(images), **place)
     width = images.x.shape[-1]
-    steps = torch.arange(width)
+    steps = torch.arange(width, device=generator.device)
     for start in range(0, len(images) - size + 1, size):
         own = order[start : start + size]
-        shift = torch.randint(0, 2 * _PAD + 1, (size, 2), generator=generator)
-        mirrored = torch.rand(size, generator=generator) < 0.5
+        shift = torch.randint(0, 2 * _PAD + 1, (size, 2), **place)
+        mirrored = torch.rand(size, **place) < 0.5
         rows = shift[:, :1] + steps
         columns = shift[:, 1:] + torch.where(mirrored[:, None], steps.flip(0), steps)
         own, rows, columns = (t.to(images.x.device) for t in (own, rows, columns))
