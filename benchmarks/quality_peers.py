@@ -36,7 +36,9 @@ def nearest_cut(
     make_pruner: Callable[[nn.Module, float], Any],
     example: Tensor,
     wanted_macs: float,
-    prepare: Callable[[nn.Module], None] = lambda trial: None,
+    prepare: Callable[[nn.Module], None] | None = None,
+    *,
+    rounds: int = _ROUNDS,
 ) -> nn.Module:
     """The cut of a copy of `model` whose MACs come nearest to those wanted.
 
@@ -46,12 +48,14 @@ def nearest_cut(
         example: what MACs are counted on.
         wanted_macs: MACs to come near to.
         prepare: called on every copy before it is cut; leaves the gradients that a score reads.
+        rounds: how often the ratio's range is halved.
     """
     low, high, best, nearest = 0.0, 1.0, None, math.inf
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         middle = (low + high) / 2
         trial = copy.deepcopy(model)
-        prepare(trial)
+        if prepare is not None:
+            prepare(trial)
         make_pruner(trial, middle).step()
         trial.zero_grad()
         excess = swan.count_macs(trial, example) - wanted_macs
