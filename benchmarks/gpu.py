@@ -28,11 +28,11 @@ from gpu_clock import Clock, OutOfTimeError, end_process_at, seconds_since_start
 from gpu_methods import measured
 from gpu_plan import (
     ASSUMED,
-    MEASURE_SECONDS,
     PARTS,
     Planned,
     Rates,
     State,
+    measure_seconds,
     plan,
     plan_part,
     rates_from,
@@ -95,7 +95,7 @@ def next_item(part: str, session: Session, clock: Clock, tried: set[str]) -> Run
 
 def measure(network: str, session: Session, clock: Clock) -> bool:
     """Measure a network's rates; False if the time did not suffice."""
-    seconds = min(MEASURE_SECONDS, 0.1 * clock.left())
+    seconds = measure_seconds(clock.left())
     try:
         plain, gated = measured_rates(network, session.task(clock), seconds)
     except OutOfTimeError:
@@ -156,7 +156,9 @@ def plan_table(part: str, seconds: float, planned: list[Planned]) -> Table:
     fitting = [own for own in planned if own.fits]
     taken = sum(own.seconds for own in fitting)
     title = f"{part}: {seconds:.0f} s given, {taken:.0f} s planned, {len(planned) - len(fitting)} items left"
-    table = Table("run or job", "epochs", "s", "s until then", title=title, title_justify="left")
+    table = Table(
+        "run or job", "epochs", "s", "s until then", title=title, title_justify="left", min_width=72
+    )
     until = 0.0
     for own in fitting:
         until += own.seconds

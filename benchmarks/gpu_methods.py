@@ -27,6 +27,7 @@ from swan_surgery.machine import device_name
 
 _OPEN, _CLOSED = 3.0, -3.0
 _GATE_LR = 0.2
+_HALVINGS = 16
 
 
 def measured(run: Run, task: Task, dense: nn.Module) -> dict[str, Any]:
@@ -106,15 +107,15 @@ def _dropout(run: Run, task: Task, dense: nn.Module) -> dict[str, Any]:
     """Dropout at the share of channels that leaves the budget's FLOPs, in training and at inference.
 
     The paper shows dropout on the axis of FLOPs that are left without saying what that means, as all
-    units of a dropout network are active at inference. Taken here: channels are dropped at random, a
-    share sqrt(budget) of every layer's stays, because MACs go with the product of two widths. In
-    training each step draws anew; what is tested is the network cut to one random draw, with
+    units of a dropout network are active at inference. Taken here: channels are dropped at random, and
+    of every layer the same share stays, the one that leaves the budget's MACs: about sqrt(budget),
+    because MACs go with the product of two widths. In training each step draws anew; what is tested is the network cut to one random draw, with
     batch-norm statistics of its own. After the cut: dropout at inference alone; at the end: trained
     with it for all epochs, as all methods are.
     """
-    keep = run.budget**0.5
     gated = swan.swanify(dense, task.example())
-    cut = _cut_at_random(gated, keep, run.seed)
+    keep = close_at_random_(gated, run.budget, run.seed)
+    cut = swan.prune(gated)
     facts = _accuracies_after_cut(cut, run, task, dense)
     generator = task.generator(run.seed)
 
@@ -127,22 +128,32 @@ def _dropout(run: Run, task: Task, dense: nn.Module) -> dict[str, Any]:
     options = {"lr": task.settings.lr, "weight_decay": task.settings.weight_decay}
     groups = [{"params": list(gated.model.parameters()), **options}]
     _train(gated, run, task, (0, run.epochs * task.steps), groups=groups, around=dropping)
-    cut = _cut_at_random(gated, keep, run.seed)
+    cut = swan.prune(gated)
     _calibrate(cut, run, task)
-    return facts | _accuracies(cut, task, "")
+    return facts | {"kept_share": keep} | _accuracies(cut, task, "")
 
 
-def _cut_at_random(gated: swan.GatedModel, keep: float, seed: int) -> nn.Module:
-    """A share of the units of every group, at least one, drawn once."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.full((gated.gates.num_units,), _OPEN)
+def close_at_random_(gated: swan.GatedModel, budget: float, seed: int) -> float:
+    """Close all but one share of the units of every group, the largest that meets the budget; returns it."""
+    drawn = torch.rand(gated.gates.num_units, generator=torch.Generator().manual_seed(seed))
+    place = drawn.clone()  # of a unit in the order of its group, from 0 to 1; alone: as drawn
     for group in gated.channels.unit_groups:
-        order = torch.randperm(len(group), generator=generator)
-        closed = order[max(1, round(keep * len(group))) :]
-        logits[torch.tensor(group)[closed]] = _CLOSED
+        members = torch.tensor(group)
+        place[members[drawn[members].argsort()]] = torch.arange(len(group)) / len(group)
+    low, high = 0.0, 1.0
+    total = _macs_of_share(gated, place, high)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        fits = _macs_of_share(gated, place, middle) <= budget * total
+        low, high = (middle, high) if fits else (low, middle)
+    _macs_of_share(gated, place, low)
+    return low
+
+
+def _macs_of_share(gated: swan.GatedModel, place: Tensor, share: float) -> int:
     with torch.no_grad():
-        gated.gates.logits.copy_(logits)
-    return swan.prune(gated)
+        gated.gates.logits.copy_(torch.where(place < share, _OPEN, _CLOSED) - 0.1 * place)
+    return swan.hard_macs(gated)
 
 
 _METHODS: dict[str, Callable[[Run, Task, nn.Module], dict[str, Any]]] = {

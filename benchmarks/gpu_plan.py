@@ -149,15 +149,18 @@ def _fitted(
 ) -> list[Planned]:
     dense = set(state.dense)
     planned = []
-    for item in items:
-        if item.key in state.rows:
-            continue
+    missing = [item for item in items if item.key not in state.rows]
+    for item, following in zip(missing, [*missing[1:], None], strict=True):
+        beyond = 0.0
         if isinstance(item, Job):
             cost = item.seconds * rates.jobs
         else:
             start = (item.part, item.network, item.seed)
             cost = seconds_of(item, rates, num_train, has_dense=start in dense)
-        fits = cost <= seconds
+            if item.method == DENSE and isinstance(following, Run):
+                # A dense network alone answers nothing.
+                beyond = seconds_of(following, rates, num_train, has_dense=True)
+        fits = cost + beyond <= seconds
         if fits:
             seconds -= cost
             if isinstance(item, Run):
@@ -186,10 +189,16 @@ def plan(
     found = []
     for index, part in enumerate(ordered):
         given = seconds_for(part, ordered[index + 1 :], left)
-        planned, _ = plan_part(part, given, rates, num_train, state)
+        measuring = measure_seconds(given) if part in ("figure5", "longer") else 0.0
+        planned, _ = plan_part(part, given - measuring, rates, num_train, state)
         found.append((part, given, planned))
-        left -= sum(own.seconds for own in planned if own.fits)
+        left -= measuring + sum(own.seconds for own in planned if own.fits)
     return found
+
+
+def measure_seconds(left: float) -> float:
+    """How long a network's rates are measured."""
+    return min(MEASURE_SECONDS, 0.1 * left)
 
 
 def reserve(minutes: float) -> float:
@@ -219,5 +228,15 @@ ASSUMED = {
         gated={"vgg16_bn": 18_000, "resnet50": 4_800, "resnet20": 28_000, "resnet56": 18_000},
         setup={"vgg16_bn": 6.0, "resnet50": 20.0, "resnet20": 5.0, "resnet56": 12.0},
         start=30.0,
+    ),
+    # By the CPU seconds of the dense and gated rows of 2026-11_cpu2_*quality.json, one core; ResNet-50's
+    # after VGG16-BN's, by their MACs.
+    "cpu": Rates(
+        source="one core of an AMD EPYC, measured by quality.py",
+        images={"vgg16_bn": 119, "resnet50": 28, "resnet20": 560, "resnet56": 218},
+        gated={"vgg16_bn": 110, "resnet50": 26, "resnet20": 500, "resnet56": 200},
+        setup={"vgg16_bn": 20.0, "resnet50": 60.0, "resnet20": 10.0, "resnet56": 30.0},
+        start=30.0,
+        jobs=60.0,
     ),
 }
