@@ -139,7 +139,9 @@ def close_at_random_(gated: swan.GatedModel, budget: float, seed: int) -> float:
     place = drawn.clone()  # of a unit in the order of its group, from 0 to 1; alone: as drawn
     for group in gated.channels.unit_groups:
         members = torch.tensor(group)
-        place[members[drawn[members].argsort()]] = torch.arange(len(group)) / len(group)
+        order = members[drawn[members].argsort()]
+        # By less than one place apart, so that groups do not step all at once.
+        place[order] = (torch.arange(len(group)) + drawn[order]) / len(group)
     low, high = 0.0, 1.0
     total = _macs_of_share(gated, place, high)
     for _ in range(_HALVINGS):

@@ -89,7 +89,7 @@ def test_gpu_smoke_reaches_every_part_and_measures_nothing_twice(smoke):
     rows = result["rows"]
     assert wanted <= rows.keys()
     assert rows["right"]["not_reached"] == []
-    assert rows["right/tests"]["passed"] == 1
+    assert rows["right/tests"]["passed"] == 2
     assert rows["right/tests"]["failed"] == {}
     for key, row in rows.items():
         if key.startswith("right/") and "float64" in row:
