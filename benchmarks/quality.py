@@ -43,6 +43,7 @@ from _measure import (
 from quality_candidates import CANDIDATES, READINGS
 from quality_data import Images, Splits, batches, load, normalised, synthetic
 from quality_networks import build, load_pretrained_
+from quality_peers import nearest_cut, pruner
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -270,38 +271,33 @@ class Run:
         """Torch-Pruning; the ratio that comes nearest to the budget is bisected."""
         model, first = copy.deepcopy(self.dense), 0
         if "sparse" in self.row.method:
-            pruner = self.pruner(model, importance, 0.5)
-            pruner.update_regularizer()
+            sparse = self.pruner(model, importance, 0.5)
+            sparse.update_regularizer()
             first = round(self.schedule.joint * self.steps)
-            self.train(model, 0, first, each=pruner.regularize)
-        low, high, best, nearest = 0.0, 1.0, None, math.inf
-        for _ in range(14):
-            middle = (low + high) / 2
-            trial = copy.deepcopy(model)
+            self.train(model, 0, first, each=sparse.regularize)
+
+        def prepare(trial: nn.Module) -> None:
             if isinstance(importance, tp.importance.GroupTaylorImportance):
                 for batch in self.few_batches(10, self.schedule.batch):
                     F.cross_entropy(trial.eval()(batch[0]), batch[1]).backward()
-            self.pruner(trial, importance, middle).step()
-            trial.zero_grad()
-            excess = swan.count_macs(trial, self.example) - self.row.budget * self.total
-            if abs(excess) < nearest:
-                best, nearest = trial, abs(excess)
-            low, high = (middle, high) if excess > 0 else (low, middle)
-        assert best is not None  # noqa: S101 - the first trial is nearer than infinity
-        self.finish(best, first)
+
+        found = nearest_cut(
+            model,
+            lambda trial, ratio: self.pruner(trial, importance, ratio),
+            self.example,
+            self.row.budget * self.total,
+            prepare,
+        )
+        self.finish(found, first)
 
     def pruner(self, model: nn.Module, importance: Any, ratio: float) -> Any:
         """Torch-Pruning's pruner: the same ratio in every layer (its default), or one global ranking."""
-        outputs = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 10]
-        return tp.pruner.BNScalePruner(
+        return pruner(
             model,
-            self.example,
-            importance=importance,
-            reg=1e-4,
-            pruning_ratio=ratio,
-            max_pruning_ratio=1.0,
-            global_pruning=self.row.method.endswith("-global"),
-            ignored_layers=outputs,
+            importance,
+            ratio,
+            example=self.example,
+            is_global=self.row.method.endswith("-global"),
         )
 
     def thin(self) -> nn.Module:

@@ -3,8 +3,10 @@
 import io
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,24 +53,25 @@ class Splits:
         return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
 
 
-def load(data: Path, num_train: int) -> Splits:
+def load(data: Path, num_train: int, *, threads: int = 1) -> Splits:
     """Read `train/<class>/*` and `test/<class>/*` from a folder or a tar archive of one."""
     if not data.exists():
         raise SystemExit(f"--data {data}: no such file or folder")
     files = _from_tar(data) if data.is_file() else _from_folder(data)
     found: dict[str, tuple[list[np.ndarray], list[str]]] = {"train": ([], []), "test": ([], [])}
-    for name, content in files:
-        split, label = Path(name).parts[-3:-1]
-        if split in found:
-            image = Image.open(io.BytesIO(content)).convert("RGB")
-            found[split][0].append(np.asarray(image))
+    kept = [(name, content) for name, content in files if Path(name).parts[-3] in found]
+    with ThreadPoolExecutor(threads) as pool:
+        images = pool.map(_decoded, (content for _, content in kept))
+        for (name, _), image in zip(kept, images, strict=True):
+            split, label = Path(name).parts[-3:-1]
+            found[split][0].append(image)
             found[split][1].append(label)
     if not found["train"][1] or not found["test"][1]:
         raise SystemExit(f"--data {data}: found no train/<class>/<image> and test/<class>/<image>")
     classes = sorted(set(found["train"][1]))
     sets = {}
-    for split, (images, labels) in found.items():
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    for split, (pixels, labels) in found.items():
+        x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         y = torch.tensor([classes.index(label) for label in labels])
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(len(y)))
         sets[split] = Images(x[order], y[order])
@@ -94,6 +97,10 @@ def synthetic(num_train: int) -> Splits:
     return Splits(draw(num_train), draw(100), draw(100))
 
 
+def _decoded(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
 def _from_tar(path: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path) as archive:
         for member in archive:
@@ -116,14 +123,18 @@ def normalised(x: Tensor) -> Tensor:
 def batches(
     images: Images, size: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch: shuffled, shifted by up to four pixels, mirrored; the last short batch is left out."""
-    order = torch.randperm(len(images), generator=generator)
+    """One epoch: shuffled, shifted by up to four pixels, mirrored; the last short batch is left out.
+
+    Random numbers are drawn where the generator is: one on the GPU leaves nothing to copy there.
+    """
+    place: dict[str, Any] = {"generator": generator, "device": generator.device}
+    order = torch.randperm(len(images), **place)
     width = images.x.shape[-1]
-    steps = torch.arange(width)
+    steps = torch.arange(width, device=generator.device)
     for start in range(0, len(images) - size + 1, size):
         own = order[start : start + size]
-        shift = torch.randint(0, 2 * _PAD + 1, (size, 2), generator=generator)
-        mirrored = torch.rand(size, generator=generator) < 0.5
+        shift = torch.randint(0, 2 * _PAD + 1, (size, 2), **place)
+        mirrored = torch.rand(size, **place) < 0.5
         rows = shift[:, :1] + steps
         columns = shift[:, 1:] + torch.where(mirrored[:, None], steps.flip(0), steps)
         own, rows, columns = (t.to(images.x.device) for t in (own, rows, columns))

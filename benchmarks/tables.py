@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tables_gpu
+
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "TABLES.md"]
@@ -576,8 +578,17 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} +- {statistics.stdev(values):.2f}"
 
 
+def gpu_markdown(results: Sequence[Result]) -> str:
+    """The tables of every part of `gpu.py` that has results."""
+    parts = []
+    for said, header, cells in tables_gpu.sections(results):
+        parts += [said] if header is None else [said, markdown(header, cells)]
+    return "\n\n".join(parts)
+
+
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "demo": demo_markdown,
+    "gpu": gpu_markdown,
     "latency": latency_markdown,
     "overhead": overhead_markdown,
     "planning": planning_markdown,

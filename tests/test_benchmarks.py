@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from gpu_plan import PARTS
+from gpu_runs import METHODS, smoke_items
 from quality import RATES, Row, chosen_rate, rates_to_try, wanted
 
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("latency", "overhead", "planning", "quality", "shipping", "speed", "zoo")
+SCRIPTS = ("gpu", "latency", "overhead", "planning", "quality", "shipping", "speed", "zoo")
 ENVIRONMENT = {
     "processor": "abacus",
     "cpus": 2,
@@ -74,6 +76,36 @@ def test_zoo_smoke_finds_closed_equal_to_cut_and_measures_nothing_twice(smoke):
     again = run("zoo", "--smoke", "--output", output)
     assert again.returncode == 0, again.stderr
     assert "0/0" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("smoke", ["gpu"], indirect=True)
+def test_gpu_smoke_reaches_every_part_and_measures_nothing_twice(smoke):
+    _, output = smoke
+    result = json.loads(output.read_text())
+    assert result["unfinished"] == []
+    wanted = {item.key for part in PARTS[1:] for item in smoke_items(part)}
+    rows = result["rows"]
+    assert wanted <= rows.keys()
+    assert rows["right"]["not_reached"] == []
+    assert rows["right/tests"]["passed"] == 2
+    assert rows["right/tests"]["failed"] == {}
+    for key, row in rows.items():
+        if key.startswith("right/") and "float64" in row:
+            assert row["float64"]["cut_error"] <= 1e-9
+            assert row["float64"]["hard_macs"] == row["float64"]["counted_macs"]
+    pruned = [row for row in rows.values() if row.get("method") in METHODS]
+    assert all(0 < row["macs_share"] < 0.75 for row in pruned)
+    assert all(
+        row["dense_test"] == rows["figure5/vgg16_bn/dense/1/0/2"]["test"]
+        for row in pruned
+        if row["network"] == "vgg16_bn"
+    )
+
+    again = run("gpu", "--smoke", "--output", output, cwd=output.parent)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(output.read_text())["rows"] == rows
 
 
 def marked(name, body=""):

@@ -115,6 +115,8 @@ class GateBank(nn.Module):
     @min_width.setter
     def min_width(self, value: MinWidth) -> None:
         self._least = least_widths(value, self._names, self._sizes_of_rows)
+        # Tables, so that they lie on the device beforehand: a captured CUDA graph may copy nothing.
+        self._wanted = IndexTables(torch.tensor(self._least, dtype=torch.int64)[:, None])
         self._min_width = dict(value) if isinstance(value, Mapping) else value
 
     @property
@@ -170,7 +172,7 @@ class GateBank(nn.Module):
         if self._attached is not None:
             self._attached[1].remove()
         self._attached = None
-        self._readings[True] = _unmeasured(self._readings[True])
+        self._readings[True] = _innermost(self._readings[True])
 
     def probabilities(self) -> Tensor:
         """P = sigmoid(z), shape (num_units,), differentiable."""
@@ -204,20 +206,22 @@ class GateBank(nn.Module):
         if most == 0:
             return is_open[:-1]
         _, rows = self._tables.on(scores.device)
+        (wanted,) = self._wanted.on(scores.device)
         table = padded[rows]
         if most <= _FEW:
             for count in range(1, most + 1):
                 best = table.argmax(dim=1, keepdim=True)
-                wide = [row for row, least in enumerate(self._least) if least >= count]
                 chosen = rows.gather(1, best)
-                chosen = chosen if len(wide) == len(self._least) else chosen[wide]
+                if min(self._least) < count:
+                    # What a layer does not want goes to the place behind the last unit.
+                    chosen = chosen.where(wanted >= count, self.num_units)
                 is_open = is_open.index_fill(0, chosen.reshape(-1), value=True)
                 table = table.scatter(1, best, -2.0)
         else:
             order = table.argsort(dim=1, descending=True, stable=True)[:, :most]
-            wanted = torch.tensor(self._least, device=order.device)[:, None]
             kept = torch.arange(most, device=order.device) < wanted
-            is_open = is_open.index_fill(0, rows.gather(1, order)[kept], value=True)
+            chosen = rows.gather(1, order).where(kept, self.num_units)
+            is_open = is_open.index_fill(0, chosen.reshape(-1), value=True)
         return is_open[:-1]
 
     def check(self) -> None:
@@ -286,10 +290,6 @@ class GateBank(nn.Module):
         """Shown when the model is printed."""
         num_open = int(self.open_mask().sum())
         return f"{self.num_units} units, {num_open} open, threshold={self.threshold:.3g}"
-
-
-def _unmeasured(reading: Reading) -> Reading:
-    return reading.forward if isinstance(reading, Measured) else reading
 
 
 def _innermost(reading: Reading) -> Reading:

@@ -1,6 +1,7 @@
 """`swanify` puts gates into a copy of a model; `unswanify` takes them out again."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ def swanify(
         ignore: module names or glob patterns whose output channels get no gate.
         strict: raise where an operation without a channel rule would pin channels.
         in_place: True: the model's own Python code runs, gates act on its parameters and statistics.
-            False: gates go into the graph that torch.fx traces. None: the graph where that gates as
-            many channels, else in place.
+            False: gates go into the graph that torch.fx traces. None: the graph where that is shown to
+            be the model and gates as many channels, else in place; `explain()` says which, and why.
 
     Returns:
         The gated model, in the mode of the given model. All gates are open.
@@ -50,7 +51,7 @@ def swanify(
     Raises:
         ModelError: not an `nn.Module`, already gated, scripted, quantized, or on the meta device.
         InputError: example inputs cannot be inferred, or do not fit; or `ignore` matches nothing.
-        TraceError: the model cannot be run or traced.
+        TraceError: the model cannot be run; or `in_place=False` and its trace is not the model.
         UnsupportedOpError: `strict=True` and some channels are pinned by unknown operations.
         NoGateableChannelsError: every channel is pinned.
 
@@ -73,15 +74,17 @@ def swanify(
     _require_units(channels)
     with without_collection(), torch.inference_mode(mode=False):
         copy = write_out_(copy_of(model))
-        plan = _plan_graphs(copy, channels, inputs, in_place=in_place)
+        plan = _plan_graph(copy, channels, inputs, in_place=in_place)
         _restore_modes(model, copy)
-        if plan is None:
-            gated = gate_in_place(copy, channels, inputs)
+        if isinstance(plan, str):
+            gated, way = gate_in_place(copy, channels, inputs), f"in place: {plan}"
         else:
             _require_units(plan.channels)
             gated = gate_graph(copy, plan, inputs)
+            way = "graph: torch.fx traces the model faithfully"
         _require_units(gated.channels)
         note_(gated.model, provenance_of(model) or Provenance(architecture_of(model)))
+        gated.channels = replace(gated.channels, way=way)
         gated.ignored = ignore
         return gated
 
@@ -101,23 +104,27 @@ def _unsupported(channels: ChannelMap) -> UnsupportedOpError:
     return UnsupportedOpError("\n".join([head, *lines, hint]), pins=channels.pins)
 
 
-def _plan_graphs(
+def _plan_graph(
     copy: nn.Module, channels: ChannelMap, inputs: Inputs, *, in_place: bool | None
-) -> GraphPlan | None:
-    """Gates in the traced graph; None where they had better act in place."""
-    if in_place or (in_place is None and channels.statistics):
-        return None
+) -> GraphPlan | str:
+    """Gates in the traced graph; or, in words, why they had better act in place."""
+    if in_place:
+        return "as asked for"
+    if in_place is None and channels.statistics:
+        return "statistics over channels count them with their gates"
     weighted = {unit for entry in channels.statistics for unit in entry.units if unit != PINNED}
     if weighted:
         channels = channels.without(weighted, "a statistic that a graph cannot weigh", "fx")
     try:
         plan = plan_graph(copy, channels, inputs)
-    except TraceError:
+    except TraceError as err:
         if in_place is None:
-            return None
+            return str(err)
         raise
     lost = channels.num_units - plan.channels.num_units
-    return None if in_place is None and lost > len(channels.ungated_reads) else plan
+    if in_place is None and lost > len(channels.ungated_reads):
+        return "a graph would leave more channels without a gate"
+    return plan
 
 
 def unswanify(gated: GatedModel) -> nn.Module:

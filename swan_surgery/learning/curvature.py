@@ -63,8 +63,13 @@ class CurvatureRule:
         gated.gates.attach(self)
 
     def observe(self, grad: Tensor) -> Tensor:
-        """Take in a gradient on the gates; returns the zero gradient that the optimizer sees."""
-        self._pending = self._pending.to(grad.device) + grad.double()
+        """Take in a gradient on the gates; returns the zero gradient that the optimizer sees.
+
+        In place: a captured CUDA graph goes on adding to the tensor that was here when it was captured.
+        """
+        if self._pending.device != grad.device:
+            self._pending = self._pending.to(grad.device)
+        self._pending += grad.detach()
         return torch.zeros_like(grad)
 
     def scores(self) -> Tensor:
@@ -75,7 +80,10 @@ class CurvatureRule:
 
     def _take_in(self) -> None:
         """One step of the running mean; all ranks of a process group agree on it."""
-        grad = self._pending.to(self._gated.gates.logits.device)
+        device = self._gated.gates.logits.device
+        if self._pending.device != device:
+            self._pending = self._pending.to(device)
+        grad = self._pending
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             grad = grad / torch.distributed.get_world_size()
             torch.distributed.all_reduce(grad)
@@ -83,8 +91,8 @@ class CurvatureRule:
                 # Every rank saw the weights it drew, before they were all given those of rank 0.
                 self._start = self._start.to(grad.device)
                 torch.distributed.broadcast(self._start, src=0)
-        self._pending = torch.zeros_like(grad)
         squares = grad.square()
+        self._pending.zero_()
         # No backward pass yet, or one that overflowed under a gradient scaler.
         if not bool(squares.isfinite().all() & (squares > 0).any()):
             return

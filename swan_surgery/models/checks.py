@@ -86,7 +86,7 @@ def infer_inputs(model: nn.Module) -> list[Inputs]:
         InputError: the first layer is neither a 2-d convolution nor linear; says what to pass.
     """
     reference = next(iter(model.parameters()), None)
-    dtype = reference.dtype if reference is not None else torch.float32
+    like = torch.empty(0) if reference is None else reference
     generator = torch.Generator().manual_seed(0)
     shapes: list[tuple[int, ...]]
     for module in model.modules():
@@ -98,7 +98,7 @@ def infer_inputs(model: nn.Module) -> list[Inputs]:
             break
         else:
             continue
-        return [Inputs((torch.randn(s, generator=generator).to(dtype),), {}) for s in shapes]
+        return [Inputs((torch.randn(s, generator=generator).to(like),), {}) for s in shapes]
     raise InputError(
         f"example inputs cannot be inferred for {type(model).__name__}: its first layer is not a "
         f"2-d convolution or linear; pass example_inputs=(tensor, ...)"

@@ -68,6 +68,7 @@ class ChannelMap:
         statistics: normalisations and reductions over units.
         attributes: Python integers that repeat a width and follow it.
         numbers: numbers in the code of modules that are replaced when a width shrinks.
+        way: how `swanify` put gates in, and why in that way; empty in a map alone.
     """
 
     num_units: int = field(metadata={_HOW: lambda _, new: len(new)})
@@ -83,6 +84,7 @@ class ChannelMap:
     statistics: tuple[Statistic, ...] = ()
     attributes: tuple[AttributeWidth, ...] = ()
     numbers: tuple[RepeatedNumber, ...] = ()
+    way: str = field(default="", compare=False, metadata=_NO_UNITS)
 
     def __repr__(self) -> str:
         pinned = self.num_channels - self.num_gated_channels
@@ -104,6 +106,7 @@ class ChannelMap:
             numbers=self.numbers,
             statistics=self.statistics,
             unknown=self.unknown,
+            way=self.way,
         )
 
     @property

@@ -35,6 +35,7 @@ def explain(
     numbers: Sequence[RepeatedNumber],
     statistics: Sequence[Statistic],
     unknown: tuple[UnknownOp, ...],
+    way: str = "",
 ) -> Explanation:
     """Sort the entries of a channel map by the layers whose output channels they concern."""
     following = [number for number in numbers if number.units is not None]
@@ -54,7 +55,7 @@ def explain(
         found = [(entries[other], met[other]) for other in sorted(met) if other != index]
         explained.append(_explained(layer, found, pinned.get(layer.name, ())))
     kept = dict.fromkeys(_number(number) for number in numbers if number.units is None)
-    return Explanation(tuple(explained), tuple(kept), unknown)
+    return Explanation(tuple(explained), tuple(kept), unknown, way)
 
 
 def _classes(touched: Sequence[Iterable[int]]) -> tuple[Mapping[int, int], list[tuple[int, ...]]]:

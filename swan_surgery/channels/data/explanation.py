@@ -143,11 +143,13 @@ class Explanation:
         kept_numbers: numbers that the code computes from a width and that must not follow it, like
             the scale of attention; they are rewritten to stay.
         unknown: operations without a channel rule, with module and line of code.
+        way: how gates were put in, and why in that way; empty in a map alone.
     """
 
     layers: tuple[LayerExplanation, ...]
     kept_numbers: tuple[FollowingNumber, ...]
     unknown: tuple[UnknownOp, ...]
+    way: str = ""
 
     def layer(self, name: str) -> LayerExplanation:
         """A layer by name."""
@@ -178,6 +180,8 @@ class Explanation:
         if self.unknown:
             lines.append("operations without a channel rule:")
             lines += [f"    {entry}" for entry in self.unknown]
+        if self.way:
+            lines.append(f"gates: {self.way}")
         return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from swan_surgery.channels.labels.fields import (
     FILL,
@@ -113,7 +114,11 @@ def _tied(field: Tensor, result: Tensor, call: Call, labels: Labels) -> Tensor:
 def _execute(field: Tensor, call: Call) -> list[Tensor]:
     if facts_of(call.op).is_reshape:
         return [field.reshape(call.args[1])]
-    moved = call.op(field, *call.args[1:], **call.kwargs)
+    # Positions may lie on a GPU, where a model runs that no shell of it stands in for; labels do not.
+    args, kwargs = call.args[1:], call.kwargs
+    if len(call.inputs) > 1:
+        args, kwargs = tree_map_only(Tensor, Tensor.cpu, (args, kwargs))
+    moved = call.op(field, *args, **kwargs)
     return list(moved) if isinstance(moved, (list, tuple)) else [moved]
 
 
