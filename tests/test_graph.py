@@ -101,12 +101,12 @@ def test_a_plain_layer_is_folded_and_says_so() -> None:
     assert "4 channels, 3 open, folded" in repr(gated)
 
 
-def test_a_layer_with_a_hook_is_not_folded() -> None:
-    """The hook may look at the weights, or change the output."""
+def test_a_layer_with_a_hook_is_gated_in_place() -> None:
+    """The hook may look at the weights, or change what goes in and comes out."""
     model = prepared(Net(lambda m, x: m.last(F.relu(m.a(x))), a=conv(3, 4), last=conv(4, 2)))
     model.a.register_forward_hook(lambda _m, _i, out: 2 * out)
     gated = assert_closed_equals_cut(model, image(*X))
-    assert not isinstance(gated.sites["a"], FoldedGate)
+    assert gated.runs_in_place
 
 
 def test_a_layer_without_parameters_is_not_folded() -> None:

@@ -27,7 +27,7 @@ def plain() -> nn.Module:
     """A folded gate, and one behind a function."""
 
     def run(m, x):
-        return m.last(F.relu(m.b(F.relu(m.a(x))) + m.c(x)))
+        return m.last(torch.sigmoid(m.b(F.relu(m.a(x))) + m.c(x)))
 
     return prepared(Net(run, a=conv(3, 4), b=conv(4, 5), c=conv(3, 5), last=conv(5, 2)))
 
@@ -64,7 +64,7 @@ def test_one_graph_serves_both_modes(training: bool) -> None:
     with torch.no_grad():
         x = F.relu(gated.model.a(image(*X)))
         x[:, 1] = 0
-        x = F.relu(gated.model.b(x) + gated.model.c(image(*X)))
+        x = torch.sigmoid(gated.model.b(x) + gated.model.c(image(*X)))
         x[:, 2] = 0  # unit 6 is channel 2 of `b` and `c`
         wanted = gated.model.last(x)
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-13)

@@ -83,7 +83,7 @@ class GatedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Code that was made on the spot is made again from its graph."""
-        return vars(self) | {"_graph_forward": None, "kept": {}}
+        return vars(self) | {"_graph_forward": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own

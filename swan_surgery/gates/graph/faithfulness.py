@@ -6,11 +6,13 @@ state are those of the tracing run, and a submodule's own mode is that of the wh
 where none of this is met and a run of it gives what the model gives: outputs, gradients and buffers.
 """
 
+import copy
 import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -52,14 +54,15 @@ class Watch:
 
     def at_node(self, before: tuple[bool, ...]) -> None:
         """A node is being recorded; `before` is the state of autograd and autocast outside the model."""
-        if state_of_autograd() != before:
-            self.met("a block under no_grad, inference_mode or autocast")
-        frame = sys._getframe(2)  # noqa: SLF001 - the documented way to the stack
-        while frame.f_back is not None:
+        frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the documented way to the stack
+        while frame is not None:
             what = _OPAQUE.get(str(frame.f_globals.get("__name__")))
             if what is not None:
                 self.met(what)
+                return  # these have a state of autograd of their own
             frame = frame.f_back
+        if state_of_autograd() != before:
+            self.met("a block under no_grad, inference_mode or autocast")
 
 
 def state_of_autograd() -> tuple[bool, ...]:
@@ -165,6 +168,27 @@ def hooks_of(model: nn.Module) -> str | None:
     return None
 
 
+class _Traced(nn.Module):
+    """Runs a graph of a model that may have modules of any name."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        super().__init__()
+        self.model = model
+        self._run = type(fx.GraphModule(self, prefixed(copy.deepcopy(graph)))).forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(self, *args, **kwargs)
+
+
+def prefixed(graph: fx.Graph) -> fx.Graph:
+    """The graph, changed in place, for a module that holds the traced one as `model`."""
+    graph.owning_module = None  # its targets are about to change root
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = f"model.{node.target}"
+    return graph
+
+
 def difference(model: nn.Module, graph: fx.Graph, inputs: Inputs) -> str | None:
     """In what runs of the graph differ from those of the model, in both modes; None if in nothing.
 
@@ -174,7 +198,7 @@ def difference(model: nn.Module, graph: fx.Graph, inputs: Inputs) -> str | None:
         inputs: example inputs; doubled where train mode wants two samples.
     """
     twin = sharing_copy_of(model)
-    traced = fx.GraphModule(twin, graph)
+    traced = _Traced(twin, graph)
     for training in (True, False):
         wanted = None
         for candidate in (inputs, inputs.map(doubled)):

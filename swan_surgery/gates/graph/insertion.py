@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import fx, nn
 
+from swan_surgery.gates.graph.faithfulness import prefixed
 from swan_surgery.gates.graph.placement import Site
 from swan_surgery.gates.graph.tracing import module_at
 
@@ -73,10 +74,7 @@ def insert(
         order: site modules in the order in which `gates()` returns their values.
         folded: the sites whose layer call is replaced.
     """
-    graph.owning_module = None  # its targets are about to change root
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = f"model.{node.target}"
+    prefixed(graph)
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
         values = graph.call_module("gates")
