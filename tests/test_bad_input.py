@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import swan_surgery as swan
 from swan_surgery.gates import GatedModel
 from tests.fingerprints import assert_same_fingerprint, fingerprint
+from tests.gated_zoo import fresh_zoo
 from tests.zoo import ZOO
 
 
@@ -19,8 +20,7 @@ IMAGE = torch.zeros(2, 3, 8, 8)
 
 
 def gated_zoo(name: str = "resnet_projection") -> GatedModel:
-    model, inputs = ZOO[name]()
-    return swan.swanify(model, inputs)
+    return fresh_zoo(name, dtype=torch.float32)
 
 
 def refuse(error: type[Exception], match: str, call, *models: nn.Module) -> Exception:

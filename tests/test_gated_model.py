@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.gates import FoldedGate, GateBank, GatedModel, GateSite
+from tests.gated_zoo import drawn_zoo
 from tests.zoo import ZOO
 
 
@@ -19,11 +20,8 @@ RTOL, ATOL = 1e-9, 1e-12
 
 def gated_zoo(name: str = "resnet_projection") -> tuple[GatedModel, tuple[Tensor, ...]]:
     """In float64 and eval mode, with the gates of about half the units closed."""
-    model, inputs = ZOO[name]()
-    inputs = tuple(tensor.double() for tensor in inputs)
-    gated = swan.swanify(model.double(), inputs)
-    spread_(gated)
-    return gated, inputs
+    gated = drawn_zoo(name, seed=2)
+    return gated, gated.example_inputs.args
 
 
 def spread_(gated: GatedModel) -> None:

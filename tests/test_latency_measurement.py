@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import swan_surgery as swan
-from swan_surgery.timing import layers as latency_measurement
 from swan_surgery.costs.latency_table import LatencyTable, MultipleLatency
 from swan_surgery.models import Inputs
+from swan_surgery.timing import layers as latency_measurement
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.test_plan import mlp, zoo_gated
 

@@ -4,6 +4,7 @@ import copy
 import re
 
 import pytest
+import torch
 from torch import nn
 
 import swan_surgery as swan
@@ -11,14 +12,14 @@ from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.models.architecture import Architecture, architecture_of, difference
 from swan_surgery.models.provenance import Provenance, provenance_of
 from tests.closing import close_random_
+from tests.gated_zoo import fresh_zoo
 from tests.zoo import ZOO
 
 
 def pruned(name: str = "resnet_projection") -> tuple[nn.Module, nn.Module, swan.GatedModel]:
-    model, inputs = ZOO[name]()
-    gated = swan.swanify(model, inputs)
+    gated = fresh_zoo(name, dtype=torch.float32)
     close_random_(gated, 0.4, 0)
-    return model, swan.prune(gated), gated
+    return ZOO[name]()[0], swan.prune(gated), gated
 
 
 def test_the_note_is_text_and_travels_with_copies() -> None:
