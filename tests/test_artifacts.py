@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.artifacts import container, structures
@@ -23,7 +23,7 @@ from tests.small_nets import Net, conv
 from tests.zoo import ZOO
 
 
-def pruned(name: str, *, share: float = 0.4) -> tuple[nn.Module, object]:
+def pruned(name: str, *, share: float = 0.4) -> tuple[nn.Module, tuple[Tensor, ...]]:
     gated = fresh_zoo(name, dtype=torch.float32)
     close_random_(gated, share, 0)
     return swan.prune(gated).eval(), gated.example_inputs.args
@@ -102,7 +102,7 @@ class TestRoundTrip:
     def test_trained_on_after_the_cut(self, tmp_path) -> None:
         small, inputs = pruned("vgg")
         optimizer = torch.optim.SGD(small.parameters(), 0.1)
-        sum(out.sum() for out in [small.train()(*inputs)]).backward()
+        small.train()(*inputs).sum().backward()
         optimizer.step()
         swan.save(small, tmp_path / "x.swan")
         assert_same(swan.load(tmp_path / "x.swan", model=fresh("vgg")), small, inputs)
@@ -240,6 +240,22 @@ class TestRoundTrip:
         assert_same(loaded, gated, inputs)
         given = swan.load(tmp_path / "x.swan", model=prepared(TwoWays()), example_inputs=inputs)
         assert given.channels == gated.channels
+
+    def test_more_than_ten_inputs_come_back_in_order(self, tmp_path) -> None:
+        class Many(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.last = conv(3, 6), conv(6, 2)
+
+            def forward(self, *images):
+                return self.last(sum(self.a(x) for x in images))
+
+        given = tuple(image(2, 3, 4, 4) + i for i in range(12))
+        swan.save(swan.swanify(prepared(Many()), given), tmp_path / "x.swan")
+        loaded = swan.load(tmp_path / "x.swan", model=prepared(Many()))
+        assert isinstance(loaded, swan.GatedModel)
+        assert len(loaded.example_inputs.args) == len(given)
+        assert all(map(torch.equal, loaded.example_inputs.args, given))
 
     def test_inputs_that_are_no_data_must_be_given(self, tmp_path) -> None:
         class WithObject(nn.Module):

@@ -3,6 +3,7 @@
 import copy
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -191,7 +192,7 @@ class TestModule:
     def test_compiled_equals_eager(self, name, backend) -> None:
         gated, inputs = gated_zoo(name)
         torch.compiler.reset()
-        compiled = torch.compile(copy.deepcopy(gated), backend=backend, fullgraph=True)
+        compiled: Any = torch.compile(copy.deepcopy(gated), backend=backend, fullgraph=True)
         torch.testing.assert_close(compiled(*inputs), gated(*inputs), rtol=RTOL, atol=ATOL)
         for mode in ("ste", "soft"):
             gradients = []
