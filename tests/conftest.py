@@ -1,4 +1,8 @@
-"""Settings every test shares: hypothesis profiles, one thread, a fixed seed, and the skip for GPU tests."""
+"""Settings every test shares: hypothesis profiles, one thread, a fixed seed, and what runs where.
+
+`make test` draws 25 networks for each law; in CI always the same ones. `make thorough` draws 2,000, and runs
+what is marked as thorough, too.
+"""
 
 import os
 
@@ -10,7 +14,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile(
     "ci",
-    max_examples=100,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     print_blob=True,
@@ -19,7 +23,8 @@ settings.register_profile(
 settings.register_profile(
     "thorough", parent=settings.get_profile("ci"), max_examples=2000, derandomize=False
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
+settings.load_profile(PROFILE)
 
 
 def pytest_sessionstart(session):
@@ -27,7 +32,11 @@ def pytest_sessionstart(session):
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if PROFILE != "thorough":
+        left = [item for item in items if item.get_closest_marker("thorough") is not None]
+        items[:] = [item for item in items if item.get_closest_marker("thorough") is None]
+        config.hook.pytest_deselected(items=left)
     if torch.cuda.is_available():
         return
     no_gpu = pytest.mark.skip(reason="needs CUDA")

@@ -13,7 +13,10 @@ from quality import RATES, Row, chosen_rate, rates_to_try, wanted
 
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("gpu", "latency", "overhead", "planning", "quality", "shipping", "speed", "zoo")
+SCRIPTS = (
+    *("gpu", "latency", "overhead", "planning", "shipping", "speed", "zoo"),
+    pytest.param("quality", marks=pytest.mark.thorough),  # as long as all the others together
+)
 ENVIRONMENT = {
     "processor": "abacus",
     "cpus": 2,
@@ -30,19 +33,13 @@ def run(script, *arguments, cwd=None):
     )
 
 
-@pytest.fixture(scope="module", params=SCRIPTS)
-def smoke(request, tmp_path_factory):
-    """One smoke run of each script: its name and result file."""
-    output = tmp_path_factory.mktemp("results") / f"2026-11_cpu2_{request.param}.json"
-    done = run(request.param, "--smoke", "--output", output, cwd=output.parent)
-    assert done.returncode == 0, done.stderr
-    return request.param, output
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_smoke_run_writes_rows_with_their_environment(smoke, tmp_path):
-    script, output = smoke
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_smoke_run_writes_rows_with_their_environment(script, tmp_path):
+    output = tmp_path / f"2026-11_cpu2_{script}.json"
+    done = run(script, "--smoke", "--output", output, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     theme = "zoo_torchvision" if script == "zoo" else script
     result = json.loads(output.read_text())
     assert result["theme"] == theme
@@ -58,13 +55,12 @@ def test_smoke_run_writes_rows_with_their_environment(smoke, tmp_path):
     assert run("tables", "--pages", readme, "--results", output.parent).returncode == 0
     named.rename(output)
     assert readme.read_text().count("\n|") >= 3
+    if script == "zoo":
+        check_zoo(output)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("smoke", ["zoo"], indirect=True)
-def test_zoo_smoke_finds_closed_equal_to_cut_and_measures_nothing_twice(smoke):
-    _, output = smoke
+def check_zoo(output: Path) -> None:
+    """Closed equals cut, and nothing is measured twice."""
     (row,) = json.loads(output.read_text())["rows"].values()
     assert row["swan"]["forgotten_channels"] == 0
     for cut in row["swan"]["cuts"]:

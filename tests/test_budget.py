@@ -59,7 +59,7 @@ class TestRounding:
         with torch.no_grad():
             gated.gates.logits.copy_(torch.randn(56, generator=torch.Generator().manual_seed(0)))
         small = swan.prune(gated, round_to=round_to)
-        widths = [layer.out_features for layer in small]
+        widths = [layer.out_features for layer in small.children()]
         assert all(width % round_to == 0 for width in widths[:3])
         assert widths[3] == 5
 
@@ -133,7 +133,7 @@ class TestBudget:
         total = swan.count_macs(gated, gated.example_inputs)
         small = swan.prune(gated, macs=0.5, round_to=round_to)
         assert swan.count_macs(small, gated.example_inputs) <= 0.5 * total
-        assert all(layer.out_features % round_to == 0 for layer in small)
+        assert all(layer.out_features % round_to == 0 for layer in small.children())
 
     def test_equal_logits_meet_the_budget_within_one_unit(self) -> None:
         gated = mlp(8, 32, 32, 4)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.gates import GatedModel
+from tests.gated_zoo import drawn_zoo
 from tests.zoo import ZOO
 
 
@@ -23,15 +23,6 @@ def batches(sizes: tuple[int, ...] = (5, 3, 7), seed: int = 0) -> list[Tensor]:
         torch.randn(n, 3, 8, 8, generator=generator, dtype=torch.float64) * (1 + i) + i
         for i, n in enumerate(sizes)
     ]
-
-
-def zoo_gated(name: str = "resnet_projection") -> GatedModel:
-    model, inputs = ZOO[name]()
-    gated = swan.swanify(model.double(), tuple(tensor.double() for tensor in inputs))
-    drawn = torch.randn(gated.gates.num_units, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        gated.gates.logits.copy_(drawn)
-    return gated
 
 
 def norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
@@ -173,7 +164,7 @@ def test_a_norm_that_is_called_with_a_keyword() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_modes_counters_and_weights_stay(training) -> None:
-    gated = zoo_gated()
+    gated = drawn_zoo()
     gated.train(training)
     some = gated.model.stem[1]
     some.train(not training)
@@ -208,7 +199,7 @@ def test_dropout_is_off_and_the_gates_are_hard() -> None:
 
 
 def test_it_does_not_depend_on_the_statistics_before() -> None:
-    first, second = zoo_gated(), zoo_gated()
+    first, second = drawn_zoo(), drawn_zoo()
     for norm in norms(second).values():
         norm.running_mean.fill_(1e6)
         norm.running_var.fill_(1e-6)
@@ -224,7 +215,7 @@ def test_it_does_not_depend_on_the_statistics_before() -> None:
     ["resnet_projection", "resnet_preactivation", "densenet", "inverted_residual", "inception"],
 )
 def test_calibrating_then_pruning_equals_pruning_then_calibrating(name) -> None:
-    gated = zoo_gated(name)
+    gated = drawn_zoo(name)
     small = swan.prune(gated)
     stale = {name: norm.running_mean.clone() for name, norm in norms(small).items()}
     swan.calibrate(small, batches())

@@ -407,3 +407,45 @@ def test_a_parametrised_weight_pins_the_layer_before_until_it_is_folded(norm):
     torch.testing.assert_close(model(x), before)
     assert swan.channel_map(model, x).num_units == 4
     assert_closed_equals_cut(model, x)
+
+
+def test_positions_to_sample_at_are_pinned_by_name() -> None:
+    def run(m, x):
+        grid = m.grid(x)
+        return m.last(F.grid_sample(m.a(x), grid.permute(0, 2, 3, 1), align_corners=False)), m.read(
+            grid
+        )
+
+    model = Net(run, a=conv(3, 4), grid=conv(3, 2), last=conv(4, 2), read=conv(2, 3))
+    channels = swan.channel_map(prepared(model), image(2, 3, 4, 4))
+    assert channels.layer("a").out_units == (0, 1, 2, 3)
+    (reason,) = {pin.reason for pin in channels.pins if pin.layer == "grid"}
+    assert reason == "used as sampling positions"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_only_channels_that_meet_plain_data_are_pinned_on_either_side(swapped: bool) -> None:
+    def run(m, x):
+        mixed, made = torch.cat((m.a(x), x), dim=1), m.b(x)
+        return m.last(made + mixed if swapped else mixed + made)
+
+    model = prepared(Net(run, a=conv(3, 4), b=conv(3, 7), last=conv(7, 2)))
+    channels = swan.channel_map(model, image(2, 3, 4, 4))
+    assert channels.layer("a").out_units == (0, 1, 2, 3)
+    assert channels.layer("b").out_units == (0, 1, 2, 3, *[PINNED] * 3)
+    assert_closed_equals_cut(model, image(2, 3, 4, 4), channels=channels)
+
+
+def test_a_statistic_that_another_run_takes_over_plain_data_is_not_weighed() -> None:
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(1, keepdim=True)
+
+    def run(m, x):
+        return m.last(m.centre(m.a(x))) + m.centre(x).sum((1, 2, 3), keepdim=True)
+
+    model = prepared(Net(run, a=conv(4, 4), centre=Centred(), last=conv(4, 2)))
+    channels = swan.channel_map(model, image(2, 4, 4, 4))
+    assert channels.layer("a").out_units == (PINNED,) * 4
+    (reason,) = {pin.reason for pin in channels.pins if pin.layer == "a"}
+    assert reason == "a statistic over other channels in each run of its module"

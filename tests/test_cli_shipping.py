@@ -76,6 +76,16 @@ class TestPrune:
             facts = json.loads(done("prune", NAME, *weights, *SHAPE, *auto, "-o", out, "--json"))
             assert 0 < facts["macs"][1] <= 0.5 * facts["macs"][0]
 
+    @pytest.mark.parametrize("budget", ["macs", "params"])
+    def test_gates_are_cut_to_the_budget_asked_for(self, budget, tmp_path) -> None:
+        swan.save(swan.swanify(net(), torch.randn(1, 3, 6, 6)), tmp_path / "gated.swan")
+        out, weights = tmp_path / "x.swan", ("--weights", tmp_path / "gated.swan")
+        facts = json.loads(
+            done("prune", NAME, *weights, *SHAPE, f"--{budget}", 0.5, "-o", out, "--json")
+        )
+        before, after = facts[budget]
+        assert 0 < after <= 0.5 * before
+
     def test_says_what_is_left(self, tmp_path) -> None:
         text = done("prune", NAME, *SHAPE, "--params", 0.5, "-o", tmp_path / "x.swan")
         assert "MACs (" in text

@@ -17,6 +17,7 @@ from swan_surgery.costs.params import param_table
 from swan_surgery.costs.table import build_table, share_terms
 from swan_surgery.gates import GatedModel
 from swan_surgery.selection.limits import limits_of
+from tests.gated_zoo import drawn_zoo, fresh_zoo
 from tests.zoo import ZOO
 
 
@@ -40,11 +41,7 @@ def torch_macs(model: nn.Module, *inputs: torch.Tensor) -> float:
 
 
 def zoo_gated(name: str) -> GatedModel:
-    gated = swan.swanify(*ZOO[name]())
-    drawn = torch.randn(gated.gates.num_units, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        gated.gates.logits.copy_(drawn)
-    return gated
+    return drawn_zoo(name, dtype=torch.float32)
 
 
 class TestCounts:
@@ -189,7 +186,7 @@ class TestHard:
             gated.gates.logits.copy_(torch.where(drawn < share, -3.0, 3.0))
         small = swan.prune(gated, verify=False)
         assert swan.hard_macs(gated) == swan.count_macs(small, x) == torch_macs(small, x)
-        assert swan.count_params(small) == sum(p.numel() for p in small.parameters())
+        assert swan.hard_params(gated) == sum(p.numel() for p in small.parameters())
 
     def test_follows_threshold_and_min_width(self) -> None:
         gated = zoo_gated("vgg")
@@ -206,7 +203,7 @@ class TestHard:
 class TestMarginal:
     @pytest.mark.parametrize("name", sorted(ZOO))
     def test_count_before_minus_after_closing_each_unit_alone(self, name) -> None:
-        gated = swan.swanify(*ZOO[name]())
+        gated = fresh_zoo(name, dtype=torch.float32)
         inputs = gated.example_inputs
         marginal = swan.marginal_macs(gated)
         assert marginal.shape == (gated.gates.num_units,)
@@ -220,7 +217,7 @@ class TestMarginal:
             assert total - torch_macs(small, *inputs.args) == float(marginal[unit])
 
     def test_does_not_depend_on_the_gates(self) -> None:
-        gated = swan.swanify(*ZOO["vgg"]())
+        gated = fresh_zoo("vgg", dtype=torch.float32)
         before = swan.marginal_macs(gated)
         with torch.no_grad():
             gated.gates.logits.fill_(-1.0)

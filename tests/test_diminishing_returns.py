@@ -87,7 +87,9 @@ class TestLayersStay:
     @pytest.mark.parametrize("diminishing", [True, False])
     def test_one_shot(self, gated, scores, diminishing) -> None:
         small = swan.prune_by_score(gated, scores, macs=0.3, diminishing=diminishing)
-        hidden = [layer.out_features for layer in small if isinstance(layer, nn.Linear)][:-1]
+        hidden = [layer.out_features for layer in small.children() if isinstance(layer, nn.Linear)][
+            :-1
+        ]
         assert (min(hidden) > 1) is diminishing
 
     @pytest.mark.parametrize("diminishing", [True, False])

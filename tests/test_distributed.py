@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import swan_surgery as swan
@@ -85,7 +86,7 @@ def test_a_step_equals_the_step_of_one_process(world_size, tmp_path) -> None:
     if world_size == 1:
         worker(0, 1, str(tmp_path))
     else:
-        torch.multiprocessing.spawn(worker, (world_size, str(tmp_path)), nprocs=world_size)
+        spawn(worker, (world_size, str(tmp_path)), nprocs=world_size)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
     assert all(other == found[0] for other in found)  # bit for bit, gates and threshold included
     start = state(make_gated())
@@ -152,7 +153,7 @@ def train_worker(rank: int, world_size: int, folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_gates_under_a_falling_budget_are_those_of_one_process(tmp_path) -> None:
-    torch.multiprocessing.spawn(train_worker, (2, str(tmp_path)), nprocs=2)
+    spawn(train_worker, (2, str(tmp_path)), nprocs=2)
     for learning in LEARNINGS:
         first, second = (
             json.loads((tmp_path / f"{learning}{rank}.json").read_text()) for rank in (0, 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import swan_surgery as swan
 from swan_surgery import exporting
 from tests.closing import close_random_
+from tests.gated_zoo import fresh_zoo
 from tests.small_nets import Net, conv
 from tests.zoo import ZOO
 
@@ -18,10 +19,9 @@ SUFFIXES = (".onnx", ".pt2")
 
 def small(name: str = "vgg") -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A pruned network in float32, which onnxruntime runs, and one sample."""
-    model, inputs = ZOO[name]()
-    gated = swan.swanify(model, inputs)
+    gated = fresh_zoo(name, dtype=torch.float32)
     close_random_(gated, 0.4, 0)
-    return swan.prune(gated).float(), tuple(x[:1].float() for x in inputs)
+    return swan.prune(gated), tuple(x[:1] for x in gated.example_inputs.args)
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ class TestRefusals:
 
     def test_gated(self, tmp_path) -> None:
         with pytest.raises(swan.ModelError, match=r"export what swan\.prune\(gated\) returns"):
-            swan.export(swan.swanify(*ZOO["vgg"]()), tmp_path / "x.pt2", ZOO["vgg"]()[1])
+            swan.export(fresh_zoo("vgg", dtype=torch.float32), tmp_path / "x.pt2", ZOO["vgg"]()[1])
 
     def test_inputs_that_do_not_fit(self, tmp_path) -> None:
         with pytest.raises(swan.InputError, match="Linear cannot be run on the example inputs"):

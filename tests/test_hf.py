@@ -210,7 +210,7 @@ def test_tied_weights_are_saved_and_stay_tied(tmp_path) -> None:
 
 def test_a_transformer(tmp_path) -> None:
     torch.manual_seed(0)
-    config = BertConfig(
+    config = BertConfig(  # type: ignore[call-arg]  # transformers takes more than it says
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=32, max_position_embeddings=16, num_labels=3,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 import swan_surgery as swan
 from swan_surgery.environment.extras import needed_from
@@ -37,7 +38,7 @@ def test_a_missing_framework_is_named_with_its_extra() -> None:
         ),
         needed_from("lightning"),
     ):
-        import no_such_framework  # noqa: F401, PLC0415
+        import no_such_framework  # type: ignore[import-not-found]  # noqa: F401, PLC0415
 
 
 class TestAddPenalty:
@@ -125,7 +126,7 @@ def finish_worker(rank: int, world_size: int, folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_ranks_finish_alike_on_different_data(tmp_path) -> None:
-    torch.multiprocessing.spawn(finish_worker, (2, str(tmp_path)), nprocs=2)
+    spawn(finish_worker, (2, str(tmp_path)), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
 

@@ -166,6 +166,9 @@ def test_a_shared_layer_counts_every_call(clock) -> None:
     a, b, c, d = coefficients(nn.Linear(1, 1))
     shared = table.layers[1]
     assert shared.milliseconds(8, 8) == pytest.approx(2 * (a + 8 * b + 8 * c + 64 * d))
+    # Of what a whole model takes beyond its layers, it answers for the outputs of both calls.
+    seen = latency_measurement._watch(Twice(), Inputs((torch.zeros(5, 3),), {}))
+    assert {name: own.size for name, own in seen.items()} == {"first": 5, "shared": 10, "last": 5}
 
 
 @pytest.mark.parametrize("name", ["resnet_projection", "inverted_residual"])
@@ -202,11 +205,13 @@ def test_multiples_are_of_half_the_macs_and_differ(clock) -> None:
             round_to=multiple,
             verify=False,
         )
-        widths = [layer.out_features for layer in small if isinstance(layer, nn.Linear)][:3]
+        widths = [layer.out_features for layer in small.children() if isinstance(layer, nn.Linear)][
+            :3
+        ]
         assert all(width % multiple == 0 for width in widths)
         assert own.macs_share == swan.count_macs(small, gated.example_inputs) / total
         inputs = gated.own_inputs()
-        taken = sum(milliseconds(m) for m in small if isinstance(m, nn.Linear))
+        taken = sum(milliseconds(m) for m in small.children() if isinstance(m, nn.Linear))
         assert own.milliseconds == pytest.approx(taken + rest_of(small, inputs))
 
 
@@ -227,8 +232,8 @@ class TestRoundToAuto:
         for cut, own in ((swan.prune, ()), (swan.prune_by_score, (scores,))):
             auto = cut(gated, *own, macs=0.6, round_to="auto", latency_table=table)
             given = cut(gated, *own, macs=0.6, round_to=multiple)
-            assert [m.weight.shape for m in auto if isinstance(m, nn.Linear)] == [
-                m.weight.shape for m in given if isinstance(m, nn.Linear)
+            assert [m.weight.shape for m in auto.children() if isinstance(m, nn.Linear)] == [
+                m.weight.shape for m in given.children() if isinstance(m, nn.Linear)
             ]
             both = {"latency_ms": 0.7 * table.total_ms, "latency_table": table}
             timed = cut(gated, *own, round_to="auto", **both)

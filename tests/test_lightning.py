@@ -164,7 +164,7 @@ def test_only_the_optimizer_of_the_gates_counts(tmp_path) -> None:
             self.other = nn.Linear(2, 2)
 
         def training_step(self, batch, batch_idx):
-            first, second = self.optimizers()
+            first, second = self.optimizers()  # type: ignore[attr-defined]
             for optimizer, loss in (
                 (first, self.other(torch.ones(2)).sum()),
                 (second, functional.cross_entropy(self.net(batch[0]), batch[1])),

@@ -9,7 +9,7 @@ from torch import nn
 
 import swan_surgery as swan
 from swan_surgery.gates import GatedModel
-from tests.zoo import ZOO
+from tests.gated_zoo import drawn_zoo
 
 
 # Linear layers 3 -> 4 -> 5 -> 2: closing a unit of the first width saves a row of the first layer
@@ -33,12 +33,7 @@ def two_layers() -> tuple[nn.Sequential, GatedModel]:
 
 def zoo_gated(name: str = "resnet_option_a", *, shift: float = 0.0) -> GatedModel:
     """In float64, logits drawn around `shift`."""
-    model, inputs = ZOO[name]()
-    gated = swan.swanify(model.double(), tuple(tensor.double() for tensor in inputs))
-    drawn = torch.randn(gated.gates.num_units, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        gated.gates.logits.copy_(drawn + shift)
-    return gated
+    return drawn_zoo(name, shift=shift)
 
 
 def close(one, two) -> None:

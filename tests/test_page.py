@@ -114,10 +114,7 @@ def test_runs_are_drawn_and_the_front_is_joined(report) -> None:
 def test_labels_of_equal_runs_do_not_lie_on_each_other() -> None:
     names = ("one-shot", "gates", "both", "far away")
     drawn = charts.scatter([*((name, 0.25, 99.6) for name in names[:3]), (names[3], 0.9, 99.6)])
-    heights = [
-        float(re.search(rf'y="([0-9.]+)">{name}</text>', drawn)[1])  # type: ignore[index]
-        for name in names
-    ]
+    heights = [float(re.search(rf'y="([0-9.]+)">{name}</text>', drawn)[1]) for name in names]
     assert heights[1] - heights[0] == heights[2] - heights[1] == 15
     assert heights[3] == heights[0]
 

@@ -18,16 +18,13 @@ from swan_surgery.cutting.plan import (
 from swan_surgery.cutting.step import apply_plan
 from swan_surgery.gates import GatedModel
 from tests.closing import close_, image, outputs, prepared
+from tests.gated_zoo import drawn_zoo
 from tests.small_nets import Net, conv
 from tests.zoo import ZOO
 
 
 def zoo_gated(name: str = "resnet_projection", *, seed: int = 1) -> GatedModel:
-    gated = swan.swanify(*ZOO[name]())
-    drawn = torch.randn(gated.gates.num_units, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        gated.gates.logits.copy_(drawn)
-    return gated
+    return drawn_zoo(name, dtype=torch.float32, seed=seed)
 
 
 def mlp(*sizes: int) -> GatedModel:

@@ -14,15 +14,15 @@ from swan_surgery.models.architecture import Architecture, architecture_of, diff
 from swan_surgery.models.provenance import Provenance, provenance_of
 from swan_surgery.models.steps import Step, StepKind, StepMacs, apply_step, register_step
 from tests.closing import close_random_, image, prepared
+from tests.gated_zoo import fresh_zoo
 from tests.small_nets import Net, conv
 from tests.zoo import ZOO
 
 
 def pruned(name: str = "resnet_projection") -> tuple[nn.Module, nn.Module, swan.GatedModel]:
-    model, inputs = ZOO[name]()
-    gated = swan.swanify(model, inputs)
+    gated = fresh_zoo(name, dtype=torch.float32)
     close_random_(gated, 0.4, 0)
-    return model, swan.prune(gated), gated
+    return ZOO[name]()[0], swan.prune(gated), gated
 
 
 def test_the_note_is_text_and_travels_with_copies() -> None:

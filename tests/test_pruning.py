@@ -10,17 +10,8 @@ from torch import Tensor, nn
 import swan_surgery as swan
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan
-from swan_surgery.gates import GatedModel
+from tests.gated_zoo import closed_zoo
 from tests.zoo import ZOO
-
-
-def zoo_gated(name: str, *, share: float = 0.5) -> GatedModel:
-    model, inputs = ZOO[name]()
-    gated = swan.swanify(model.double(), tuple(tensor.double() for tensor in inputs)).eval()
-    drawn = torch.rand(gated.gates.num_units, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        gated.gates.logits.copy_(torch.where(drawn < share, -3.0, 3.0) + drawn)
-    return gated
 
 
 def assert_close(one, two) -> None:
@@ -30,7 +21,7 @@ def assert_close(one, two) -> None:
 @pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_closed_equals_cut(name, share) -> None:
-    gated = zoo_gated(name, share=share)
+    gated = closed_zoo(name, share=share)
     small = swan.prune(gated)
     inputs = gated.example_inputs.args
     assert type(small) is type(gated.model)
@@ -44,7 +35,7 @@ def test_closed_equals_cut(name, share) -> None:
 
 @pytest.mark.parametrize("name", ["resnet_projection", "densenet", "multi_output"])
 def test_closed_equals_cut_in_training_too(name) -> None:
-    gated = zoo_gated(name)
+    gated = closed_zoo(name)
     small = swan.prune(gated).train()
     gated.train()
     inputs = gated.example_inputs.args
@@ -52,7 +43,7 @@ def test_closed_equals_cut_in_training_too(name) -> None:
 
 
 def test_dense_weights_survive_bit_for_bit() -> None:
-    gated = zoo_gated("vgg")
+    gated = closed_zoo("vgg")
     small = swan.prune(gated)
     kept = [unit in make_plan(gated.channels, gated.gates.open_mask()).open_units
             for unit in gated.channels.layer("features.0").out_units]  # fmt: skip
@@ -62,7 +53,7 @@ def test_dense_weights_survive_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_width_attributes_follow_the_tensors(name) -> None:
-    for module in swan.prune(zoo_gated(name)).modules():
+    for module in swan.prune(closed_zoo(name)).modules():
         if isinstance(module, nn.Conv2d):
             out_channels, in_channels = module.weight.shape[:2]
             assert (module.out_channels, module.in_channels // module.groups) == (
@@ -76,14 +67,14 @@ def test_width_attributes_follow_the_tensors(name) -> None:
 
 
 def test_all_open_is_identity() -> None:
-    gated = zoo_gated("resnet_projection", share=0.0)
+    gated = closed_zoo("resnet_projection", share=0.0)
     small = swan.prune(gated)
     for name, tensor in gated.model.state_dict().items():
         assert torch.equal(small.state_dict()[name], tensor)
 
 
 def test_the_result_can_be_gated_and_cut_again() -> None:
-    gated = zoo_gated("densenet", share=0.4)
+    gated = closed_zoo("densenet", share=0.4)
     small = swan.prune(gated)
     again = swan.swanify(small, gated.example_inputs)
     with torch.no_grad():
@@ -94,7 +85,7 @@ def test_the_result_can_be_gated_and_cut_again() -> None:
 
 
 def test_cutting_composes() -> None:
-    gated = zoo_gated("resnet_projection", share=0.4)
+    gated = closed_zoo("resnet_projection", share=0.4)
     gated.gates.min_width = 2  # a layer of one channel has no gate
     first = gated.gates.open_mask()
     small = swan.prune(gated)
@@ -114,7 +105,7 @@ def test_cutting_composes() -> None:
 
 
 def test_the_pruned_model_trains() -> None:
-    small = swan.prune(zoo_gated("resnet_projection")).train()
+    small = swan.prune(closed_zoo("resnet_projection")).train()
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     before = small.fc.weight.detach().clone()
     optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
@@ -125,7 +116,7 @@ def test_the_pruned_model_trains() -> None:
 
 
 def test_no_gate_is_left_and_nothing_is_shared() -> None:
-    gated = zoo_gated("vgg")
+    gated = closed_zoo("vgg")
     small = swan.prune(gated)
     assert not any("swan_surgery" in type(module).__module__ for module in small.modules())
     pointers = {t.data_ptr() for t in gated.state_dict().values() if t.numel()}
@@ -134,7 +125,7 @@ def test_no_gate_is_left_and_nothing_is_shared() -> None:
 
 @pytest.mark.parametrize("macs", [0.3, 0.5, 0.8])
 def test_the_budget_in_real_macs(macs) -> None:
-    gated = zoo_gated("resnet_option_a", share=0.0)
+    gated = closed_zoo("resnet_option_a", share=0.0)
     inputs = gated.example_inputs
     small = swan.prune(gated, macs=macs)
     total, now = swan.count_macs(gated, inputs), swan.count_macs(small, inputs)
@@ -146,12 +137,12 @@ def test_the_budget_in_real_macs(macs) -> None:
 
 
 def test_a_budget_above_what_is_open_opens_units_again() -> None:
-    gated = zoo_gated("vgg", share=0.8)
+    gated = closed_zoo("vgg", share=0.8)
     assert swan.count_params(swan.prune(gated, macs=1.0)) == swan.count_params(gated.model)
 
 
 def test_a_plan_fits_any_copy_of_the_model() -> None:
-    gated = zoo_gated("inception")
+    gated = closed_zoo("inception")
     plan = make_plan(gated.channels, gated.gates.open_mask())
     text = swan.PruningPlan.from_json(plan.to_json())
     base = copy.deepcopy(swan.unswanify(gated))
@@ -176,7 +167,7 @@ def test_norms_without_tensors_follow_without_a_warning(recwarn) -> None:
 
 
 def test_depthwise_groups_follow() -> None:
-    small = swan.prune(zoo_gated("inverted_residual"))
+    small = swan.prune(closed_zoo("inverted_residual"))
     depthwise = small.block[1][0][0]
     assert depthwise.groups == depthwise.in_channels == depthwise.out_channels < 8
 

@@ -185,7 +185,7 @@ class TestTheGivenModelStays:
         after = fingerprint(gated)
         changed = {
             name
-            for name, tensor in before["tensors"].items()
+            for name, tensor in before["tensors"].items()  # type: ignore[attr-defined]
             if not torch.equal(tensor, after["tensors"][name])
         }
         assert changed

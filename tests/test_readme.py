@@ -44,8 +44,7 @@ def test_readme_code_runs_and_prunes_to_half_the_macs(code: str) -> None:
     assert isinstance(small, torch.nn.Module)
     assert type(small) is type(base)
     assert sum(p.numel() for p in small.parameters()) < 0.9 * sum(
-        p.numel()
-        for p in base.parameters()  # type: ignore[attr-defined]
+        p.numel() for p in base.parameters()
     )
 
 

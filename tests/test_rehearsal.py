@@ -1,5 +1,7 @@
 """Traps that no label shows: Python code that repeats a width. Each is exact or pinned, never wrong."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,15 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED, ChannelMap
-from tests.closing import assert_closed_equals_cut, close_random_, image, outputs, prepared
+from swan_surgery.channels.rehearsal.rehearsing import Prediction, RehearsalMode
+from tests.closing import (
+    assert_closed_equals_cut,
+    close_random_,
+    gated_by,
+    image,
+    outputs,
+    prepared,
+)
 from tests.small_nets import Net, conv
 
 
@@ -224,6 +234,7 @@ REPEATED = {
 }
 
 
+@functools.cache
 def map_of(trap) -> tuple[nn.Module, Tensor, ChannelMap]:
     model = prepared(Trap(trap, *TRAPS[trap]))
     x = image(2, 3, 4, 4)
@@ -237,7 +248,7 @@ def test_a_trap_is_exact_or_pinned(trap) -> None:
         assert all(pin.reason and pin.op for pin in channels.pins)
         return
     try:
-        gated = swan.swanify(model, x)
+        gated = gated_by(channels, model, x)
     except (swan.TraceError, swan.NoGateableChannelsError):
         return  # torch.fx cannot follow a loop over channels, and says so
     for share in (0.2, 0.5, 0.8):
@@ -260,7 +271,10 @@ def test_a_repeated_width_follows_the_channels(trap) -> None:
     assert PINNED not in channels.layer("a").out_units
     assert {(a.module, a.name) for a in channels.attributes} == attributes
     assert {(n.function, n.number) for n in channels.numbers} == numbers
-    gated = assert_closed_equals_cut(model, x, shares=(0.2, 0.5, 0.8), seeds=(0, 1, 2))
+    gated = assert_closed_equals_cut(
+        model, x, shares=(0.2, 0.5, 0.8), seeds=(0, 1, 2), channels=channels
+    )
+    assert gated is not None
     assert gated.channels.num_units == units
 
 
@@ -287,9 +301,10 @@ def test_a_squeeze_of_everything_is_safe_at_every_width(width: int) -> None:
         a=conv(3, width), last=nn.Linear(width, 3),
     ))  # fmt: skip
     x = image(2, 3, 4, 4)
-    if not swan.channel_map(model, x).num_units:
+    channels = swan.channel_map(model, x)
+    if not channels.num_units:
         return
-    gated = swan.swanify(model, x)
+    gated = gated_by(channels, model, x)
     for seed in range(6):
         close_random_(gated, 0.9, seed)
         swan.prune(gated, verify=True)
@@ -303,9 +318,10 @@ def test_a_view_whose_factors_could_be_mistaken_for_each_other(size: int) -> Non
         a=conv(3, size), last=nn.Linear(size**3, 3),
     ))  # fmt: skip
     x = image(2, 3, size, size)
-    if not swan.channel_map(model, x).num_units:
+    channels = swan.channel_map(model, x)
+    if not channels.num_units:
         return
-    gated = swan.swanify(model, x)
+    gated = gated_by(channels, model, x)
     for seed in range(4):
         close_random_(gated, 0.5, seed)
         swan.prune(gated, verify=True)
@@ -322,7 +338,7 @@ def test_a_trap_in_train_mode_alone_is_found() -> None:
     channels = swan.channel_map(model, image(2, 3, 4, 4))
     assert channels.num_units == 8
     assert {n.training for n in channels.numbers} == {True}
-    gated = swan.swanify(model, image(2, 3, 4, 4))
+    gated = gated_by(channels, model, image(2, 3, 4, 4))
     close_random_(gated, 0.5, 0)
     small = swan.prune(gated).train()
     (got,), (wanted,) = (outputs(m, image(2, 3, 4, 4)) for m in (gated.train(), small))
@@ -349,3 +365,15 @@ def test_one_trap_does_not_pin_the_rest_of_the_network() -> None:
     assert PINNED not in channels.layer("a").out_units
     assert PINNED not in channels.layer("c").out_units
     assert channels.layer("b").out_units == (PINNED,) * 8
+
+
+def test_only_channels_that_always_stay_may_lose_their_labels() -> None:
+    # By unit + 1: nothing, pinned, unit 0, unit 1; the second unit always stays.
+    prunable = torch.tensor([False, False, True, False])
+    prediction = Prediction(torch.arange(-1, 3), torch.ones(4, dtype=torch.bool), prunable)
+    mode = RehearsalMode([], prediction)
+    wanted = torch.tensor([1, 2])
+    assert mode._agree(wanted, wanted)
+    assert mode._agree(torch.tensor([1, 0]), wanted)
+    assert not mode._agree(torch.tensor([0, 2]), wanted)
+    assert not mode._agree(torch.tensor([2, 1]), wanted)

@@ -65,7 +65,7 @@ def compare(model: nn.Module, x: Tensor, num_layers: int | None = None) -> None:
     """Every gated layer (or a sample of them), first, middle and last channel."""
     channels = swan.channel_map(model, x)
     for parameter in model.parameters():
-        parameter.requires_grad_(requires_grad=True)  # Torch-Pruning traces through autograd
+        parameter.requires_grad_()  # Torch-Pruning traces through autograd
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = tp.DependencyGraph().build_dependency(model, example_inputs=x)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.cutting import pruning
 from swan_surgery.cutting.plan import make_plan
+from swan_surgery.cutting.step import apply_plan_
 from swan_surgery.cutting.verification import (
     first_difference,
     relative_error,
@@ -17,15 +17,12 @@ from swan_surgery.cutting.verification import (
 )
 from swan_surgery.gates import GatedModel
 from tests.fingerprints import assert_same_fingerprint, fingerprint
+from tests.gated_zoo import drawn_zoo
 from tests.zoo import ZOO
 
 
 def cut(name: str = "resnet_projection", dtype: torch.dtype = torch.float64):
-    model, inputs = ZOO[name]()
-    gated = swan.swanify(model.to(dtype), tuple(tensor.to(dtype) for tensor in inputs))
-    drawn = torch.randn(gated.gates.num_units, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        gated.gates.logits.copy_(drawn)
+    gated = drawn_zoo(name, dtype=dtype)
     plan = make_plan(gated.channels, gated.gates.open_mask())
     return gated, swan.prune(gated, verify=False), plan
 
@@ -108,14 +105,14 @@ def test_the_plan_of_other_units_is_found() -> None:
 
 def test_prune_raises_it(monkeypatch) -> None:
     gated, _, _ = cut("vgg")
-    real = pruning.apply_plan
+    real = apply_plan_
 
     def wrong(model, plan):
         result = real(model, plan)
         result.features[3].weight.data[0] = 0
         return result
 
-    monkeypatch.setattr("swan_surgery.cutting.pruning.apply_plan", wrong)
+    monkeypatch.setattr("swan_surgery.cutting.pruning.apply_plan_", wrong)
     before = fingerprint(gated)
     with pytest.raises(swan.VerificationError, match=r"'features\.3'"):
         swan.prune(gated)

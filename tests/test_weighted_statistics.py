@@ -1,6 +1,7 @@
 """Weighted statistics: at 0/1 gates they are torch's own function on the channels that are left."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -38,10 +39,19 @@ DIMS = [
     {"dim": (1, 2)},
     {"dim": (-1, 1), "keepdim": True},
 ]
-SPREADS = [{}, {"unbiased": False}, {"correction": 0}, {"correction": 1}, {"correction": 2}]
-POWERS = [{}, *({"p": p} for p in (1, 2, 3.5, -1, 0, math.inf, -math.inf, "fro"))]
-ORDERS = [{}, *({"ord": p} for p in (1, 2, 3.5, -1, 0, math.inf, -math.inf))]
-OPTIONS = {
+SPREADS: list[dict[str, Any]] = [
+    {},
+    {"unbiased": False},
+    {"correction": 0},
+    {"correction": 1},
+    {"correction": 2},
+]
+POWERS: list[dict[str, Any]] = [
+    {},
+    *({"p": p} for p in (1, 2, 3.5, -1, 0, math.inf, -math.inf, "fro")),
+]
+ORDERS: list[dict[str, Any]] = [{}, *({"ord": p} for p in (1, 2, 3.5, -1, 0, math.inf, -math.inf))]
+OPTIONS: dict[str, list[dict[str, Any]]] = {
     "var": SPREADS,
     "std": SPREADS,
     "var_mean": SPREADS,
@@ -122,7 +132,7 @@ def test_layer_norm(affine: str, eps: float) -> None:
     bias = shift if affine == "weight and bias" else None
     got = WEIGHTED["layer_norm"](along(-1, 4), x, (8,), weight, bias, eps)
     own = [None if t is None else t[KEPT] for t in (weight, bias)]
-    wanted = F.layer_norm(x[..., KEPT], (len(KEPT),), *own, eps)
+    wanted = F.layer_norm(x[..., KEPT], (len(KEPT),), *own, eps)  # type: ignore[call-arg]
     torch.testing.assert_close(got[..., KEPT], wanted, **TIGHT)
 
 
@@ -155,7 +165,7 @@ def test_group_norm(groups: int, affine: bool) -> None:
     tensors = [torch.linspace(s, 2, 8, dtype=torch.float64) if affine else None for s in (0.5, -1)]
     got = WEIGHTED["group_norm"](along(1, 4, gates), x, groups, *tensors, 0.1)
     left = [None if t is None else t[kept] for t in tensors]
-    wanted = F.group_norm(x[:, kept], groups, *left, 0.1)
+    wanted = F.group_norm(x[:, kept], groups, *left, 0.1)  # type: ignore[call-arg]
     torch.testing.assert_close(got[:, kept], wanted, **TIGHT)
 
 
@@ -311,3 +321,10 @@ def test_a_model_in_bfloat16_stays_in_bfloat16(name: str) -> None:
     assert gated.channels.num_units == 4
     assert gated.channels.statistics
     torch.testing.assert_close(gated(x), model(x), rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rms_norm_without_an_epsilon_takes_the_one_that_torch_takes(dtype) -> None:
+    x = (activations().movedim(1, -1) / 1000).to(dtype)  # small enough for the epsilon to matter
+    got = WEIGHTED["rms_norm"](torch.ones(1, 1, 1, 8), x, (8,))
+    torch.testing.assert_close(got, F.rms_norm(x, (8,)), rtol=4 * torch.finfo(dtype).eps, atol=0)

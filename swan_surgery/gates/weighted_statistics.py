@@ -60,7 +60,8 @@ def rms_norm(
     """`F.rms_norm` over the channels that the gates leave."""
     axes = tuple(range(input.ndim - len(normalized_shape), input.ndim))
     x = _wide(input)
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    # Of the widened type, as torch's own kernels take it for half precision.
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
     square = (x.square() * w).sum(axes, keepdim=True) / _count(w, x.shape, axes)
     return _affine(x * (square + eps).rsqrt(), weight, None).to(input.dtype)
 
