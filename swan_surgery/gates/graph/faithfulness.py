@@ -28,6 +28,8 @@ from swan_surgery.models.outputs import iter_tensors
 # threads or a GPU add up in another.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 0.05
+# Gradients of larger parameters are not compared: they take most of the time.
+_SMALL = 4096
 # Code of these modules runs its body in a way that a graph does not keep.
 _OPAQUE = {
     "torch.autograd.function": "a backward pass of its own (torch.autograd.Function)",
@@ -229,7 +231,7 @@ def _run(runs: nn.Module, twin: nn.Module, inputs: Inputs, *, training: bool) ->
         with torch.random.fork_rng(), torch.set_grad_enabled(training):
             torch.manual_seed(0)
             outputs = list(iter_tensors(runs(*own.args, **own.kwargs)))
-            gradients = _gradients(outputs, _one_of_each(twin)) if training else []
+            gradients = _gradients(outputs, _small_parameters(twin)) if training else []
         return list(outputs), gradients, [buffer.clone() for buffer, _ in before]
     finally:
         for buffer, kept in before:
@@ -246,10 +248,11 @@ def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter]) -> list[Te
     return list(torch.autograd.grad(loss, parameters, allow_unused=True))
 
 
-def _one_of_each(model: nn.Module) -> list[nn.Parameter]:
-    """The smallest parameter of every module that has some: a lost gradient is lost to all of them."""
-    own = [[p for p in m.parameters(recurse=False) if p.requires_grad] for m in model.modules()]
-    return list({id(p): p for p in (min(ps, key=nn.Parameter.numel) for ps in own if ps)}.values())
+def _small_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Biases, norms and the like: a gradient that is lost or changed is so for them, and they are cheap."""
+    own = [p for p in model.parameters() if p.requires_grad]
+    small = [p for p in own if p.numel() <= _SMALL]
+    return small or sorted(own, key=nn.Parameter.numel)[:1]
 
 
 def _same(one: list[Tensor | None], two: list[Tensor | None]) -> bool:
