@@ -82,6 +82,8 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
         used = _run(model, loader, num_batches)
     if not used:
         raise InputError("the loader yielded no batch; batch-norm statistics are unchanged")
+    if any(m.mean is not None and not m.count for m in moments.values()):
+        raise InputError("the batches hold no samples; batch-norm statistics are unchanged")
     if not all(m.squares is None or bool(m.squares.isfinite().all()) for m in moments.values()):
         raise InputError("the batches give NaN or infinite statistics; they are unchanged")
     for norm, own in moments.items():

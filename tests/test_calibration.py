@@ -267,3 +267,11 @@ def test_no_gradient_is_built() -> None:
     swan.calibrate(model, batches())
     assert not model[1].running_mean.requires_grad
     assert model[0].weight.grad is None
+
+
+def test_batches_without_samples_are_refused_and_nothing_changes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    before = model[1].running_mean.clone()
+    with pytest.raises(swan.InputError, match="hold no samples"):
+        swan.calibrate(model, [torch.zeros(0, 3, 4, 4)])
+    assert torch.equal(model[1].running_mean, before)

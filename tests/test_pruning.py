@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.utils.prune
 import torchvision
 from torch import Tensor, nn
 
@@ -204,3 +205,30 @@ def test_bare_parameters_and_buffers_are_cut() -> None:
     assert small.mean.shape == (1, 4, 1, 1)
     assert "mean" in dict(small.named_buffers())
     assert_close(small(x), gated(x))
+
+
+def test_what_is_cut_in_inference_mode_can_be_trained() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    x = torch.randn(2, 3, 6, 6)
+    with torch.inference_mode():
+        small = swan.prune(swan.swanify(model, x), macs=0.5)
+    small(x).sum().backward()
+    assert all(bool(p.grad.any()) for p in small.parameters())
+
+
+@pytest.mark.parametrize("score", [0.0, 2.0])
+def test_scores_that_do_not_choose_are_warned_about(score) -> None:
+    gated = swan.swanify(
+        nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 3)
+    )
+    with pytest.warns(swan.SwanWarning, match=f"all 8 scores are {score:g}"):
+        swan.prune_by_score(gated, torch.full((8,), score), macs=0.5)
+
+
+def test_a_masked_model_is_refused_with_the_way_out() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    torch.nn.utils.prune.ln_structured(model[0], "weight", 0.5, 2, 0)
+    with pytest.raises(swan.ModelError, match=r"'0\.weight' is masked .*prune\.remove"):
+        swan.swanify(model, torch.randn(1, 3, 6, 6))
+    torch.nn.utils.prune.remove(model[0], "weight")
+    assert swan.swanify(model, torch.randn(1, 3, 6, 6)).gates.num_units == 8

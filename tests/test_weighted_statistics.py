@@ -328,3 +328,28 @@ def test_rms_norm_without_an_epsilon_takes_the_one_that_torch_takes(dtype) -> No
     x = (activations().movedim(1, -1) / 1000).to(dtype)  # small enough for the epsilon to matter
     got = WEIGHTED["rms_norm"](torch.ones(1, 1, 1, 8), x, (8,))
     torch.testing.assert_close(got, F.rms_norm(x, (8,)), rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("norm", lambda x: x.norm(dim=1, keepdim=True)),
+        ("norm", lambda x: x.norm(3, 1, keepdim=True)),
+        ("norm", lambda x: torch.norm(x, dim=1, keepdim=True)),
+        ("std", lambda x: x.std(1, keepdim=True)),
+    ],
+)
+def test_the_slope_at_zero_is_that_of_torch(name, call) -> None:
+    found = []
+    for weighted in (False, True):
+        x = torch.zeros(2, 4, 3, dtype=torch.float64)
+        x[1] = activations()[1, :, :3].reshape(4, -1)[:, :3]
+        x.requires_grad_()
+        gates = torch.ones(1, 4, 1, dtype=torch.float64)
+        mode = CallMode({(name, 1): Change(instead=weighing(name, gates))} if weighted else {})
+        with mode:
+            out = call(x)
+        out.sum().backward()
+        found.append((out.detach(), x.grad))
+    assert bool(found[0][1].isfinite().all())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)

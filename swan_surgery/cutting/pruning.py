@@ -1,5 +1,6 @@
 """`prune`: from open gates to a smaller dense model of the given class, verified."""
 
+import warnings
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan_, cut_step
 from swan_surgery.cutting.verification import verify_pruned
-from swan_surgery.errors import InputError
+from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
 from swan_surgery.models.checks import check_data
@@ -150,6 +151,13 @@ def prune_by_score(
     )
     if not limits:
         raise InputError("say how small the model shall get: macs=0.5 or params=0.5")
+    if scores.numel() > 1 and bool((scores == scores[0]).all()):
+        warnings.warn(
+            f"all {len(scores)} scores are {float(scores[0]):.3g}, so they do not choose: does the loss depend "
+            f"on the model's output, with a gradient that is not zero at the batches given?",
+            SwanWarning,
+            stacklevel=2,
+        )
     scores = scores.to(gated.gates.logits.device)
     least = gated.gates.least_mask(scores)
     if diminishing:
@@ -183,6 +191,11 @@ def _for_budget(
 
 def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module:
     """Cut to an open mask, bool of shape (num_units,); the gated model stays as it is."""
+    with torch.inference_mode(mode=False):  # what is made there could never be trained
+        return _cut_to(gated, mask.clone(), verify=verify)
+
+
+def _cut_to(gated: GatedModel, mask: Tensor, *, verify: bool) -> nn.Module:
     plan = make_plan(gated.channels, mask)
     pruned = apply_plan_(gated.base_model(), plan)
     _follow_widths_(pruned, gated)

@@ -96,6 +96,12 @@ def _kind(x: Tensor, dtype: torch.dtype | None = None) -> torch.dtype:
     return x.dtype if x.is_floating_point() or x.is_complex() else torch.int64
 
 
+def _root(total: Tensor, power: float) -> Tensor:
+    """The root whose slope at 0 is 0, as torch's own norms and deviations have it."""
+    is_zero = total == 0
+    return total.masked_fill(is_zero, 1.0).pow(1 / power).masked_fill(is_zero, 0.0)
+
+
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
@@ -150,7 +156,7 @@ def var(w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def std(w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`torch.std` over the channels that the gates leave."""
-    return var(w, *args, **kwargs).sqrt()
+    return _root(var(w, *args, **kwargs), 2.0)
 
 
 def norm(
@@ -159,9 +165,11 @@ def norm(
     p: Any = 2,
     dim: Any = None,
     keepdim: bool = False,
+    out: None = None,
     dtype: Any = None,
 ) -> Tensor:
     """`torch.norm`, the p-norm of any p, over the channels that the gates leave."""
+    del out  # torch.norm hands it on; a result into given memory is no statistic of a model
     power = 2.0 if p in ("fro", None) else float(p)
     kind = _kind(input, dtype)
     x = _wide(input.to(kind)).abs()
@@ -173,7 +181,7 @@ def norm(
         return ((x != 0) * w).sum(axes, keepdim=keepdim).to(kind)
     if power < 0:
         x = x.masked_fill(w == 0, 1.0)  # a closed zero must not become infinite
-    return (x.pow(power) * w).sum(axes, keepdim=keepdim).pow(1 / power).to(kind)
+    return _root((x.pow(power) * w).sum(axes, keepdim=keepdim), power).to(kind)
 
 
 def vector_norm(
@@ -186,7 +194,7 @@ def vector_norm(
     dtype: Any = None,
 ) -> Tensor:
     """`torch.linalg.vector_norm` over the channels that the gates leave."""
-    return norm(w, x, ord, dim, keepdim, dtype)
+    return norm(w, x, ord, dim, keepdim, dtype=dtype)
 
 
 def amax(w: Tensor, input: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:

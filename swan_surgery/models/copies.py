@@ -87,7 +87,22 @@ def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, AttributeError, NotImplementedError) as err:
+        masked = next(
+            (
+                f"{name}.{key.removesuffix('_mask')}"
+                for name, module in model.named_modules()
+                for key, _ in module.named_buffers(recurse=False)
+                if hasattr(module, key.removesuffix("_mask") + "_orig")
+            ),
+            None,
+        )
+        advice = ""
+        if masked is not None:
+            advice = (
+                f"; {masked!r} is masked by torch.nn.utils.prune: make the mask permanent with "
+                f"torch.nn.utils.prune.remove(module, name) first"
+            )
         raise ModelError(
             f"{type(model).__name__} cannot be copied with copy.deepcopy, and swan_surgery never "
-            f"works on the given model itself: {err}"
+            f"works on the given model itself: {err}{advice}"
         ) from err
