@@ -338,6 +338,7 @@ def test_rms_norm_without_an_epsilon_takes_the_one_that_torch_takes(dtype) -> No
         ("norm", lambda x: torch.norm(x, dim=1, keepdim=True)),
         ("std", lambda x: x.std(1, keepdim=True)),
     ],
+    ids=["norm", "norm_of_order_3", "torch_norm", "std"],
 )
 def test_the_slope_at_zero_is_that_of_torch(name, call) -> None:
     found = []
