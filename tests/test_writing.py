@@ -1,6 +1,11 @@
 """Whole or not at all."""
 
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+import torch
 from torch import nn
 
 import swan_surgery as swan
@@ -52,3 +57,25 @@ def test_what_the_system_refuses_is_a_writing_error(tmp_path) -> None:
 
     with pytest.raises(swan.WritingError, match=r"cannot write .*x\.txt: there is no folder"):
         write()
+
+
+def test_threads_may_write_one_path_and_one_of_them_is_the_last(tmp_path) -> None:
+    model, path = nn.Linear(2, 2), tmp_path / "x.swan"
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(swan.save, model, path) for _ in range(40)]:
+            done.result()
+    assert torch.equal(swan.load(path, nn.Linear(2, 2)).weight, model.weight)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.swan"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_regular_file_is_left_alone(kind, tmp_path) -> None:
+    path = tmp_path / "x"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(swan.WritingError, match="no regular file"):
+        swan.save(nn.Linear(2, 2), path)
+    assert stat.S_ISFIFO(path.stat().st_mode) if kind == "pipe" else path.is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 
 from safetensors import SafetensorError
 
@@ -18,12 +19,17 @@ def replacing(path: Path) -> Iterator[Path]:
     that `path` had, or a new file has here.
 
     Raises:
-        WritingError: the operating system refused.
+        WritingError: the operating system refused, or `path` is a device, a pipe or a folder.
     """
     target = path.resolve()  # a link stays one
     if not target.parent.is_dir():
         raise WritingError(f"cannot write {path}: there is no folder {target.parent}")
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    if target.exists() and not target.is_file():
+        raise WritingError(
+            f"cannot write {path}: it exists and is no regular file; choose another path"
+        )
+    owner = f"{os.getpid()}-{get_ident()}"  # threads of one process write apart as well
+    temporary = target.with_name(f".{target.stem}.{owner}{target.suffix}")
     try:
         try:
             temporary.touch()
