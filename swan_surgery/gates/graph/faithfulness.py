@@ -31,10 +31,7 @@ _COARSE = 0.05
 # Gradients of larger parameters are not compared: they take most of the time.
 _SMALL = 4096
 # Code of these modules runs its body in a way that a graph does not keep.
-_OPAQUE = {
-    "torch.autograd.function": "a backward pass of its own (torch.autograd.Function)",
-    "torch.utils.checkpoint": "activation checkpointing",
-}
+_OPAQUE = {"torch.utils.checkpoint": "activation checkpointing"}
 
 
 @dataclass(slots=True)
@@ -64,7 +61,9 @@ class Watch:
                 return  # these have a state of autograd of their own
             frame = frame.f_back
         if state_of_autograd() != before:
-            self.met("a block under no_grad, inference_mode or autocast")
+            self.met(
+                "a block under no_grad, inference_mode or autocast, or a backward pass of its own"
+            )
 
 
 def state_of_autograd() -> tuple[bool, ...]:
