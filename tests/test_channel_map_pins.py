@@ -63,7 +63,7 @@ OVER_CHANNELS = {
     "cummax": (lambda x: x - x.cummax(1).values, "aten.cummax"),
     "cummin": (lambda x: x - x.cummin(1).values, "aten.cummin"),
     "boundaries": (
-        lambda x: torch.bucketize(x.mean((0, 2, 3)), x[0, :, 0, 0]) * x,
+        lambda x: torch.bucketize(x.mean((0, 2, 3)), x[0, :, 0, 0].contiguous()) * x,
         "aten.bucketize",
     ),
 }
