@@ -19,7 +19,8 @@ from zoo_models import PEER_SECONDS, Case, build, call, copied, tensors_of
 from zoo_work import Facts, runs_in_train_mode, share_facts
 
 import swan_surgery as swan
-from swan_surgery.gates.weighted_statistics import WEIGHTED, WeightingMode
+from swan_surgery.calls.mode import CallMode, Change
+from swan_surgery.gates.weighted_statistics import WEIGHTED, weighing
 
 
 PRUNING_RATIO = 0.3
@@ -119,13 +120,11 @@ def _count_remaining_(norm: nn.Module, channels: list[int]) -> None:
     def forward(x: Tensor) -> Tensor:
         last = stays.view(*[1] * (x.ndim - 1), -1)
         second = stays.view(1, -1, *[1] * (x.ndim - 2)) if x.ndim > 1 else last
-        own = {
-            (function, 1): last if function in ("layer_norm", "rms_norm") else second
-            for function in WEIGHTED
-        }
-        if not is_second:
-            own = dict.fromkeys(own, last)
-        with WeightingMode(own, []):
+        changes = {}
+        for function in WEIGHTED:
+            is_last = not is_second or function in ("layer_norm", "rms_norm")
+            changes[function, 1] = Change(instead=weighing(function, last if is_last else second))
+        with CallMode(changes):
             return original(x)
 
     norm.forward = forward  # type: ignore[assignment]
