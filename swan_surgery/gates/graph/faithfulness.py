@@ -198,7 +198,7 @@ def difference(model: nn.Module, graph: fx.Graph, inputs: Inputs) -> str | None:
         graph: its trace.
         inputs: example inputs; doubled where train mode wants two samples.
     """
-    twin = sharing_copy_of(model)
+    twin = _in_plain_layout_(sharing_copy_of(model))
     traced = _Traced(twin, graph)
     for training in (True, False):
         wanted = None
@@ -218,13 +218,29 @@ def difference(model: nn.Module, graph: fx.Graph, inputs: Inputs) -> str | None:
     return None
 
 
+def _in_plain_layout_(twin: nn.Module) -> nn.Module:
+    """Contiguous parameters in place of channels-last ones, which plays no part in what is compared.
+
+    oneDNN writes past its memory in the backward pass of strided 1x1 convolutions of fewer than 8
+    channels-last channels (uxlfoundation/oneDNN#6035): a conversion must not run into that.
+    """
+    for module in twin.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            # By strides: a 1x1 kernel counts as contiguous and is taken for channels-last.
+            if parameter.stride() != torch.empty(parameter.shape, device="meta").stride():
+                plain = torch.empty_like(parameter.detach(), memory_format=torch.contiguous_format)
+                plain = nn.Parameter(plain.copy_(parameter.detach()), parameter.requires_grad)
+                module.register_parameter(name, plain)
+    return twin
+
+
 _Found = tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]
 
 
 def _run(runs: nn.Module, twin: nn.Module, inputs: Inputs, *, training: bool) -> _Found:
     """Outputs, in training gradients of a fixed loss, and buffers after a run; these are put back."""
     before = [(buffer, buffer.clone()) for buffer in twin.buffers()]
-    own = inputs.map(lambda tensor: tensor.detach().clone())
+    own = inputs.map(lambda t: t.detach().clone(memory_format=torch.contiguous_format))
     runs.train(training)
     try:
         with torch.random.fork_rng(), torch.set_grad_enabled(training):
