@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_flatten
 
-from swan_surgery.calls.arguments import numbers_of
+from swan_surgery.calls.arguments import leaves_of, numbers_of
 from swan_surgery.calls.functions import FUNCTIONS
 from swan_surgery.calls.mode import Called, NumberingMode
 from swan_surgery.channels.labels.fields import Fields
@@ -20,6 +20,7 @@ from swan_surgery.channels.rules import contraction, mixing, movement  # noqa: F
 from swan_surgery.channels.rules.registry import facts_of, pin_inputs
 from swan_surgery.channels.runs.planning import depends_on_values, run_op
 from swan_surgery.channels.runs.source_lines import calling_line
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.models.outputs import iter_tensors
 
 
@@ -73,16 +74,15 @@ class LabelMode(TorchDispatchMode):
         facts = facts_of(op)
         if not facts.is_step:
             return self.labels.twin(args[0], op(*args, **(kwargs or {})), op.is_view)
-        inputs = _tensors((args, kwargs or {}))
+        leaves = tuple(leaves_of((args, kwargs or {})))
+        inputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         self.labels.used.update(map(id, inputs))
         record = OpRecord(
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
         )
         record.frame = self.labels.frame
         if facts.fixes_numbers:
-            record.numbers = tuple(
-                leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (int, float))
-            )
+            record.numbers = tuple(leaf for leaf in leaves if isinstance(leaf, (int, float)))
         self.labels.recording.ops.append(record)
         return self.dispatch(record, inputs, op, args, kwargs or {})
 
@@ -139,10 +139,6 @@ class LabelMode(TorchDispatchMode):
                 labels.spoil(tensor)
 
 
-def _tensors(tree: Any) -> tuple[Tensor, ...]:
-    return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-
-
 def label_tensors(labels: Labels, model: nn.Module, fields: Mapping[str, Fields]) -> None:
     """Give every parameter and buffer of a model its starting fields, by name."""
     for name, tensor in named_tensors(model):
@@ -184,7 +180,7 @@ def run_labelled(
     try:
         with (
             warnings.catch_warnings(),
-            torch.random.fork_rng(),
+            streams_kept(),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
             mode,
