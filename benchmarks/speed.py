@@ -167,7 +167,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--profile", metavar="MODEL", help="profile one model and stop")
     options = parser.parse_args()
     if options.smoke:
-        options.models, options.repeats = ["resnet18", "resnet34"], 1
+        options.models, options.repeats = ["resnet18", "squeezenet1_1"], 1
     return options
 
 

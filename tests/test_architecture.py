@@ -201,31 +201,22 @@ def test_every_public_object_is_documented() -> None:
 
 
 @pytest.mark.slow
-def test_importing_is_silent_and_starts_no_cuda() -> None:
+def test_importing_is_silent_and_lean_starts_no_cuda_and_no_framework() -> None:
     # fvcore and torchvision meet a deprecation of torch at import; nothing else may warn.
     out = run_python(
         "import warnings\n"
         "warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated', FutureWarning)\n"
-        "import torch, os\n"
+        "import torch, os, sys\n"
         "before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()\n"
         "environment = dict(os.environ)\n"
-        "import swan_surgery\n"
+        "import swan_surgery, swan_surgery.integrations\n"
         "assert not torch.cuda.is_initialized()\n"
         "after = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()\n"
         "assert torch.equal(before[0], after[0]) and before[1:] == after[1:]\n"
         "assert dict(os.environ) == environment\n"
         "assert torch.is_grad_enabled()\n"
-    )
-    assert not out
-
-
-@pytest.mark.slow
-def test_importing_is_lean() -> None:
-    out = run_python(
-        "import warnings\n"
-        "warnings.simplefilter('ignore')\n"
-        "import sys, swan_surgery\n"
-        "heavy = ('sklearn', 'matplotlib', 'pandas', 'torch_pruning', 'hypothesis', 'pytest', 'typer')\n"
+        "heavy = ('sklearn', 'matplotlib', 'pandas', 'torch_pruning', 'hypothesis', 'pytest', 'typer',\n"
+        "    'torchvision', 'lightning', 'transformers', 'accelerate')\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
     assert out == "[]"

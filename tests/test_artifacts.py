@@ -2,11 +2,13 @@
 
 import copy
 import json
+import multiprocessing
+import os
 import re
 import resource
+import signal
 import struct
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -556,6 +558,14 @@ def rewrite(path: Path, change) -> None:
         container.VERSION = real
 
 
+def exit_code_of(run: Callable[[], object]) -> int | None:
+    """Of a process of its own, which shares all that is imported here."""
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
 class TestNothingIsLost:
     def test_an_unwritable_folder(self, tmp_path) -> None:
         small, _ = pruned("vgg")
@@ -564,40 +574,39 @@ class TestNothingIsLost:
             with pytest.raises(swan.WritingError, match=f"cannot write {re.escape(str(path))}: "):
                 swan.save(small, path)
 
-    @pytest.mark.slow
     def test_a_full_disk(self, tmp_path) -> None:
         """A limit on the size of files stands for it: the system refuses in the middle of writing."""
-        path = tmp_path / "x.swan"
+        folder, said = tmp_path / "disk", tmp_path / "said"
+        folder.mkdir()
+        path = folder / "x.swan"
         path.write_bytes(b"the old file")
-        code = (
-            "import resource, torch, swan_surgery as swan\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))\n"
-            "try:\n"
-            f"    swan.save(torch.nn.Linear(300, 300), {str(path)!r})\n"
-            "except swan.WritingError as err:\n"
-            "    print(err)\n"
-        )
-        assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 10_000
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        assert done.stdout.startswith(f"cannot write {path}: ")
-        assert done.stdout.count("\n") == 1
-        assert path.read_bytes() == b"the old file"
-        assert [p.name for p in tmp_path.iterdir()] == ["x.swan"]
 
-    @pytest.mark.slow
-    def test_killed_while_writing(self, tmp_path) -> None:
+        def save() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+            try:
+                swan.save(nn.Linear(300, 300), path)
+            except swan.WritingError as err:
+                said.write_text(str(err))
+
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        assert exit_code_of(save) == 0
+        assert resource.getrlimit(resource.RLIMIT_FSIZE) == before
+        assert said.read_text().startswith(f"cannot write {path}: ")
+        assert said.read_text().count("\n") == 0
+        assert path.read_bytes() == b"the old file"
+        assert [p.name for p in folder.iterdir()] == ["x.swan"]
+
+    def test_killed_while_writing(self, tmp_path, monkeypatch) -> None:
         path = tmp_path / "x.swan"
         path.write_bytes(b"the old file")
-        code = (
-            "import os, signal, torch, swan_surgery as swan\n"
-            "from swan_surgery.artifacts import container\n"
-            "container._digest = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-            f"swan.save(torch.nn.Linear(300, 300), {str(path)!r})\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-        assert done.returncode == -9
+        parent = os.getpid()
+
+        def die(*_args: object) -> None:
+            assert os.getpid() != parent
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(container, "_digest", die)
+        assert exit_code_of(lambda: swan.save(nn.Linear(300, 300), path)) == -signal.SIGKILL
         assert path.read_bytes() == b"the old file"
 
     def test_a_link_stays_a_link(self, tmp_path) -> None:

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import swan_surgery as swan
 from swan_surgery.gates import GatedModel
+from swan_surgery.integrations.steps import finish
+from tests.gated_zoo import drawn_zoo
 from tests.zoo import ZOO
 
 
@@ -67,27 +69,44 @@ def process_group(rank: int, world_size: int, folder: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def worker(rank: int, world_size: int, folder: str) -> None:
-    with process_group(rank, world_size, folder):
-        gated = make_gated()
-        if rank:  # DDP starts everybody from rank 0
-            with torch.no_grad():
-                for parameter in gated.parameters():
-                    parameter.zero_()
-        wrapped = DistributedDataParallel(gated)
-        train_step(gated, wrapped, batch().chunk(world_size)[rank])
-        (Path(folder) / f"{rank}.json").write_text(json.dumps(state(gated)))
+def step_worker(rank: int, world_size: int) -> dict:
+    gated = make_gated()
+    if rank:  # DDP starts everybody from rank 0
+        with torch.no_grad():
+            for parameter in gated.parameters():
+                parameter.zero_()
+    wrapped = DistributedDataParallel(gated)
+    train_step(gated, wrapped, batch().chunk(world_size)[rank])
+    return state(gated)
+
+
+def rank_of_two(rank: int, folder: str) -> None:
+    """What all tests here want of two processes: starting them costs more than all of it."""
+    with process_group(rank, 2, folder):
+        found = {"step": step_worker(rank, 2), "finish": finish_worker(rank)}
+        found |= {learning: train_worker(rank, 2, learning) for learning in LEARNINGS}
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    spawn(rank_of_two, (str(folder),), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_a_step_of_a_group_of_one_equals_the_step_without(tmp_path) -> None:
+    with process_group(0, 1, str(tmp_path)):
+        check_step([step_worker(0, 1)])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_step_equals_the_step_of_one_process(world_size, tmp_path) -> None:
-    if world_size == 1:
-        worker(0, 1, str(tmp_path))
-    else:
-        spawn(worker, (world_size, str(tmp_path)), nprocs=world_size)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
+def test_a_step_of_two_processes_equals_the_step_of_one(two_ranks) -> None:
+    check_step([found["step"] for found in two_ranks])
+
+
+def check_step(found: list[dict]) -> None:
     assert all(other == found[0] for other in found)  # bit for bit, gates and threshold included
     start = state(make_gated())
     alone = make_gated()
@@ -139,25 +158,19 @@ def make_objective(gated: GatedModel, learning: str) -> swan.Objective:
     return swan.Objective(gated, macs=0.4, learning=learning, ramp=swan.CosineRamp(0, 4))
 
 
-def train_worker(rank: int, world_size: int, folder: str) -> None:
-    with process_group(rank, world_size, folder):
-        for learning in LEARNINGS:
-            gated = mlp(seed=rank)  # DDP gives everybody the weights of rank 0, afterwards
-            objective = make_objective(gated, learning)
-            size = 8 // world_size
-            part = slice(rank * size, (rank + 1) * size)
-            found = train(gated, DistributedDataParallel(gated), objective, part)
-            (Path(folder) / f"{learning}{rank}.json").write_text(json.dumps(found))
+def train_worker(rank: int, world_size: int, learning: str) -> dict:
+    gated = mlp(seed=rank)  # DDP gives everybody the weights of rank 0, afterwards
+    objective = make_objective(gated, learning)
+    size = 8 // world_size
+    part = slice(rank * size, (rank + 1) * size)
+    return train(gated, DistributedDataParallel(gated), objective, part)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_gates_under_a_falling_budget_are_those_of_one_process(tmp_path) -> None:
-    spawn(train_worker, (2, str(tmp_path)), nprocs=2)
+def test_gates_under_a_falling_budget_are_those_of_one_process(two_ranks) -> None:
     for learning in LEARNINGS:
-        first, second = (
-            json.loads((tmp_path / f"{learning}{rank}.json").read_text()) for rank in (0, 1)
-        )
+        first, second = (found[learning] for found in two_ranks)
         assert first == second  # bit for bit, after every step
         gated = mlp(seed=0)
         alone = train(gated, gated, make_objective(gated, learning), slice(None))
@@ -172,3 +185,17 @@ def test_gates_under_a_falling_budget_are_those_of_one_process(tmp_path) -> None
                 rtol=1e-9,
                 atol=1e-12,
             )
+
+
+def finish_worker(rank: int) -> dict[str, list]:
+    gated = drawn_zoo(dtype=torch.float32)
+    data = [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(rank))]
+    small = finish(swan.Objective(gated), data, inputs_of=None, num_batches=None)
+    return {name: tensor.tolist() for name, tensor in small.state_dict().items()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_ranks_finish_alike_on_different_data(two_ranks) -> None:
+    first, second = (found["finish"] for found in two_ranks)
+    assert first == second

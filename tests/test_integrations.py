@@ -1,33 +1,13 @@
 """What all training frameworks' callbacks share, and the error where a framework is missing."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 import swan_surgery as swan
 from swan_surgery.environment.extras import needed_from
 from swan_surgery.integrations.steps import add_penalty, check_inside, finish
-from tests.test_distributed import process_group
 from tests.test_plan import mlp, zoo_gated
-
-
-def test_the_library_and_its_integrations_folder_import_no_framework() -> None:
-    code = (
-        "import warnings; warnings.simplefilter('ignore')\n"
-        "import sys, swan_surgery, swan_surgery.integrations\n"
-        "print([n for n in ('lightning', 'transformers', 'accelerate') if n in sys.modules])"
-    )
-    root = Path(swan.__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
-    )
-    assert done.stdout.strip() == "[]"
 
 
 def test_a_missing_framework_is_named_with_its_extra() -> None:
@@ -111,24 +91,6 @@ class TestFinish:
                 raise AssertionError("read")
 
         finish(swan.Objective(mlp(3, 8, 2)), Unreadable(), inputs_of=None, num_batches=None)
-
-
-def finish_worker(rank: int, world_size: int, folder: str) -> None:
-    with process_group(rank, world_size, folder):
-        generator = torch.Generator().manual_seed(rank)
-        gated = zoo_gated("resnet_projection")
-        data = [torch.randn(4, 3, 8, 8, generator=generator)]
-        small = finish(swan.Objective(gated), data, inputs_of=None, num_batches=None)
-        state = {name: tensor.tolist() for name, tensor in small.state_dict().items()}
-        (Path(folder) / f"{rank}.json").write_text(json.dumps(state))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_ranks_finish_alike_on_different_data(tmp_path) -> None:
-    spawn(finish_worker, (2, str(tmp_path)), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second
 
 
 def test_a_model_that_is_not_trained_is_refused() -> None:

@@ -1,10 +1,13 @@
 """One torchvision network per mechanism, with random parameters, float64 and 64 x 64 pixels."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torchvision
 from torch import nn
-from torchvision.models import segmentation
+from torchvision.models import DenseNet, MobileNetV2, ResNet, segmentation
+from torchvision.models.resnet import Bottleneck
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED
@@ -12,7 +15,7 @@ from swan_surgery.cutting.verification import relative_error
 from tests.closing import TOLERANCE, close_random_
 
 
-# The mechanism each model stands for; the slow ones run outside CI's quick round.
+# The mechanism each model stands for.
 SAMPLE = {
     "alexnet": "flatten to linear, no batch-norm",
     "resnet18": "residual add",
@@ -25,10 +28,18 @@ SAMPLE = {
     "squeezenet1_1": "fire modules, a convolution as the classifier",
     "lraspp_mobilenet_v3_large": "segmentation, dict output, resampling",
 }
-SLOW = {
-    "densenet121", "googlenet", "resnext50_32x4d", "lraspp_mobilenet_v3_large", "alexnet",
-    "mobilenet_v2", "mobilenet_v3_small",
-}  # fmt: skip
+# The same classes with fewer and narrower blocks; whole networks of them are in `make thorough`.
+SMALL: dict[str, Callable[[], nn.Module]] = {
+    "resnext": lambda: ResNet(
+        Bottleneck, [1, 2, 1, 1], num_classes=10, groups=32, width_per_group=4
+    ),
+    "densenet": lambda: DenseNet(8, (2, 3), 16, num_classes=10, memory_efficient=False),
+    "mobilenet_v2": lambda: MobileNetV2(
+        10, inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2]]
+    ),
+}
+# AlexNet's pattern is the zoo's "vgg"; MobileNetV3's blocks are also in LR-ASPP.
+THOROUGH = {"alexnet", "resnext50_32x4d", "densenet121", "mobilenet_v2", "mobilenet_v3_small"}
 
 
 # ShuffleNet's repeated shuffles tie the whole trunk of a stage: one unit, which must stay.
@@ -37,12 +48,17 @@ GATED = {"shufflenet_v2_x0_5": 0.85}
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     """Random batch-norms whose statistics fit the data: a wrong channel cannot hide."""
+    if name.startswith("small "):
+        return prepared(SMALL[name.removeprefix("small ")]())
     options = {"weights": None, "num_classes": 10}
     if hasattr(segmentation, name):
         options["weights_backbone"] = None
     if name == "googlenet":
         options["init_weights"] = False  # scipy's truncated normal takes a minute
-    model = torchvision.models.get_model(name, **options)
+    return prepared(torchvision.models.get_model(name, **options))
+
+
+def prepared(model: nn.Module) -> tuple[nn.Module, torch.Tensor]:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -52,9 +68,13 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(2, 3, 64, 64, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SAMPLE],
+    [
+        *(f"small {name}" for name in SMALL),
+        *(pytest.param(n, marks=pytest.mark.thorough if n in THOROUGH else ()) for n in SAMPLE),
+    ],
 )
 def test_closed_equals_cut_and_cost_is_exact(name: str) -> None:
     model, x = build(name)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from swan_surgery.channels.labels.labels import Labels
@@ -42,8 +41,8 @@ class UnitLabels(Labels):
 
     def join(self, first: Tensor, second: Tensor, call: Call) -> None:  # noqa: ARG002
         """Check instead of record."""
-        first, second = torch.broadcast_tensors(first, second)
-        if bool(((first > 0) & (second > 0) & (first != second)).any()):
+        one, two = first.numpy(), second.numpy()
+        if first is not second and ((one > 0) & (two > 0) & (one != two)).any():
             self.conflict = True
 
     def pin_because(self, labels: Tensor, reason: Any) -> None:

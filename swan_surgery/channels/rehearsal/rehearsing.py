@@ -32,17 +32,20 @@ class Diverged(Exception):  # noqa: N818 - a signal inside the package, never sh
 class Prediction:
     """What every label becomes: `unit_of[label + 1]`, and which units stay: `stays[unit + 1]`.
 
-    `prunable[unit + 1]` says which could go at all.
+    `prunable[unit + 1]` says which could go at all. `own_units` is shared by all rehearsals of a solution.
     """
 
     unit_of: Tensor
     stays: Tensor
     prunable: Tensor
+    own_units: dict[int, tuple[Tensor, Tensor]] = dataclass_field(default_factory=dict)
     known: dict[int, tuple[Tensor, "Remaining | None"]] = dataclass_field(default_factory=dict)
 
     def units(self, field: Tensor) -> Tensor:
         """The field in terms of units, before any of them is removed."""
-        return compact(self.unit_of[field + 1])
+        if id(field) not in self.own_units:
+            self.own_units[id(field)] = (field, compact(self.unit_of[field + 1]))
+        return self.own_units[id(field)][1]
 
     def after(
         self, fields: Fields, shape: tuple[int, ...]
@@ -63,14 +66,14 @@ class Prediction:
         return tuple(result), tuple(sizes)
 
     def _remaining(self, units: Tensor) -> "Remaining | None":
-        stays = self.stays[units + 1]
-        if bool(stays.all()):
+        own = units.numpy()  # numpy is the quicker one for arrays of this size
+        stays = self.stays.numpy()[own + 1]
+        if stays.all():
             return Remaining(units, None)
         axes = axes_of(units)
         if len(axes) != 1:
             return None
-        kept = stays.reshape(-1).nonzero().reshape(-1)
-        return Remaining(units.index_select(axes[0], kept), axes[0])
+        return Remaining(torch.from_numpy(own.compress(stays.reshape(-1), axes[0])), axes[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def rehearse(
     stays_lut = torch.cat([torch.ones(2, dtype=torch.bool), torch.from_numpy(stays)])
     fixed = torch.zeros(2, dtype=torch.bool)
     prunable = torch.cat([fixed, torch.from_numpy(solution.prunable)])
-    prediction = Prediction(unit_of, stays_lut, prunable)
+    prediction = Prediction(unit_of, stays_lut, prunable, solution.units)
     shell = make_shell()
     cuts: dict[str, dict[int, Tensor]] = {}
     fields: dict[str, Fields] = {}

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from swan_surgery.channels.rules.remembering import remembered
+
 
 META = torch.device("meta")
 
@@ -91,8 +93,12 @@ def _same_shape(op: Any, one: Tensor, *others: Any, **options: Any) -> Tensor:
 
 def on_meta(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Run an operation on the shapes of its tensors alone."""
-    args, kwargs = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
-    return op(*args, **kwargs)
+
+    def run() -> Any:
+        own, named = tree_map_only(Tensor, lambda t: t.to(META), (args, kwargs))
+        return op(*own, **named)
+
+    return remembered(op, args, kwargs, run)
 
 
 def all_nonzero(tensor: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ depends on data that nobody has (which boxes score high?), everything is taken t
 from typing import Any
 
 import torch
-import torchvision.ops  # noqa: F401 - registers torchvision's operations
 from torch import Tensor
 
 from swan_surgery.channels.rules.on_meta import META, on_meta
@@ -32,10 +31,9 @@ def run_op(op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
     shortcut = facts.on_meta.get(op._overloadname)  # noqa: SLF001 - torch's only access
     if shortcut is not None and torch.Tag.inplace not in op.tags:
         return shortcut(*args, **kwargs)
-    takes_positions = facts.by_position and inputs[0].is_meta
-    if not all(tensor.is_meta for tensor in inputs) and not takes_positions:
-        return on_meta(op, *args, **kwargs)
-    return op(*args, **kwargs)
+    if facts.by_position and inputs[0].is_meta:
+        return op(*args, **kwargs)
+    return on_meta(op, *args, **kwargs)
 
 
 def depends_on_values(op: Any, inputs: tuple[Tensor, ...]) -> bool:

@@ -73,7 +73,10 @@ class Trace:
 
 @dataclass(slots=True)
 class Solution:
-    """Labels sorted into components; a component is prunable or pinned for a reason."""
+    """Labels sorted into components; a component is prunable or pinned for a reason.
+
+    `units` is kept for the rehearsals: fields of the recordings, by identity, in terms of units.
+    """
 
     component: Ints
     prunable: Flags
@@ -83,6 +86,7 @@ class Solution:
     traces: list[Trace]
     followers: Followers = field(default_factory=dict)
     resizes: Mapping[Any, Any] = field(default_factory=dict)
+    units: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def record(
