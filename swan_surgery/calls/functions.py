@@ -21,12 +21,15 @@ class FunctionFacts:
         statistics: ATen operations by which it takes a statistic over channels that can count each
             with its gate. The weighted form stands in `gates.weighted_statistics`.
         multiplies: it is made of products, whose multiply-adds are priced where it is called.
+        is_whole: it is one ATen operation, which torch takes apart into others; the channel map has a
+            rule for the whole of it.
     """
 
     numbers: Literal["sizes", "pieces", "factors"] | None = None
     infers: bool = False
     statistics: tuple[str, ...] = ()
     multiplies: bool = False
+    is_whole: bool = False
 
 
 FUNCTIONS: Mapping[str, FunctionFacts] = {
@@ -61,6 +64,14 @@ FUNCTIONS: Mapping[str, FunctionFacts] = {
     "amax": FunctionFacts(statistics=("aten.amax",)),
     "amin": FunctionFacts(statistics=("aten.amin",)),
     "einsum": FunctionFacts(multiplies=True),
+    "lstm": FunctionFacts(is_whole=True),
+    "gru": FunctionFacts(is_whole=True),
+    "rnn_tanh": FunctionFacts(is_whole=True),
+    "rnn_relu": FunctionFacts(is_whole=True),
+    "lstm_cell": FunctionFacts(is_whole=True),
+    "gru_cell": FunctionFacts(is_whole=True),
+    "rnn_tanh_cell": FunctionFacts(is_whole=True),
+    "rnn_relu_cell": FunctionFacts(is_whole=True),
 }
 
 
@@ -76,6 +87,7 @@ RESIZABLE = _where(lambda facts: facts.numbers is not None)
 INFERRING = _where(lambda facts: facts.infers)
 WEIGHABLE = _where(lambda facts: bool(facts.statistics))
 MULTIPLYING = _where(lambda facts: facts.multiplies)
+WHOLE = _where(lambda facts: facts.is_whole)
 
 
 def is_statistic(function: str, op: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from swan_surgery.calls.functions import WHOLE
 from swan_surgery.channels.rules.op_facts import OpFacts
 from swan_surgery.channels.rules.registry import macs_formulas
 from swan_surgery.errors import InputError, ModelError
@@ -41,6 +42,7 @@ _COUNTED = (
     "baddbmm",
     "mv",
     "attention",
+    "recurrent",
     "registered",
 )
 
@@ -101,6 +103,9 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
             analysis.set_op_handle("aten::matmul", _matmul_macs)
             analysis.set_op_handle("aten::baddbmm", _baddbmm_macs)
             analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+            for name in WHOLE:
+                handle = _cell_macs if name.endswith("_cell") else _recurrent_macs
+                analysis.set_op_handle(f"aten::{name}", handle)
             for name, facts in macs_formulas().items():
                 analysis.set_op_handle(name.replace(".", "::", 1), _by_formula(facts))
             counts = analysis.by_module_and_operator()
@@ -138,6 +143,25 @@ def _shapes(value: Any) -> Iterator[tuple[int, ...]]:
             yield from _shapes(item)
     elif value.type().kind() == "TensorType":
         yield tuple(value.type().sizes())
+
+
+def _recurrent_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Multiply-adds of a recurrent layer: every weight matrix once for each sample at each step.
+
+    It reads [T, B, I], [B, T, I], or packed [sum of lengths, I]; its weights are the last list.
+    """
+    del outputs
+    lists = [value for value in inputs if value.node().kind() == "prim::ListConstruct"]
+    positions = prod(inputs[0].type().sizes()[:-1])
+    weights = sum(prod(shape) for shape in _shapes(lists[-1]) if len(shape) > 1)
+    return Counter({"recurrent": positions * weights})
+
+
+def _cell_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Multiply-adds of one step of a recurrent cell: what it reads, and its state, by their weights."""
+    del outputs
+    weights = sum(prod(value.type().sizes()) for value in inputs[2:4])
+    return Counter({"recurrent": prod(inputs[0].type().sizes()[:-1]) * weights})
 
 
 def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
