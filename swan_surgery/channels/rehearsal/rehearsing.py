@@ -172,9 +172,13 @@ class RehearsalMode(LabelMode):
         pairs = list(zip(leaves, predicted, strict=False))
         if len(leaves) != len(predicted) or not all(self._fits(t, *p) for t, p in pairs):
             return self._replace(index, op, args, predicted)
-        if labels.conflict or not all(self._equal(t, fields) for t, (fields, _) in pairs):
+        own = [pair for place, pair in enumerate(pairs) if place not in expected.adopted]
+        if labels.conflict or not all(self._equal(t, fields) for t, (fields, _) in own):
             self.failures.append(Failure(index, labels_only=True))
-        for leaf, (fields, shape) in pairs:
+        for place, (leaf, (fields, shape)) in enumerate(pairs):
+            if place in expected.adopted:
+                labels.note_made_to_measure(leaf)
+                continue
             self.labels.assign(leaf, fields)  # a width of one would lose its label
             if tuple(leaf.shape) != shape:
                 labels.note_made_to_measure(leaf)
@@ -233,8 +237,11 @@ class RehearsalMode(LabelMode):
             torch.empty(shape, dtype=dtype, device=device)
             for (_, shape), dtype in zip(predicted, expected.dtypes, strict=True)
         ]
-        for tensor, (fields, _) in zip(tensors, predicted, strict=True):
-            self.labels.assign(tensor, fields)
+        for place, (tensor, (fields, _)) in enumerate(zip(tensors, predicted, strict=True)):
+            if place in expected.adopted:
+                self.labels.mark_harmless(tensor)
+            else:
+                self.labels.assign(tensor, fields)
         return tree_unflatten(tensors, expected.spec)
 
 

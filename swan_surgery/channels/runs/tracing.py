@@ -127,6 +127,9 @@ class LabelMode(TorchDispatchMode):
         self.apply_rule(Call(index, op, args, kwargs, inputs, outputs, self.module))
         record.outputs = tuple(self.labels.fields(tensor) for tensor in outputs)
         record.shapes = tuple(tuple(tensor.shape) for tensor in outputs)
+        for place, tensor in enumerate(outputs):
+            if not record.outputs[place] and self.labels.is_harmless(tensor):
+                self.labels.note_made(tensor, record, place)
         record.dtypes = tuple(tensor.dtype for tensor in outputs)
         record.spec = spec if len(leaves) == len(outputs) else None
         return out
