@@ -16,7 +16,8 @@ class FunctionFacts:
     Attributes:
         numbers: what the Python numbers among its arguments are. `"sizes"` of what it returns, axis
             by axis; lengths of `"pieces"` of an axis; `"factors"`, which must not follow a width
-            (`(C // heads) ** -0.5`). None: they are never replaced.
+            (`(C // heads) ** -0.5`); how many `"heads"` share an axis, of a function that has a form in
+            `calls.slim_forms`. None: they are never replaced.
         infers: one size may be given as -1.
         statistics: ATen operations by which it takes a statistic over channels that can count each
             with its gate. The weighted form stands in `gates.weighted_statistics`.
@@ -25,7 +26,7 @@ class FunctionFacts:
             rule for the whole of it.
     """
 
-    numbers: Literal["sizes", "pieces", "factors"] | None = None
+    numbers: Literal["sizes", "pieces", "factors", "heads"] | None = None
     infers: bool = False
     statistics: tuple[str, ...] = ()
     multiplies: bool = False
@@ -67,6 +68,7 @@ FUNCTIONS: Mapping[str, FunctionFacts] = {
     "amax": FunctionFacts(statistics=("aten.amax",)),
     "amin": FunctionFacts(statistics=("aten.amin",)),
     "einsum": FunctionFacts(multiplies=True),
+    "multi_head_attention_forward": FunctionFacts(numbers="heads"),
     "lstm": FunctionFacts(is_whole=True),
     "gru": FunctionFacts(is_whole=True),
     "rnn_tanh": FunctionFacts(is_whole=True),
@@ -86,6 +88,7 @@ def _where(holds: Callable[[FunctionFacts], bool]) -> frozenset[str]:
 SHAPED = _where(lambda facts: facts.numbers == "sizes")
 SPLITTING = _where(lambda facts: facts.numbers == "pieces")
 SCALING = _where(lambda facts: facts.numbers == "factors")
+SHARING = _where(lambda facts: facts.numbers == "heads")
 RESIZABLE = _where(lambda facts: facts.numbers is not None)
 INFERRING = _where(lambda facts: facts.infers)
 WEIGHABLE = _where(lambda facts: bool(facts.statistics))

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from swan_surgery.calls.arguments import leaves_of, replaced
 from swan_surgery.calls.functions import SCALING
+from swan_surgery.calls.slim_forms import SLIM_FORMS
 from swan_surgery.calls.sites import Call, PathGuard, call_site
 
 
@@ -132,6 +133,7 @@ class CallMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if change.numbers:
             args, kwargs = replaced((args, kwargs), change.numbers)
+            func = SLIM_FORMS.get(name, func)
         if change.instead is None:
             return func(*args, **kwargs)
         for mode in self._outer:

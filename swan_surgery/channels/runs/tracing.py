@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from swan_surgery.calls.arguments import numbers_of
 from swan_surgery.calls.functions import FUNCTIONS, WHOLE
 from swan_surgery.calls.mode import Called, NumberingMode
+from swan_surgery.calls.slim_forms import SLIM_FORMS
 from swan_surgery.channels.labels.fields import Fields
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Frame, OpRecord, Reason, Recording
@@ -41,7 +42,7 @@ class FrameMode(NumberingMode):
         try:
             if whole is not None and self.step is not None:
                 return self.step(whole, args, kwargs)
-            return func(*args, **kwargs)
+            return SLIM_FORMS.get(called.function, func)(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError):
             if self.recover is None:
                 raise
