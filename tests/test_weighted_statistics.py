@@ -28,10 +28,11 @@ REDUCTIONS = {
     "var_mean": torch.var_mean,
     "norm": torch.norm,
     "vector_norm": torch.linalg.vector_norm,
+    "linalg_vector_norm": torch.linalg.vector_norm,
     "amax": torch.amax,
     "amin": torch.amin,
 }
-NORMS = ("layer_norm", "rms_norm", "group_norm")
+NORMS = ("layer_norm", "rms_norm", "group_norm", "normalize", "linalg_norm")
 
 DIMS = [
     {"dim": 1},
@@ -57,6 +58,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "var_mean": SPREADS,
     "norm": POWERS,
     "vector_norm": ORDERS,
+    "linalg_vector_norm": ORDERS,
 }
 CASES = [
     (name, dims | options)
@@ -103,7 +105,11 @@ def test_a_closed_channel_of_zeros_does_no_harm(name: str) -> None:
     """0 ** -1 is infinite, and infinite * 0 is no number."""
     x = activations()
     x[:, 1] = 0
-    options = {"norm": {"p": -1}, "vector_norm": {"ord": -1}}.get(name, {})
+    options = {
+        "norm": {"p": -1},
+        "vector_norm": {"ord": -1},
+        "linalg_vector_norm": {"ord": -1},
+    }.get(name, {})
     got = WEIGHTED[name](along(1, 4), x, dim=1, **options)
     torch.testing.assert_close(got, REDUCTIONS[name](x[:, KEPT], dim=1, **options), **TIGHT)
 
@@ -121,6 +127,28 @@ def test_positional_arguments(name: str, args: tuple) -> None:
     x = activations()
     got = WEIGHTED[name](along(1, 4), x, *args)
     torch.testing.assert_close(got, REDUCTIONS[name](x[:, KEPT], *args), **TIGHT)
+
+
+@pytest.mark.parametrize("options", [{}, {"p": 1.0}, {"p": 3.5}, {"p": math.inf}, {"eps": 200.0}])
+def test_normalize(options: dict) -> None:
+    x = activations()
+    got = WEIGHTED["normalize"](along(1, 4), x, dim=1, **options)[:, KEPT]
+    torch.testing.assert_close(got, F.normalize(x[:, KEPT], dim=1, **options), **TIGHT)
+    x[:, KEPT] = 0
+    assert not WEIGHTED["normalize"](along(1, 4), x)[:, KEPT].any()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ord": 1}, {"dim": 1, "keepdim": True}, {"ord": 2, "dim": 1}]
+)
+def test_linalg_norm_of_vectors(options: dict) -> None:
+    x = activations()[:, :, 0, 0]
+    if "ord" in options and "dim" not in options:
+        x, gates = x[0], GATES
+    else:
+        gates = along(1, 2)
+    got = WEIGHTED["linalg_norm"](gates, x, **options)
+    torch.testing.assert_close(got, torch.linalg.norm(x[..., KEPT], **options), **TIGHT)
 
 
 @pytest.mark.parametrize("affine", ["weight and bias", "weight", "none"])

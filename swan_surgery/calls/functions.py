@@ -77,6 +77,7 @@ FUNCTIONS: Mapping[str, FunctionFacts] = {
     "gru_cell": FunctionFacts(is_whole=True),
     "rnn_tanh_cell": FunctionFacts(is_whole=True),
     "rnn_relu_cell": FunctionFacts(is_whole=True),
+    "_pad_packed_sequence": FunctionFacts(is_whole=True),
 }
 
 

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from swan_surgery.calls.arguments import leaves_of, replaced
 from swan_surgery.calls.functions import SCALING
-from swan_surgery.calls.slim_forms import SLIM_FORMS
 from swan_surgery.calls.sites import Call, PathGuard, call_site
+from swan_surgery.calls.slim_forms import SLIM_FORMS
 
 
 def counted_name(function: Any, args: Any) -> str | None:

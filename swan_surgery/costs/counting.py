@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from swan_surgery.calls.functions import WHOLE
 from swan_surgery.channels.rules.op_facts import OpFacts
 from swan_surgery.channels.rules.registry import macs_formulas
 from swan_surgery.errors import InputError, ModelError
@@ -45,6 +44,9 @@ _COUNTED = (
     "recurrent",
     "registered",
 )
+
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 class _Traceable(nn.Module):
@@ -103,9 +105,9 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
             analysis.set_op_handle("aten::matmul", _matmul_macs)
             analysis.set_op_handle("aten::baddbmm", _baddbmm_macs)
             analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-            for name in WHOLE:
-                handle = _cell_macs if name.endswith("_cell") else _recurrent_macs
-                analysis.set_op_handle(f"aten::{name}", handle)
+            for name in _RECURRENT:
+                analysis.set_op_handle(f"aten::{name}", _recurrent_macs)
+                analysis.set_op_handle(f"aten::{name}_cell", _cell_macs)
             for name, facts in macs_formulas().items():
                 analysis.set_op_handle(name.replace(".", "::", 1), _by_formula(facts))
             counts = analysis.by_module_and_operator()

@@ -107,15 +107,16 @@ def _update_other_widths_(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
-    elif isinstance(module, nn.RNNBase):
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         _update_recurrent_widths_(module)
-    elif isinstance(module, nn.RNNCellBase):
-        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
     elif hasattr(module, "num_features") and (width := _width(module)) is not None:
         setattr(module, "num_features", width)  # noqa: B010 - mypy sees no such attribute
 
 
-def _update_recurrent_widths_(module: nn.RNNBase) -> None:
+def _update_recurrent_widths_(module: nn.RNNBase | nn.RNNCellBase) -> None:
+    if isinstance(module, nn.RNNCellBase):
+        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
+        return
     first = [module.get_parameter(name) for name in module._flat_weights_names]  # noqa: SLF001 - torch's only access
     module.input_size = first[0].shape[1]
     if module.proj_size:

@@ -175,12 +175,10 @@ class RehearsalMode(LabelMode):
         own = [pair for place, pair in enumerate(pairs) if place not in expected.adopted]
         if labels.conflict or not all(self._equal(t, fields) for t, (fields, _) in own):
             self.failures.append(Failure(index, labels_only=True))
-        for place, (leaf, (fields, shape)) in enumerate(pairs):
-            if place in expected.adopted:
-                labels.note_made_to_measure(leaf)
-                continue
-            self.labels.assign(leaf, fields)  # a width of one would lose its label
-            if tuple(leaf.shape) != shape:
+        for leaf, (fields, _) in own:
+            labels.assign(leaf, fields)  # a width of one would lose its label
+        for place, (leaf, (_, shape)) in enumerate(pairs):
+            if place in expected.adopted or tuple(leaf.shape) != shape:
                 labels.note_made_to_measure(leaf)
         return out
 
