@@ -172,15 +172,23 @@ class RehearsalMode(LabelMode):
         pairs = list(zip(leaves, predicted, strict=False))
         if len(leaves) != len(predicted) or not all(self._fits(t, *p) for t, p in pairs):
             return self._replace(index, op, args, predicted)
-        own = [pair for place, pair in enumerate(pairs) if place not in expected.adopted]
+        self._hand_on(index, pairs)
+        return out
+
+    def _hand_on(
+        self, index: int, pairs: list[tuple[Tensor, tuple[Fields, tuple[int, ...]]]]
+    ) -> None:
+        """Compare what channels met, and let the results carry what the recording says."""
+        labels, adopted = self.labels, self.expected[index].adopted
+        assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
+        own = [pair for place, pair in enumerate(pairs) if place not in adopted]
         if labels.conflict or not all(self._equal(t, fields) for t, (fields, _) in own):
             self.failures.append(Failure(index, labels_only=True))
         for leaf, (fields, _) in own:
             labels.assign(leaf, fields)  # a width of one would lose its label
         for place, (leaf, (_, shape)) in enumerate(pairs):
-            if place in expected.adopted or tuple(leaf.shape) != shape:
+            if place in adopted or tuple(leaf.shape) != shape:
                 labels.note_made_to_measure(leaf)
-        return out
 
     def _fits(self, tensor: Tensor, fields: Fields, shape: tuple[int, ...]) -> bool:
         if tuple(tensor.shape) == shape:
