@@ -32,7 +32,8 @@ REDUCTIONS = {
     "amax": torch.amax,
     "amin": torch.amin,
 }
-NORMS = ("layer_norm", "rms_norm", "group_norm", "normalize", "linalg_norm")
+NORMS = ("layer_norm", "rms_norm", "group_norm")
+OF_VECTORS = {"normalize": F.normalize, "linalg_norm": torch.linalg.norm}
 
 DIMS = [
     {"dim": 1},
@@ -79,7 +80,7 @@ def activations() -> Tensor:
 
 
 def test_every_statistic_has_a_case_and_is_one_that_the_map_may_weigh() -> None:
-    assert {*REDUCTIONS, *NORMS} == WEIGHTED.keys() == WEIGHABLE
+    assert {*REDUCTIONS, *NORMS, *OF_VECTORS} == WEIGHTED.keys() == WEIGHABLE
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
@@ -243,7 +244,8 @@ def test_wider_gates_do_not_widen_the_model(name: str, dtype: torch.dtype) -> No
         wanted = getattr(F, name)(x, *args)
         got = WEIGHTED[name](gates, x, *args)
     else:
-        wanted, got = REDUCTIONS[name](x, dim=1), WEIGHTED[name](gates, x, dim=1)
+        wanted = (REDUCTIONS | OF_VECTORS)[name](x, dim=1)
+        got = WEIGHTED[name](gates, x, dim=1)
     bound = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
     torch.testing.assert_close(got, wanted, **bound)  # compares dtypes, too
 

@@ -58,21 +58,16 @@ def multi_head_attention_forward(
         return result
     if bias_k is not None or static_k is not None or static_v is not None or add_zero_attn:
         return F.multi_head_attention_forward(**arguments)
-    sources = (query, key, value)
     is_batched = query.ndim == 3
-    if is_batched:
-        sources = tuple(own.transpose(0, 1) for own in sources)
-    else:
-        sources = tuple(own.unsqueeze(0) for own in sources)
+    sources = [x.transpose(0, 1) if is_batched else x.unsqueeze(0) for x in (query, key, value)]
     biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-    if use_separate_proj_weight:
-        weights = (q_proj_weight, k_proj_weight, v_proj_weight)
-        parts = [F.linear(x, w, b) for x, w, b in zip(sources, weights, biases, strict=True)]
-    elif query is key and key is value:
-        parts = list(F.linear(sources[0], in_proj_weight, in_proj_bias).chunk(3, dim=-1))
+    packed: Any = in_proj_weight  # None where the projections are separate
+    if not use_separate_proj_weight and query is key and key is value:
+        parts = list(F.linear(sources[0], packed, in_proj_bias).chunk(3, dim=-1))
     else:
-        own = in_proj_weight.chunk(3)
-        parts = [F.linear(x, w, b) for x, w, b in zip(sources, own, biases, strict=True)]
+        separate: Any = (q_proj_weight, k_proj_weight, v_proj_weight)
+        weights = separate if use_separate_proj_weight else packed.chunk(3)
+        parts = [F.linear(x, w, b) for x, w, b in zip(sources, weights, biases, strict=True)]
     q, k, v = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in parts)
     out, scores = attend(
         (q, k, v),

@@ -161,7 +161,7 @@ def ungate_modules_(model: nn.Module) -> nn.Module:
             if owned.forward is not None:
                 vars(module)["forward"] = owned.forward
             if isinstance(module, nn.RNNBase):
-                module._init_flat_weights()  # type: ignore[no-untyped-call]  # noqa: SLF001 - as they are now
+                module._init_flat_weights()  # noqa: SLF001 - as they are now
     return model
 
 

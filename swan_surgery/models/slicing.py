@@ -123,7 +123,7 @@ def _update_recurrent_widths_(module: nn.RNNBase | nn.RNNCellBase) -> None:
         module.proj_size, module.hidden_size = module.get_parameter("weight_hr_l0").shape
     else:
         module.hidden_size = first[1].shape[1]
-    module._init_flat_weights()  # type: ignore[no-untyped-call]  # noqa: SLF001 - the list that torch's forward reads
+    module._init_flat_weights()  # noqa: SLF001 - the list that torch's forward reads
 
 
 def _width(module: nn.Module) -> int | None:
