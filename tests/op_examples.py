@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.closing import image, prepared
 
@@ -25,7 +26,8 @@ class Example:
 
     `module.own` is a norm's or a weight's worth of parameters, `module.gain` has shape (width,).
     `gated`: whether channels of the first convolution must be gateable. `inference`: composite
-    operations reach a dispatch mode in one piece only under `torch.inference_mode()`.
+    operations reach a dispatch mode in one piece only under `torch.inference_mode()`. `layer` makes
+    `module.layer`, for operations that want parameters of their own.
     """
 
     function: Callable[[nn.Module, Tensor], Tensor]
@@ -34,6 +36,7 @@ class Example:
     rank: int = 2
     gated: bool = True
     inference: bool = False
+    layer: Callable[[], nn.Module] = nn.Identity
 
 
 class ExampleNet(nn.Module):
@@ -49,6 +52,7 @@ class ExampleNet(nn.Module):
         self.register_buffer("mean", torch.zeros(example.width))
         self.register_buffer("variance", torch.ones(example.width))
         self.matrix = nn.Parameter(torch.ones(5, example.width))
+        self.layer = example.layer()
         self.example = example
 
     def forward(self, x: Tensor) -> Tensor:
@@ -334,6 +338,36 @@ add("linspace", lambda m, x: column(x, torch.linspace(0.0, 1.0, 8, dtype=x.dtype
 add("eye", lambda m, x: maps(pixels(x) @ torch.eye(8, dtype=x.dtype, device=x.device)), gated=False)
 add("lift_fresh", lambda m, x: x * torch.tensor(0.5))
 add("_local_scalar_dense", lambda m, x: x * torch.ones(1, device="cpu").item())
+
+
+# --- recurrent layers -------------------------------------------------------------------------
+
+
+def recurrent(m: nn.Module, x: Tensor) -> Tensor:
+    return maps(m.layer(pixels(x))[0])
+
+
+def one_step(m: nn.Module, x: Tensor) -> Tensor:
+    state = m.layer(x.mean((2, 3)))
+    return (state[0] if isinstance(state, tuple) else state)[:, :, None, None]
+
+
+def packed(m: nn.Module, x: Tensor) -> Tensor:
+    data = pack_padded_sequence(pixels(x), torch.tensor([16, 16]), batch_first=True)
+    return maps(pad_packed_sequence(data, batch_first=True)[0])
+
+
+LAYER = {"batch_first": True}
+add("lstm", recurrent, out=6, inference=True, layer=lambda: nn.LSTM(8, 6, **LAYER))
+add("gru", recurrent, out=6, inference=True, layer=lambda: nn.GRU(8, 6, **LAYER))
+add("rnn_tanh", recurrent, out=6, inference=True, layer=lambda: nn.RNN(8, 6, **LAYER))
+add("rnn_relu", recurrent, out=6, inference=True, layer=lambda: nn.RNN(8, 6, nonlinearity="relu", **LAYER))  # fmt: skip
+add("lstm_cell", one_step, out=6, inference=True, layer=lambda: nn.LSTMCell(8, 6))
+add("gru_cell", one_step, out=6, inference=True, layer=lambda: nn.GRUCell(8, 6))
+add("rnn_tanh_cell", one_step, out=6, inference=True, layer=lambda: nn.RNNCell(8, 6))
+add("rnn_relu_cell", one_step, out=6, inference=True, layer=lambda: nn.RNNCell(8, 6, nonlinearity="relu"))  # fmt: skip
+add("_pack_padded_sequence", packed)
+add("_pad_packed_sequence", packed, inference=True)
 
 
 ELSEWHERE = {

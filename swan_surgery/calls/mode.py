@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from swan_surgery.calls.arguments import leaves_of, replaced
 from swan_surgery.calls.functions import SCALING
 from swan_surgery.calls.sites import Call, PathGuard, call_site
+from swan_surgery.calls.slim_forms import SLIM_FORMS
 
 
 def counted_name(function: Any, args: Any) -> str | None:
@@ -132,6 +133,7 @@ class CallMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if change.numbers:
             args, kwargs = replaced((args, kwargs), change.numbers)
+            func = SLIM_FORMS.get(name, func)
         if change.instead is None:
             return func(*args, **kwargs)
         for mode in self._outer:

@@ -41,8 +41,12 @@ _COUNTED = (
     "baddbmm",
     "mv",
     "attention",
+    "recurrent",
     "registered",
 )
+
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 class _Traceable(nn.Module):
@@ -101,6 +105,9 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
             analysis.set_op_handle("aten::matmul", _matmul_macs)
             analysis.set_op_handle("aten::baddbmm", _baddbmm_macs)
             analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+            for name in _RECURRENT:
+                analysis.set_op_handle(f"aten::{name}", _recurrent_macs)
+                analysis.set_op_handle(f"aten::{name}_cell", _cell_macs)
             for name, facts in macs_formulas().items():
                 analysis.set_op_handle(name.replace(".", "::", 1), _by_formula(facts))
             counts = analysis.by_module_and_operator()
@@ -138,6 +145,25 @@ def _shapes(value: Any) -> Iterator[tuple[int, ...]]:
             yield from _shapes(item)
     elif value.type().kind() == "TensorType":
         yield tuple(value.type().sizes())
+
+
+def _recurrent_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Multiply-adds of a recurrent layer: every weight matrix once for each sample at each step.
+
+    It reads [T, B, I], [B, T, I], or packed [sum of lengths, I]; its weights are the last list.
+    """
+    del outputs
+    lists = [value for value in inputs if value.node().kind() == "prim::ListConstruct"]
+    positions = prod(inputs[0].type().sizes()[:-1])
+    weights = sum(prod(shape) for shape in _shapes(lists[-1]) if len(shape) > 1)
+    return Counter({"recurrent": positions * weights})
+
+
+def _cell_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Multiply-adds of one step of a recurrent cell: what it reads, and its state, by their weights."""
+    del outputs
+    weights = sum(prod(value.type().sizes()) for value in inputs[2:4])
+    return Counter({"recurrent": prod(inputs[0].type().sizes()[:-1]) * weights})
 
 
 def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:

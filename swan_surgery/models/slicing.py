@@ -24,8 +24,8 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
     """Keep only the given positions of the named parameters and buffers of `model`.
 
     Tied parameters stay tied, `requires_grad`, dtype, device and memory format stay as they were;
-    gradients are dropped. `in_channels`, `out_channels`, `groups`, `num_features`, `in_features`
-    and `out_features` follow the tensors.
+    gradients are dropped. `in_channels`, `out_channels`, `groups`, `num_features`, `in_features`,
+    `out_features`, `hidden_size` and the like follow the tensors.
 
     Raises:
         IndexError: a position lies outside its axis.
@@ -107,8 +107,23 @@ def _update_other_widths_(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        _update_recurrent_widths_(module)
     elif hasattr(module, "num_features") and (width := _width(module)) is not None:
         setattr(module, "num_features", width)  # noqa: B010 - mypy sees no such attribute
+
+
+def _update_recurrent_widths_(module: nn.RNNBase | nn.RNNCellBase) -> None:
+    if isinstance(module, nn.RNNCellBase):
+        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
+        return
+    first = [module.get_parameter(name) for name in module._flat_weights_names]  # noqa: SLF001 - torch's only access
+    module.input_size = first[0].shape[1]
+    if module.proj_size:
+        module.proj_size, module.hidden_size = module.get_parameter("weight_hr_l0").shape
+    else:
+        module.hidden_size = first[1].shape[1]
+    module._init_flat_weights()  # noqa: SLF001 - the list that torch's forward reads
 
 
 def _width(module: nn.Module) -> int | None:

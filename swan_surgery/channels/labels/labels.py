@@ -11,6 +11,7 @@ from swan_surgery.channels.labels.recording import (
     Call,
     Contraction,
     Frame,
+    OpRecord,
     Reason,
     Recording,
     Weighting,
@@ -50,6 +51,7 @@ class Labels:
         self._derived: dict[int, Tensor] = {}
         self._fields: dict[int, tuple[Tensor, Fields]] = {}
         self._origins: dict[int, list[Tensor]] = {}
+        self._made: dict[int, tuple[Tensor, OpRecord, int]] = {}
         self._varying: dict[int, tuple[Tensor, frozenset[int]]] = {}
         self._views: dict[int, Tensor] = {}
         self._viewed: set[int] = set()
@@ -81,6 +83,18 @@ class Labels:
     def origins(self, tensor: Tensor) -> list[Tensor]:
         """What a constant was computed from; nothing for one that is no constant."""
         return self._origins.get(id(tensor), []) if self.is_marked(tensor) else []
+
+    def note_made(self, tensor: Tensor, record: OpRecord, place: int) -> None:
+        """Remember which operation made a constant, as its output at `place`."""
+        self._made[id(tensor)] = (tensor, record, place)
+
+    def adopt(self, tensor: Tensor, field: Tensor) -> None:
+        """A constant was made for these channels, and by an operation that must follow them."""
+        fields = (*self.fields(tensor), field)
+        self.assign(tensor, fields)
+        if id(tensor) in self._made:
+            _, record, place = self._made[id(tensor)]
+            record.adopt(place, fields)
 
     def varying(self, tensor: Tensor) -> frozenset[int]:
         """The axes along which a tensor holds data of its own."""
@@ -128,6 +142,8 @@ class Labels:
                 marks[id(copy)] = copy
         if id(source) in self._varying:
             self.mark_harmless(copy, self._varying[id(source)][1])
+        if id(source) in self._made:
+            self.note_made(copy, *self._made[id(source)][1:])
         return copy
 
     def root(self, tensor: Tensor) -> Tensor:

@@ -119,6 +119,8 @@ class OpRecord:
     `numbers` holds the Python numbers of a pointwise operation, which must not follow a width.
     `frame` is the torch function that called it, if it is one of those that are tracked.
     `by_value` holds the result of an operation whose shape, or whose use, depends on values.
+    `adopted` are the outputs whose fields were found later: constants that met channels somewhere, so
+    they must be made as wide as those are.
     `beside_fill` holds labels that met constant padding here: they may go only if the padding
     shrinks with them.
     """
@@ -134,6 +136,7 @@ class OpRecord:
     frame: Frame | None = None
     numbers: tuple[float, ...] = ()
     by_value: tuple[Any, ...] = ()
+    adopted: set[int] = dataclass_field(default_factory=set)
     beside_fill: list[Tensor] = dataclass_field(default_factory=list)
     ties: list[list[tuple[Tensor, Tensor]]] = dataclass_field(default_factory=list)
 
@@ -141,6 +144,11 @@ class OpRecord:
     def packet(self) -> str:
         """The operation without overload, as in `aten.add`."""
         return self.name.rpartition(".")[0]
+
+    def adopt(self, place: int, fields: Fields) -> None:
+        """Note the channels that an output was made for."""
+        self.outputs = (*self.outputs[:place], fields, *self.outputs[place + 1 :])
+        self.adopted.add(place)
 
 
 @dataclass(slots=True)

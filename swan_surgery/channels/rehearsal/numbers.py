@@ -6,11 +6,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.calls.functions import INFERRING, RESIZABLE, SCALING, SHAPED
+from swan_surgery.calls.functions import INFERRING, RESIZABLE, SCALING, SHAPED, SHARING
 from swan_surgery.calls.resizing import resize_
 from swan_surgery.channels.labels.fields import axes_of
 from swan_surgery.channels.labels.recording import Frame, OpRecord
 from swan_surgery.channels.rehearsal.rehearsing import Failure
+
+
+_BY_HEAD = 4  # the rank of [B, L, H, D]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,22 @@ class Resizes:
     accepted: dict[Place, New] = field(default_factory=dict)
     tried: dict[tuple[bool, int], str] = field(default_factory=dict)
 
+    def share_heads(self, op: OpRecord, *, training: bool) -> None:
+        """Let the number of heads of a call follow: torch's own form of it would derive their width."""
+        frame = op.frame
+        if frame is None or frame.function not in SHARING:
+            return
+        is_by_head = bool(op.shapes) and len(op.shapes[0]) == _BY_HEAD
+        fields = op.outputs[0] if is_by_head else ()
+        heads = next((f.reshape(-1) for f in fields if axes_of(f) == (_BY_HEAD - 2,)), None)
+        if heads is None:
+            return
+        # The width to check may be the same number; the form that runs then does not look at it.
+        for leaf, value in enumerate(frame.leaves):
+            if type(value) is int and value == len(heads):
+                place = Place(*frame.call, leaf, training, frame.site)
+                self.accepted.setdefault(place, heads)
+
     def try_on(
         self,
         op: OpRecord,
@@ -72,7 +91,11 @@ class Resizes:
 
     def forget(self, module: str) -> None:
         """Drop what was learned about a module while one of its attributes was guessed wrongly."""
-        self.accepted = {key: new for key, new in self.accepted.items() if key.module != module}
+        self.accepted = {
+            key: new
+            for key, new in self.accepted.items()
+            if key.module != module or key.function in SHARING  # those were no guess
+        }
         self.tried = {place: own for place, own in self.tried.items() if own != module}
 
 

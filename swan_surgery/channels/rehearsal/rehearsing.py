@@ -172,13 +172,23 @@ class RehearsalMode(LabelMode):
         pairs = list(zip(leaves, predicted, strict=False))
         if len(leaves) != len(predicted) or not all(self._fits(t, *p) for t, p in pairs):
             return self._replace(index, op, args, predicted)
-        if labels.conflict or not all(self._equal(t, fields) for t, (fields, _) in pairs):
-            self.failures.append(Failure(index, labels_only=True))
-        for leaf, (fields, shape) in pairs:
-            self.labels.assign(leaf, fields)  # a width of one would lose its label
-            if tuple(leaf.shape) != shape:
-                labels.note_made_to_measure(leaf)
+        self._hand_on(index, pairs)
         return out
+
+    def _hand_on(
+        self, index: int, pairs: list[tuple[Tensor, tuple[Fields, tuple[int, ...]]]]
+    ) -> None:
+        """Compare what channels met, and let the results carry what the recording says."""
+        labels, adopted = self.labels, self.expected[index].adopted
+        assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
+        own = [pair for place, pair in enumerate(pairs) if place not in adopted]
+        if labels.conflict or not all(self._equal(t, fields) for t, (fields, _) in own):
+            self.failures.append(Failure(index, labels_only=True))
+        for leaf, (fields, _) in own:
+            labels.assign(leaf, fields)  # a width of one would lose its label
+        for place, (leaf, (_, shape)) in enumerate(pairs):
+            if place in adopted or tuple(leaf.shape) != shape:
+                labels.note_made_to_measure(leaf)
 
     def _fits(self, tensor: Tensor, fields: Fields, shape: tuple[int, ...]) -> bool:
         if tuple(tensor.shape) == shape:
@@ -233,8 +243,11 @@ class RehearsalMode(LabelMode):
             torch.empty(shape, dtype=dtype, device=device)
             for (_, shape), dtype in zip(predicted, expected.dtypes, strict=True)
         ]
-        for tensor, (fields, _) in zip(tensors, predicted, strict=True):
-            self.labels.assign(tensor, fields)
+        for place, (tensor, (fields, _)) in enumerate(zip(tensors, predicted, strict=True)):
+            if place in expected.adopted:
+                self.labels.mark_harmless(tensor)
+            else:
+                self.labels.assign(tensor, fields)
         return tree_unflatten(tensors, expected.spec)
 
 

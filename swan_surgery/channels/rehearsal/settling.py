@@ -93,6 +93,9 @@ def settle(
     """Solve and rehearse until every operation follows; what does not follow is pinned."""
     solution = solve(traces, labelled, pins)
     hypotheses, resizes = Hypotheses(), Resizes()
+    for trace in traces:
+        for op in trace.recording.ops:
+            resizes.share_heads(op, training=trace.training)
     model = make_shell()
     failing: tuple[bool, int, int] | None = None
     for _ in range(_MAX_ROUNDS):

@@ -30,7 +30,7 @@ def _vector(tensor: Tensor, axis: int, call: Call, labels: Labels) -> Tensor | N
     return vector
 
 
-def _meet(data: Tensor | None, weight: Tensor | None, call: Call, labels: Labels) -> None:
+def meet(data: Tensor | None, weight: Tensor | None, call: Call, labels: Labels) -> None:
     """The axis that is summed over: what one side calls a channel the other must call one too."""
     if data is not None and weight is not None:
         if data.shape != weight.shape:
@@ -76,7 +76,7 @@ def _(call: Call, labels: Labels) -> None:
     summed = rows if transposed else columns
     if groups > 1 and labels.is_depthwise(call):
         summed = None
-    _price(
+    price(
         Contraction(
             call.name,
             call.module,
@@ -103,13 +103,13 @@ def _plain_groups(
 ) -> Tensor | None:
     """Weight (out, in/groups, ...). Returns the labels of the output channels."""
     if groups == 1:
-        _meet(data, columns, call, labels)
+        meet(data, columns, call, labels)
         return rows
     if not labels.is_depthwise(call):
         # in/groups > 1: every group reads the same positions, and writes the same positions.
         if data is not None and data.numel() % groups == 0:
             data = data.view(groups, -1)
-        _meet(data, columns, call, labels)
+        meet(data, columns, call, labels)
         _tie_groups(rows, groups, call, labels)
     else:
         _couple_depthwise(data, rows, groups, call, labels)
@@ -126,10 +126,10 @@ def _transposed_groups(
 ) -> Tensor | None:
     """Weight (in, out/groups, ...). Returns the labels of the output channels."""
     if groups == 1:
-        _meet(data, rows, call, labels)
+        meet(data, rows, call, labels)
         return columns
     per_group = call.outputs[0].shape[call.outputs[0].ndim - call.inputs[1].ndim + 1] // groups
-    _meet(data, rows, call, labels)
+    meet(data, rows, call, labels)
     if labels.is_depthwise(call):
         # One input channel per group: its outputs, one or several, belong to it.
         if columns is not None:
@@ -169,7 +169,7 @@ def _join_bias(made: Tensor, bias: Tensor, call: Call, labels: Labels) -> None:
         labels.pin(made, "its bias has no channel labels", call)
 
 
-def _price(contraction: Contraction, labels: Labels) -> None:
+def price(contraction: Contraction, labels: Labels) -> None:
     """Take the lengths of the labelled axes out of `factor`, which holds all MACs so far."""
     known = tuple(axis for axis in contraction.axes if axis is not None)
     factor = contraction.factor // max(prod(axis.numel() for axis in known), 1)
@@ -205,7 +205,7 @@ def _(call: Call, labels: Labels) -> None:
             labels.pin(field, "channels are spread over several axes", call)
     summed_left, _ = vector_along(left_fields, left.ndim - 1)
     summed_right, _ = vector_along(right_fields, right.ndim - 2)
-    _meet(summed_left, summed_right, call, labels)
+    meet(summed_left, summed_right, call, labels)
     rows = _outer(left_fields, left.ndim - 1)
     columns = _outer(right_fields, right.ndim - 2)
     fields = _combine(rows, columns, call, labels)
@@ -215,7 +215,7 @@ def _(call: Call, labels: Labels) -> None:
     inner = summed_right if summed_right is not None else summed_left
     outer = tuple(f.reshape(-1) for f in _one_per_axis(fields, call, labels))
     produced = vector_along(columns, rank - 1)[0] if is_layer else None
-    _price(
+    price(
         Contraction(
             call.name,
             call.module,

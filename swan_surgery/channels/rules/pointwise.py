@@ -59,7 +59,7 @@ def _adopt(tensor: Tensor, field: Tensor, axis: int, labels: Labels) -> None:
     if any(axis in axes_of(known) for known in labels.fields(tensor)):
         return
     vector = field.reshape(-1)
-    labels.assign(tensor, (*labels.fields(tensor), axis_field(vector, axis, tensor.ndim)))
+    labels.adopt(tensor, axis_field(vector, axis, tensor.ndim))
     for origin in labels.origins(tensor):
         _adopt(origin, vector, axis - (tensor.ndim - origin.ndim), labels)
 

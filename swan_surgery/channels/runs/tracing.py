@@ -11,12 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from swan_surgery.calls.arguments import numbers_of
-from swan_surgery.calls.functions import FUNCTIONS
+from swan_surgery.calls.functions import FUNCTIONS, WHOLE
 from swan_surgery.calls.mode import Called, NumberingMode
+from swan_surgery.calls.slim_forms import SLIM_FORMS
 from swan_surgery.channels.labels.fields import Fields
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Frame, OpRecord, Reason, Recording
-from swan_surgery.channels.rules import contraction, mixing, movement  # noqa: F401
+from swan_surgery.channels.rules import contraction, mixing, movement, recurrence  # noqa: F401
 from swan_surgery.channels.rules.registry import facts_of, pin_inputs
 from swan_surgery.channels.runs.planning import depends_on_values, run_op
 from swan_surgery.channels.runs.source_lines import calling_line
@@ -30,14 +31,18 @@ class FrameMode(NumberingMode):
         super().__init__(frozenset(FUNCTIONS))
         self.labels = labels
         self.recover: Callable[[Frame], Any] | None = None
+        self.step: Callable[[Any, Any, Any], Any] | None = None
 
     def around(self, func: Any, args: Any, kwargs: dict[str, Any], called: Called) -> Any:
         """Run the call inside its frame."""
         leaves = numbers_of(args, kwargs)
         frame = Frame(called.module, called.function, called.number, leaves, called.site)
         self.labels.frame = frame
+        whole = whole_op(called.function, args)
         try:
-            return func(*args, **kwargs)
+            if whole is not None and self.step is not None:
+                return self.step(whole, args, kwargs)
+            return SLIM_FORMS.get(called.function, func)(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError):
             if self.recover is None:
                 raise
@@ -70,10 +75,22 @@ class LabelMode(TorchDispatchMode):
         """Run the operation, then its rule."""
         if self.is_paused:
             return op(*args, **(kwargs or {}))
+        return self.step(op, args, kwargs or {})
+
+    def step_whole(self, op: Any, args: Any, kwargs: Any) -> Any:
+        """One step that torch would take apart: none of its parts is a step of the run."""
+        self.is_paused = True
+        try:
+            return self.step(op, args, kwargs)
+        finally:
+            self.is_paused = False
+
+    def step(self, op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation of the model, then its rule."""
         facts = facts_of(op)
         if not facts.is_step:
-            return self.labels.twin(args[0], op(*args, **(kwargs or {})), op.is_view)
-        inputs = _tensors((args, kwargs or {}))
+            return self.labels.twin(args[0], op(*args, **kwargs), op.is_view)
+        inputs = _tensors((args, kwargs))
         self.labels.used.update(map(id, inputs))
         record = OpRecord(
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
@@ -84,7 +101,7 @@ class LabelMode(TorchDispatchMode):
                 leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (int, float))
             )
         self.labels.recording.ops.append(record)
-        return self.dispatch(record, inputs, op, args, kwargs or {})
+        return self.dispatch(record, inputs, op, args, kwargs)
 
     def run(self, op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
         """Run one operation."""
@@ -111,6 +128,9 @@ class LabelMode(TorchDispatchMode):
         self.apply_rule(Call(index, op, args, kwargs, inputs, outputs, self.module))
         record.outputs = tuple(self.labels.fields(tensor) for tensor in outputs)
         record.shapes = tuple(tuple(tensor.shape) for tensor in outputs)
+        for place, tensor in enumerate(outputs):
+            if not record.outputs[place] and self.labels.is_harmless(tensor):
+                self.labels.note_made(tensor, record, place)
         record.dtypes = tuple(tensor.dtype for tensor in outputs)
         record.spec = spec if len(leaves) == len(outputs) else None
         return out
@@ -137,6 +157,22 @@ class LabelMode(TorchDispatchMode):
             is_whole = labels.root(tensor).numel() == tensor.numel()
             if not is_known or not (is_whole and labels.is_harmless(tensor)):
                 labels.spoil(tensor)
+
+
+def whole_op(function: str, args: Any) -> Any:
+    """The overload of the operation that a torch function is, where it is to be one step."""
+    if function not in WHOLE:
+        return None
+    packet = getattr(torch.ops.aten, function)
+    for name in packet.overloads():
+        overload = getattr(packet, name)
+        kinds = [str(argument.type) for argument in overload._schema.arguments]  # noqa: SLF001 - torch's only access
+        if len(args) <= len(kinds) and all(
+            isinstance(value, (list, tuple)) == kind.startswith("List")
+            for value, kind in zip(args, kinds, strict=False)
+        ):
+            return overload
+    return None
 
 
 def _tensors(tree: Any) -> tuple[Tensor, ...]:
@@ -181,6 +217,7 @@ def run_labelled(
     ]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    mode.frames.step = mode.step_whole
     try:
         with (
             warnings.catch_warnings(),
@@ -193,6 +230,7 @@ def run_labelled(
             warnings.simplefilter("ignore")  # the model's own warnings are for its own runs
             return function(*args, **kwargs)
     finally:
+        mode.frames.step = None  # a cycle, while garbage collection is paused
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for handle in handles:
             handle.remove()
