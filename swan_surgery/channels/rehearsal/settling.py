@@ -180,6 +180,8 @@ def _guess(
         if len(axes_of(field)) == 1
     ]
     shrinking = [w for w in widths if solution.prunable[solution.component[w.numpy()]].any()]
+    # Heads folded into the batch, or flattened with their channels: an attribute may tell how many.
+    shrinking += [w for w in map(solution.one_of_each, shrinking) if w is not None]
     return hypotheses.try_next((trace.training, index), model, op.module, shrinking)
 
 

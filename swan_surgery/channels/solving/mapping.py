@@ -84,6 +84,14 @@ class Solution:
     followers: Followers = field(default_factory=dict)
     resizes: Mapping[Any, Any] = field(default_factory=dict)
 
+    def one_of_each(self, width: Tensor) -> Tensor | None:
+        """One label per component on an axis that holds each equally often; None if only once."""
+        own = self.component[width.numpy()]
+        distinct, first, counts = np.unique(own, return_index=True, return_counts=True)
+        if len(distinct) < 2 or counts[0] < 2 or (counts != counts[0]).any():
+            return None
+        return width[torch.from_numpy(np.sort(first))]
+
 
 def record(
     model: nn.Module, inputs: Inputs, labelled: LabelledTensors, *, training: bool
