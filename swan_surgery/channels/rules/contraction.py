@@ -22,7 +22,7 @@ _BATCHED = 3  # the rank of what bmm takes
 _NO_CHANNELS = "reads data that belongs to no channel (the model's input, or a constant)"
 
 
-def _vector(tensor: Tensor, axis: int, call: Call, labels: Labels) -> Tensor | None:
+def vector_of(tensor: Tensor, axis: int, call: Call, labels: Labels) -> Tensor | None:
     """Labels along one axis; channels that are entangled with another axis are pinned."""
     vector, tangled = vector_along(labels.fields(tensor), axis)
     for field in tangled:
@@ -58,25 +58,25 @@ def _(call: Call, labels: Labels) -> None:
     for field in labels.fields(source):
         if axes_of(field) not in ((), (channel_axis,)):
             labels.pin(field, "channels lie on an axis the convolution slides over", call)
-    data = _vector(source, channel_axis, call, labels)
-    rows, columns = (_vector(weight, axis, call, labels) for axis in (0, 1))
+    data = vector_of(source, channel_axis, call, labels)
+    rows, columns = (vector_of(weight, axis, call, labels) for axis in (0, 1))
     for field in labels.fields(weight):
         if axes_of(field) and min(axes_of(field)) > 1:
             labels.pin(field, "a position of the kernel", call)
     if transposed:
         made = _transposed_groups(data, rows, columns, groups, call, labels)
     else:
-        made = _plain_groups(data, rows, columns, groups, call, labels)
+        made = plain_groups(data, rows, columns, groups, call, labels)
     if made is not None:
         labels.assign(out, (axis_field(made, channel_axis, out.ndim),))
         if bias is not None:
-            _join_bias(made, bias, call, labels)
+            join_bias(made, bias, call, labels)
     spatial = source.shape[channel_axis + 1 :] if transposed else out.shape[channel_axis + 1 :]
     batch = out.shape[0] if channel_axis == 1 else 1
     summed = rows if transposed else columns
     if groups > 1 and labels.is_depthwise(call):
         summed = None
-    _price(
+    price(
         Contraction(
             call.name,
             call.module,
@@ -93,7 +93,7 @@ def _(call: Call, labels: Labels) -> None:
     )
 
 
-def _plain_groups(
+def plain_groups(
     data: Tensor | None,
     rows: Tensor | None,
     columns: Tensor | None,
@@ -161,7 +161,8 @@ def _couple_depthwise(
     labels.join(data[both][:, None], blocks[both], call)
 
 
-def _join_bias(made: Tensor, bias: Tensor, call: Call, labels: Labels) -> None:
+def join_bias(made: Tensor, bias: Tensor, call: Call, labels: Labels) -> None:
+    """A bias has the channels of what it is added to; one without labels keeps them all."""
     own, _ = vector_along(labels.fields(bias), bias.ndim - 1)
     if own is not None:
         labels.join(made, own, call)
@@ -169,8 +170,8 @@ def _join_bias(made: Tensor, bias: Tensor, call: Call, labels: Labels) -> None:
         labels.pin(made, "its bias has no channel labels", call)
 
 
-def _price(contraction: Contraction, labels: Labels) -> None:
-    """Take the lengths of the labelled axes out of `factor`, which holds all MACs so far."""
+def price(contraction: Contraction, labels: Labels) -> None:
+    """Record it: take the lengths of the labelled axes out of `factor`, which holds all MACs so far."""
     known = tuple(axis for axis in contraction.axes if axis is not None)
     factor = contraction.factor // max(prod(axis.numel() for axis in known), 1)
     labels.contract(replace(contraction, factor=factor, axes=known))
@@ -215,7 +216,7 @@ def _(call: Call, labels: Labels) -> None:
     inner = summed_right if summed_right is not None else summed_left
     outer = tuple(f.reshape(-1) for f in _one_per_axis(fields, call, labels))
     produced = vector_along(columns, rank - 1)[0] if is_layer else None
-    _price(
+    price(
         Contraction(
             call.name,
             call.module,

@@ -68,7 +68,7 @@ def _note_constant(call: Call, labels: Labels) -> None:
     if labels.is_harmless(source):
         for out in call.outputs:
             labels.mark_harmless(out)
-    elif labels.is_marked(source) or call.name == "aten.expand":
+    elif labels.is_marked(source) or call.name in ("aten.expand", "aten.repeat"):
         varying = labels.varying(source)
         sizes = [n if axis in varying else 1 for axis, n in enumerate(source.shape)]
         positions = torch.arange(1, prod(sizes) + 1).view(sizes).expand(source.shape)
