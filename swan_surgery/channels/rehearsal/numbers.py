@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.calls.functions import INFERRING, RESIZABLE, SCALING, SHAPED
+from swan_surgery.calls.functions import INFERRING, PARTING, RESIZABLE, SCALING, SHAPED
 from swan_surgery.calls.resizing import resize_
 from swan_surgery.channels.labels.fields import axes_of
 from swan_surgery.channels.labels.recording import Frame, OpRecord
@@ -125,6 +125,10 @@ def _numbers(
             return {}
         sizes = _sizes(op, dict(enumerate(own)), full, changed, shrinks)
         return _inferred(sizes, full, batch=own[0]) if frame.function in INFERRING else sizes
+    if frame.function in PARTING:
+        parts = own[1:]
+        first = int(full[own[0]] or 0) % (len(op.shapes[0]) - len(parts) + 1)
+        return _sizes(op, {first + i: leaf for i, leaf in enumerate(parts)}, full, changed, shrinks)
     return _lengths(op, own, full, shrinks)
 
 

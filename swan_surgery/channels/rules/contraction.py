@@ -55,10 +55,11 @@ def _(call: Call, labels: Labels) -> None:
     bias, out = call.arg("bias"), call.outputs[0]
     groups, transposed = call.arg("groups", 1), bool(call.arg("transposed", default=False))
     channel_axis = out.ndim - weight.ndim + 1
-    for field in labels.fields(source):
+    known = tuple(labels.alike(field, channel_axis, call) for field in labels.fields(source))
+    for field in known:
         if axes_of(field) not in ((), (channel_axis,)):
             labels.pin(field, "channels lie on an axis the convolution slides over", call)
-    data = vector_of(source, channel_axis, call, labels)
+    data, _ = vector_along(known, channel_axis)
     rows, columns = (vector_of(weight, axis, call, labels) for axis in (0, 1))
     for field in labels.fields(weight):
         if axes_of(field) and min(axes_of(field)) > 1:
@@ -201,6 +202,8 @@ def _(call: Call, labels: Labels) -> None:
     labels.mixes_activations |= not is_layer
     if labels.is_probe:
         left_fields, right_fields = (_by_head(f, labels) for f in (left_fields, right_fields))
+    if labels.is_derived(right) and not labels.is_derived(left):
+        left_fields = tuple(labels.alike(f, left.ndim - 1, call) for f in left_fields)
     for field in (*left_fields, *right_fields):
         if len(axes_of(field)) > 1:
             labels.pin(field, "channels are spread over several axes", call)

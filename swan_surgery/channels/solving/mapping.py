@@ -244,7 +244,7 @@ def _pinned_components(
 
 
 def _flags(traces: list[Trace], component: Ints, count: int) -> tuple[Flags, Flags]:
-    """Components that some layer produces, and those that some layer sums over."""
+    """Components that some layer produces, and those that something sums over."""
     produced, read = np.zeros(count, bool), np.zeros(count, bool)
     for trace in traces:
         for contraction in trace.recording.contractions:
@@ -252,6 +252,10 @@ def _flags(traces: list[Trace], component: Ints, count: int) -> tuple[Flags, Fla
                 if labels is not None:
                     own = labels.numpy()
                     flags[component[own[own > 0]]] = True
+        # A statistic that counts them by their gates reads channels, too: `(f * g).sum(1)`.
+        for weighting in trace.recording.weightings:
+            own = weighting.field.numpy()
+            read[component[own[own > 0]]] = True
     return produced, read
 
 
