@@ -368,6 +368,42 @@ add("rnn_tanh_cell", one_step, out=6, inference=True, layer=lambda: nn.RNNCell(8
 add("rnn_relu_cell", one_step, out=6, inference=True, layer=lambda: nn.RNNCell(8, 6, nonlinearity="relu"))  # fmt: skip
 add("_pack_padded_sequence", packed)
 add("_pad_packed_sequence", packed, inference=True)
+# --- rows at positions -----------------------------------------------------------------------
+
+
+def rows(x: Tensor) -> Tensor:
+    """Positions along the third axis."""
+    return torch.tensor([2, 0, 2, 1], device=x.device)
+
+
+def places(x: Tensor) -> Tensor:
+    """The same, one for every value."""
+    return rows(x)[:, None].expand_as(x)
+
+
+def unpooled(x: Tensor, rank: int) -> Tensor:
+    pool, unpool = ((F.max_pool2d, F.max_unpool2d), (F.max_pool3d, F.max_unpool3d))[rank - 2]
+    values, indices = pool(x, 2, return_indices=True)
+    return unpool(values, indices, 2)
+
+
+def deformed(m: nn.Module, x: Tensor) -> Tensor:
+    """Sampled between the pixels, the lower half of the channels elsewhere than the upper."""
+    offset = torch.full((x.shape[0], 4, 4, 4), 0.3, dtype=x.dtype, device=x.device)
+    mask = torch.full((x.shape[0], 2, 4, 4), 0.6, dtype=x.dtype, device=x.device)
+    return torchvision.ops.deform_conv2d(x, offset, kernel(m), m.matrix[:, 0], mask=mask)
+
+
+add("index_add", lambda m, x: x.index_add(2, rows(x), F.relu(x)))
+add("index_copy", lambda m, x: x.index_copy(2, rows(x)[2:], F.relu(x)[:, :, :2]))
+add("index_fill", lambda m, x: x.index_fill(2, rows(x), 0.0))
+add("gather", lambda m, x: x.gather(2, x.argsort(2)))
+add("scatter", lambda m, x: x.scatter(2, places(x)[:, :, 1:2], F.relu(x)))
+add("scatter_add", lambda m, x: torch.zeros_like(x).scatter_add_(2, places(x), F.relu(x)))
+add("scatter_reduce", lambda m, x: x.scatter_reduce(2, places(x), F.relu(x), "mean"))
+add("max_unpool2d", lambda m, x: unpooled(x, 2))
+add("max_unpool3d", lambda m, x: unpooled(x, 3), rank=3)
+add("torchvision.deform_conv2d", deformed, out=5)
 
 
 ELSEWHERE = {

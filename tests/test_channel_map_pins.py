@@ -61,6 +61,9 @@ OVER_CHANNELS = {
     "prod": (lambda x: x * x.prod(1, keepdim=True), "aten.prod"),
     "argmax": (lambda x: x * x.argmax(1, keepdim=True), "aten.argmax"),
     "cummax": (lambda x: x - x.cummax(1).values, "aten.cummax"),
+    "gather": (lambda x: x.gather(1, x.argsort(2)[:, :, :1, :1].clamp(max=0)), "aten.gather"),
+    "index_add": (lambda x: x.index_add(1, torch.arange(4), x), "aten.index_add"),
+    "scatter_add": (lambda x: x.scatter_add(1, torch.zeros_like(x).long(), x), "aten.scatter_add"),
     "cummin": (lambda x: x - x.cummin(1).values, "aten.cummin"),
     "boundaries": (
         lambda x: torch.bucketize(x.mean((0, 2, 3)), x[0, :, 0, 0].contiguous()) * x,
@@ -197,9 +200,9 @@ def test_a_literal_that_cannot_be_replaced_pins_and_names_the_module(name: str) 
     assert all(pin.op.startswith("aten.") for pin in pins_of(channels, "a"))
 
 
-def test_a_literal_that_splits_the_width_pins() -> None:
+def test_a_literal_that_splits_the_width_follows_with_blocks_tied() -> None:
     channels = between(lambda x: F.relu(x.reshape(2, 2, 3, 16)).reshape(2, 6, 4, 4), 6)
-    assert channels.layer("a").out_units == (PINNED,) * 6
+    assert channels.layer("a").out_units == (0, 1, 2) * 2
 
 
 REPLACED = {

@@ -15,9 +15,10 @@ class FunctionFacts:
 
     Attributes:
         numbers: what the Python numbers among its arguments are. `"sizes"` of what it returns, axis
-            by axis; lengths of `"pieces"` of an axis; `"factors"`, which must not follow a width
-            (`(C // heads) ** -0.5`); how many `"heads"` share an axis, of a function that has a form in
-            `calls.slim_forms`. None: they are never replaced.
+            by axis; of the `"parts"` of one axis, which is named first; lengths of `"pieces"` of an
+            axis; `"factors"`, which must not follow a width (`(C // heads) ** -0.5`); how many
+            `"heads"` share an axis, of a function that has a form in `calls.slim_forms`. None: they
+            are never replaced.
         infers: one size may be given as -1.
         statistics: ATen operations by which it takes a statistic over channels that can count each
             with its gate. The weighted form stands in `gates.weighted_statistics`.
@@ -26,7 +27,7 @@ class FunctionFacts:
             rule for the whole of it.
     """
 
-    numbers: Literal["sizes", "pieces", "factors", "heads"] | None = None
+    numbers: Literal["sizes", "parts", "pieces", "factors", "heads"] | None = None
     infers: bool = False
     statistics: tuple[str, ...] = ()
     multiplies: bool = False
@@ -37,6 +38,7 @@ FUNCTIONS: Mapping[str, FunctionFacts] = {
     "view": FunctionFacts(numbers="sizes", infers=True),
     "reshape": FunctionFacts(numbers="sizes", infers=True),
     "expand": FunctionFacts(numbers="sizes"),
+    "unflatten": FunctionFacts(numbers="parts"),
     "new_zeros": FunctionFacts(numbers="sizes"),
     "new_ones": FunctionFacts(numbers="sizes"),
     "new_empty": FunctionFacts(numbers="sizes"),
@@ -87,6 +89,7 @@ def _where(holds: Callable[[FunctionFacts], bool]) -> frozenset[str]:
 
 # The table read the other way round, for those who meet every call of a run.
 SHAPED = _where(lambda facts: facts.numbers == "sizes")
+PARTING = _where(lambda facts: facts.numbers == "parts")
 SPLITTING = _where(lambda facts: facts.numbers == "pieces")
 SCALING = _where(lambda facts: facts.numbers == "factors")
 SHARING = _where(lambda facts: facts.numbers == "heads")

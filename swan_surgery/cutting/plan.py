@@ -129,6 +129,11 @@ def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
     positions = []
     for entry in channels.tensors:
         kept = tuple(index for index, unit in enumerate(entry.units) if stays[unit])
+        if not kept:
+            raise EmptyLayerError(
+                f"{entry.tensor!r} would keep none of its {len(entry.units)} channels on axis "
+                f"{entry.axis}; raise gates.min_width to at least 1, or its logits"
+            )
         if len(kept) < len(entry.units):
             positions.append(KeptPositions(entry.tensor, entry.axis, kept))
     open_units = tuple(unit for unit in range(channels.num_units) if stays[unit])

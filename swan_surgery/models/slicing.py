@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
+from torchvision.ops import DeformConv2d
 
 from swan_surgery.models.slim_attention import SlimAttention
 
@@ -74,9 +75,10 @@ def _cut_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
 
 
 def _update_widths_(module: nn.Module) -> None:
-    if isinstance(module, _ConvNd):
-        per_group = module.weight.shape[0 if module.transposed else 1]
-        if module.transposed:
+    if isinstance(module, (_ConvNd, DeformConv2d)):
+        transposed = bool(getattr(module, "transposed", False))
+        per_group = module.weight.shape[0 if transposed else 1]
+        if transposed:
             depthwise = module.groups == module.in_channels
             module.groups = per_group if depthwise else module.groups
             module.in_channels = per_group

@@ -236,6 +236,21 @@ class Labels:
             field = first
         return field
 
+    def alike(self, field: Tensor, axis: int, call: Call) -> Tensor:
+        """A layer does the same to every sample: a channel on `axis` is the same one in all of them.
+
+        Joins what blocks of channels hold at one position, where blocks were moved to the batch or to
+        the rows (masks of a separation network, say); returns the field of `axis` alone.
+        """
+        others = [other for other in axes_of(field) if other < axis]
+        if axis not in axes_of(field) or not others or self.is_probe:
+            return field
+        first = field
+        for other in others:
+            first = first.narrow(other, 0, 1)
+        self.join(first.expand_as(field), field, call)
+        return first
+
     def weigh(self, field: Tensor, call: Call) -> bool:
         """Record a statistic over channels; False if the function that runs cannot be weighted."""
         frame = self.frame

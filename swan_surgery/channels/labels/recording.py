@@ -41,14 +41,21 @@ class Call:
 
     def arg(self, name: str, default: Any = None) -> Any:
         """An argument by its schema name, however it was passed."""
-        if name in self.kwargs:
-            return self.kwargs[name]
-        for position, argument in enumerate(self.op._schema.arguments):  # noqa: SLF001 - torch's only access
-            if argument.name == name:
-                if position < len(self.args):
-                    return self.args[position]
-                return argument.default_value if argument.has_default_value() else default
-        return default
+        return argument(self.op, self.args, self.kwargs, name, default)
+
+
+def argument(
+    op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, default: Any = None
+) -> Any:
+    """An argument of an ATen operation by its schema name, however it was passed."""
+    if name in kwargs:
+        return kwargs[name]
+    for position, declared in enumerate(op._schema.arguments):  # noqa: SLF001 - torch's only access
+        if declared.name == name:
+            if position < len(args):
+                return args[position]
+            return declared.default_value if declared.has_default_value() else default
+    return default
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.calls.functions import INFERRING, RESIZABLE, SCALING, SHAPED, SHARING
+from swan_surgery.calls.functions import INFERRING, PARTING, RESIZABLE, SCALING, SHAPED, SHARING
 from swan_surgery.calls.resizing import resize_
 from swan_surgery.channels.labels.fields import axes_of
 from swan_surgery.channels.labels.recording import Frame, OpRecord
@@ -105,6 +105,10 @@ def is_explained_by_attributes(op: OpRecord, failure: Failure) -> bool:
     if frame is None or frame.function not in SHAPED or len(failure.leaves) != len(frame.leaves):
         return True
     vectors = {axes_of(f)[0] for f in op.outputs[0] if len(axes_of(f)) == 1}
+    if 0 in vectors:
+        return (
+            True  # heads in the batch: the number is a multiple of one that an attribute may hold
+        )
     own = [leaf for leaf, value in enumerate(frame.leaves) if type(value) is int]
     if len(own) != len(op.shapes[0]):
         return True
@@ -143,7 +147,11 @@ def _numbers(
         if len(own) != len(op.shapes[0]):
             return {}
         sizes = _sizes(op, dict(enumerate(own)), full, changed, shrinks)
-        return _inferred(sizes, full) if frame.function in INFERRING else sizes
+        return _inferred(sizes, full, batch=own[0]) if frame.function in INFERRING else sizes
+    if frame.function in PARTING:
+        parts = own[1:]
+        first = int(full[own[0]] or 0) % (len(op.shapes[0]) - len(parts) + 1)
+        return _sizes(op, {first + i: leaf for i, leaf in enumerate(parts)}, full, changed, shrinks)
     return _lengths(op, own, full, shrinks)
 
 
@@ -171,11 +179,28 @@ def _sizes(
     return new
 
 
-def _inferred(sizes: dict[int, New], full: tuple[float | None, ...]) -> Mapping[int, New]:
-    """One size that was fixed (of a batch, say) had better be inferred: it may be another tomorrow."""
+def _inferred(
+    sizes: dict[int, New], full: tuple[float | None, ...], *, batch: int
+) -> Mapping[int, New]:
+    """One size that would be fixed had better be inferred: it may be another tomorrow.
+
+    That is the size of a batch, as a rule; or it is that of an axis which holds heads times the batch
+    (the first one, whose leaf is `batch`), or channels times pixels.
+    """
+    if -1 in full:
+        # Heads times the batch would have to be a number of this batch.
+        return {} if isinstance(sizes.get(batch), Tensor) else sizes
     fixed = [leaf for leaf, new in sizes.items() if not isinstance(new, Tensor)]
-    if len(fixed) == 1 and -1 not in full:
-        sizes[fixed[0]] = -1
+    products = [
+        leaf
+        for leaf, new in sizes.items()
+        if isinstance(new, Tensor) and len(torch.unique(new)) < len(new)
+    ]
+    if isinstance(sizes.get(batch), Tensor):
+        fixed = [batch]
+    candidates = fixed or products
+    if len(candidates) == 1:
+        sizes[candidates[0]] = -1
     return sizes
 
 

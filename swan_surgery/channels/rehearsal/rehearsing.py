@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from swan_surgery.channels.labels.fields import Fields, axes_of, compact
-from swan_surgery.channels.labels.recording import Frame, OpRecord
+from swan_surgery.channels.labels.recording import Frame, OpRecord, argument
 from swan_surgery.channels.labels.unit_labels import UnitLabels
 from swan_surgery.channels.rules.registry import facts_named, facts_of
 from swan_surgery.channels.runs.tracing import LabelMode
@@ -161,7 +161,7 @@ class RehearsalMode(LabelMode):
             self.failures.append(Failure(index, leaves=_leaves(record)))
         labels = self.labels
         assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
-        if facts_of(op).counts and any(map(labels.is_made_to_measure, inputs)):
+        if any(_counts(op, labels.measured(t), t, args, kwargs) for t in inputs):
             self.failures.append(Failure(index))  # x / torch.ones(x.shape[1]).sum()
         labels.conflict = False
         try:
@@ -186,9 +186,12 @@ class RehearsalMode(LabelMode):
             self.failures.append(Failure(index, labels_only=True))
         for leaf, (fields, _) in own:
             labels.assign(leaf, fields)  # a width of one would lose its label
-        for place, (leaf, (_, shape)) in enumerate(pairs):
-            if place in adopted or tuple(leaf.shape) != shape:
-                labels.note_made_to_measure(leaf)
+        for place, (leaf, (fields, shape)) in enumerate(pairs):
+            axes = {axis for axis, size in enumerate(shape) if leaf.shape[axis] != size}
+            if place in adopted:
+                axes.update(axis for field in fields for axis in axes_of(field))
+            if axes:
+                labels.note_made_to_measure(leaf, frozenset(axes))
 
     def _fits(self, tensor: Tensor, fields: Fields, shape: tuple[int, ...]) -> bool:
         if tuple(tensor.shape) == shape:
@@ -249,6 +252,17 @@ class RehearsalMode(LabelMode):
             else:
                 self.labels.assign(tensor, fields)
         return tree_unflatten(tensors, expected.spec)
+
+
+def _counts(
+    op: Any, measured: frozenset[int], tensor: Tensor, args: Any, kwargs: dict[str, Any]
+) -> bool:
+    """Whether the result tells how long a constant is along one of these axes."""
+    facts = facts_of(op)
+    if not measured or not facts.along_dim:
+        return facts.counts and bool(measured)
+    axis: int = argument(op, args, kwargs, "dim")
+    return axis % tensor.ndim in measured
 
 
 def _is_equal(one: Tensor, two: Tensor) -> bool:

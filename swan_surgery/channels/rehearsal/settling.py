@@ -1,13 +1,14 @@
 """Solves the recordings, rehearses the result, and pins what does not follow, until all does."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from swan_surgery.channels.labels.fields import Fields, axes_of
-from swan_surgery.channels.labels.recording import Reason
+from swan_surgery.channels.labels.recording import OpRecord, Reason
 from swan_surgery.channels.rehearsal.closing_patterns import closing_pattern, turn_of, turns
 from swan_surgery.channels.rehearsal.numbers import (
     New,
@@ -148,7 +149,7 @@ def _follows_by_code(
     """Whether there is an attribute or a number in the code to try for what did not follow."""
     if failure.labels_only:
         return False
-    op = trace.recording.ops[failure.index]
+    op = _along_one_axis(trace.recording.ops[failure.index], solution)
     if op.module in hypotheses.busy:
         return True  # what was changed about the module in this round has not run yet
     if is_explained_by_attributes(op, failure):
@@ -171,11 +172,28 @@ def _follows_by_code(
     return True
 
 
+def _along_one_axis(op: OpRecord, solution: Solution) -> OpRecord:
+    """The operation with what was split and tied, groups x channels, on the axis that may shrink."""
+
+    def narrowed(field: Tensor) -> Tensor:
+        component = torch.from_numpy(solution.component[field.clamp(min=0).numpy()])
+        for axis in axes_of(field) if len(axes_of(field)) > 1 else ():
+            first = component.narrow(axis, 0, 1)
+            if torch.equal(first.expand_as(component), component):
+                component, field = first, field.narrow(axis, 0, 1)
+        return field
+
+    inputs, outputs = (
+        tuple(tuple(map(narrowed, fields)) for fields in own) for own in (op.inputs, op.outputs)
+    )
+    return replace(op, inputs=inputs, outputs=outputs)
+
+
 def _guess(
     trace: Trace, index: int, solution: Solution, hypotheses: Hypotheses, model: nn.Module
 ) -> bool:
     """An operation did not follow: maybe an attribute repeats a width that shrinks there."""
-    op = trace.recording.ops[index]
+    op = _along_one_axis(trace.recording.ops[index], solution)
     widths = [
         field.clamp(min=0).reshape(-1)
         for fields in (*op.outputs, *op.inputs)
@@ -183,6 +201,8 @@ def _guess(
         if len(axes_of(field)) == 1
     ]
     shrinking = [w for w in widths if solution.prunable[solution.component[w.numpy()]].any()]
+    # Heads folded into the batch, or flattened with their channels: an attribute may tell how many.
+    shrinking += [w for w in map(solution.one_of_each, shrinking) if w is not None]
     return hypotheses.try_next((trace.training, index), model, op.module, shrinking)
 
 

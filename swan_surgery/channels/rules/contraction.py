@@ -22,7 +22,7 @@ _BATCHED = 3  # the rank of what bmm takes
 _NO_CHANNELS = "reads data that belongs to no channel (the model's input, or a constant)"
 
 
-def _vector(tensor: Tensor, axis: int, call: Call, labels: Labels) -> Tensor | None:
+def vector_of(tensor: Tensor, axis: int, call: Call, labels: Labels) -> Tensor | None:
     """Labels along one axis; channels that are entangled with another axis are pinned."""
     vector, tangled = vector_along(labels.fields(tensor), axis)
     for field in tangled:
@@ -55,22 +55,23 @@ def _(call: Call, labels: Labels) -> None:
     bias, out = call.arg("bias"), call.outputs[0]
     groups, transposed = call.arg("groups", 1), bool(call.arg("transposed", default=False))
     channel_axis = out.ndim - weight.ndim + 1
-    for field in labels.fields(source):
+    known = tuple(labels.alike(field, channel_axis, call) for field in labels.fields(source))
+    for field in known:
         if axes_of(field) not in ((), (channel_axis,)):
             labels.pin(field, "channels lie on an axis the convolution slides over", call)
-    data = _vector(source, channel_axis, call, labels)
-    rows, columns = (_vector(weight, axis, call, labels) for axis in (0, 1))
+    data, _ = vector_along(known, channel_axis)
+    rows, columns = (vector_of(weight, axis, call, labels) for axis in (0, 1))
     for field in labels.fields(weight):
         if axes_of(field) and min(axes_of(field)) > 1:
             labels.pin(field, "a position of the kernel", call)
     if transposed:
         made = _transposed_groups(data, rows, columns, groups, call, labels)
     else:
-        made = _plain_groups(data, rows, columns, groups, call, labels)
+        made = plain_groups(data, rows, columns, groups, call, labels)
     if made is not None:
         labels.assign(out, (axis_field(made, channel_axis, out.ndim),))
         if bias is not None:
-            _join_bias(made, bias, call, labels)
+            join_bias(made, bias, call, labels)
     spatial = source.shape[channel_axis + 1 :] if transposed else out.shape[channel_axis + 1 :]
     batch = out.shape[0] if channel_axis == 1 else 1
     summed = rows if transposed else columns
@@ -93,7 +94,7 @@ def _(call: Call, labels: Labels) -> None:
     )
 
 
-def _plain_groups(
+def plain_groups(
     data: Tensor | None,
     rows: Tensor | None,
     columns: Tensor | None,
@@ -161,7 +162,8 @@ def _couple_depthwise(
     labels.join(data[both][:, None], blocks[both], call)
 
 
-def _join_bias(made: Tensor, bias: Tensor, call: Call, labels: Labels) -> None:
+def join_bias(made: Tensor, bias: Tensor, call: Call, labels: Labels) -> None:
+    """A bias has the channels of what it is added to; one without labels keeps them all."""
     own, _ = vector_along(labels.fields(bias), bias.ndim - 1)
     if own is not None:
         labels.join(made, own, call)
@@ -170,7 +172,7 @@ def _join_bias(made: Tensor, bias: Tensor, call: Call, labels: Labels) -> None:
 
 
 def price(contraction: Contraction, labels: Labels) -> None:
-    """Take the lengths of the labelled axes out of `factor`, which holds all MACs so far."""
+    """Record it: take the lengths of the labelled axes out of `factor`, which holds all MACs so far."""
     known = tuple(axis for axis in contraction.axes if axis is not None)
     factor = contraction.factor // max(prod(axis.numel() for axis in known), 1)
     labels.contract(replace(contraction, factor=factor, axes=known))
@@ -200,6 +202,8 @@ def _(call: Call, labels: Labels) -> None:
     labels.mixes_activations |= not is_layer
     if labels.is_probe:
         left_fields, right_fields = (_by_head(f, labels) for f in (left_fields, right_fields))
+    if labels.is_derived(right) and not labels.is_derived(left):
+        left_fields = tuple(labels.alike(f, left.ndim - 1, call) for f in left_fields)
     for field in (*left_fields, *right_fields):
         if len(axes_of(field)) > 1:
             labels.pin(field, "channels are spread over several axes", call)

@@ -106,7 +106,7 @@ def pointwise(call: Call, labels: Labels) -> None:
     fields = join_aligned(operands, out.ndim, call, labels)
     _price_product(out, fields, call, labels)
     if in_place:
-        _write(out, fields, call, labels)
+        write(out, fields, call, labels)
     for result in call.outputs[1:] if in_place else call.outputs:
         if tuple(result.shape) == tuple(out.shape):
             labels.assign(result, fields)
@@ -162,7 +162,7 @@ def _price_product(out: Tensor, fields: Fields, call: Call, labels: Labels) -> N
     )
 
 
-def _write(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:
+def write(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:
     """The result lands in a tensor that existed: fine if it had these channels, or stands alone."""
     before = labels.fields(out)
     fits = {axes_of(f) for f in before} == {axes_of(f) for f in fields}

@@ -17,7 +17,14 @@ from swan_surgery.calls.slim_forms import SLIM_FORMS
 from swan_surgery.channels.labels.fields import Fields
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Frame, OpRecord, Reason, Recording
-from swan_surgery.channels.rules import contraction, mixing, movement, recurrence  # noqa: F401
+from swan_surgery.channels.rules import (  # noqa: F401
+    contraction,
+    deformable,
+    mixing,
+    movement,
+    recurrence,
+    scattering,
+)
 from swan_surgery.channels.rules.registry import facts_of, pin_inputs
 from swan_surgery.channels.runs.planning import depends_on_values, run_op
 from swan_surgery.channels.runs.source_lines import calling_line

@@ -84,6 +84,14 @@ class Solution:
     followers: Followers = field(default_factory=dict)
     resizes: Mapping[Any, Any] = field(default_factory=dict)
 
+    def one_of_each(self, width: Tensor) -> Tensor | None:
+        """One label per component on an axis that holds each equally often; None if only once."""
+        own = self.component[width.numpy()]
+        distinct, first, counts = np.unique(own, return_index=True, return_counts=True)
+        if len(distinct) < 2 or counts[0] < 2 or (counts != counts[0]).any():
+            return None
+        return width[torch.from_numpy(np.sort(first))]
+
 
 def record(
     model: nn.Module, inputs: Inputs, labelled: LabelledTensors, *, training: bool
@@ -236,7 +244,7 @@ def _pinned_components(
 
 
 def _flags(traces: list[Trace], component: Ints, count: int) -> tuple[Flags, Flags]:
-    """Components that some layer produces, and those that some layer sums over."""
+    """Components that some layer produces, and those that something sums over."""
     produced, read = np.zeros(count, bool), np.zeros(count, bool)
     for trace in traces:
         for contraction in trace.recording.contractions:
@@ -244,6 +252,10 @@ def _flags(traces: list[Trace], component: Ints, count: int) -> tuple[Flags, Fla
                 if labels is not None:
                     own = labels.numpy()
                     flags[component[own[own > 0]]] = True
+        # A statistic that counts them by their gates reads channels, too: `(f * g).sum(1)`.
+        for weighting in trace.recording.weightings:
+            own = weighting.field.numpy()
+            read[component[own[own > 0]]] = True
     return produced, read
 
 
