@@ -11,6 +11,7 @@ from swan_surgery.channels.rules.on_meta import (
     all_nonzero,
     all_selected,
     batch_norm_shape,
+    group_norm_shape,
     layer_norm_shape,
 )
 from swan_surgery.channels.rules.registry import as_tuple, describe, facts_of, pin_inputs, rule
@@ -88,7 +89,7 @@ def _counted(fields: Fields, summed: set[int], call: Call, labels: Labels) -> li
     return result
 
 
-@rule("native_group_norm")
+@rule("native_group_norm", on_meta={"default": group_norm_shape})
 def _(call: Call, labels: Labels) -> None:
     source, out = call.inputs[0], call.outputs[0]
     groups = call.arg("group")
@@ -115,6 +116,9 @@ def _(call: Call, labels: Labels) -> None:
         if not labels.weigh(field, call):
             labels.pin(field, "a normalisation over the channels themselves", call)
     labels.assign(out, (field,))
+    if labels.is_single(call, now=width == 1):
+        for statistic in call.outputs[1:]:
+            labels.assign(statistic, (axis_field(data, 1, statistic.ndim),))
 
 
 @rule(

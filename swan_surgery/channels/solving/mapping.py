@@ -1,7 +1,7 @@
 """Records labelled runs of a model and solves them: labels into components, pins over components."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,22 +86,29 @@ class Solution:
 
 
 def record(
-    model: nn.Module, inputs: Inputs, labelled: LabelledTensors, *, training: bool
+    make_shell: Callable[[], nn.Module],
+    inputs: Inputs,
+    labelled: LabelledTensors,
+    *,
+    training: bool,
 ) -> Recording:
-    """Run the stand-in once in one mode and return what the labels say.
+    """Run a stand-in once in one mode and return what the labels say.
+
+    Every run has a stand-in of its own: what a first run leaves in a module (`self.grid`,
+    `self.shape`, a cache) would send the next one along another path.
 
     Where activations are multiplied with activations, as attention does, a probe first looks which
     splits of an axis make heads; whole heads are what may be removed there.
     """
     labels = Labels(Recording())
-    _run(model, inputs, labelled, labels, training=training)
+    _run(make_shell(), inputs, labelled, labels, training=training)
     if labels.mixes_activations:
         probe = Labels(Recording(), is_probe=True)
-        _run(model, inputs, labelled, probe, training=training)
+        _run(make_shell(), inputs, labelled, probe, training=training)
         within = within_heads(probe, labelled.num_labels)
         if within:
             labels = Labels(Recording(), within)
-            _run(model, inputs, labelled, labels, training=training)
+            _run(make_shell(), inputs, labelled, labels, training=training)
     return labels.recording
 
 
