@@ -12,11 +12,12 @@ from swan_surgery.channels.rehearsal.failures import Failure, failure_of
 from swan_surgery.channels.rehearsal.numbers import New, Place, resize_all_
 from swan_surgery.channels.rehearsal.rehearsing import Prediction, RehearsalMode
 from swan_surgery.channels.rehearsal.skipping import skipping
-from swan_surgery.channels.runs.tracing import label_tensors, named_tensors, run_labelled
+from swan_surgery.channels.runs.tracing import label_tensors, run_labelled
 from swan_surgery.channels.solving.mapping import Flags, Solution, Trace
 from swan_surgery.models.attributes import Followers, follow_
 from swan_surgery.models.inputs import Inputs
 from swan_surgery.models.slicing import cut_
+from swan_surgery.models.tensors import named_tensors
 
 
 def rehearse(

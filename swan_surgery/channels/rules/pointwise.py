@@ -166,11 +166,13 @@ def _price_product(out: Tensor, fields: Fields, call: Call, labels: Labels) -> N
 def _write(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:
     """The result lands in a tensor that existed: fine if it had these channels, or stands alone."""
     before = labels.fields(out)
-    fits = {axes_of(f) for f in before} == {axes_of(f) for f in fields}
-    if not fits and labels.shares_memory(out):
+    alone = {axes_of(f) for f in before} ^ {axes_of(f) for f in fields}
+    if alone and labels.shares_memory(out):
+        # What else shares the memory knows nothing of these; the others have joined.
         for field in (*before, *fields):
-            labels.pin(field, "written in place into a part of another tensor", call)
-    if not fits:
+            if axes_of(field) in alone:
+                labels.pin(field, "written in place into a part of another tensor", call)
+    if alone:
         labels.spoil(out)
     labels.assign(out, tuple(compact(f) for f in fields))
 

@@ -32,6 +32,7 @@ from swan_surgery.channels.rules.registry import facts_of, pin_inputs
 from swan_surgery.channels.runs.planning import depends_on_values, run_op
 from swan_surgery.channels.runs.source_lines import calling_line
 from swan_surgery.models.outputs import iter_tensors
+from swan_surgery.models.tensors import named_tensors
 
 
 class FrameMode(NumberingMode):
@@ -179,18 +180,13 @@ def _tensors(tree: Any) -> tuple[Tensor, ...]:
 
 
 def label_tensors(labels: Labels, model: nn.Module, fields: Mapping[str, Fields]) -> None:
-    """Give every parameter and buffer of a model its starting fields, by name."""
+    """Give every tensor of a model its starting fields, by name."""
     for name, tensor in named_tensors(model):
         if name in fields:
             labels.assign(tensor, fields[name])
         if isinstance(tensor, nn.Parameter):
             labels.mark_bare(tensor)
         labels.mark_derived(tensor)
-
-
-def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters then buffers with their names; a tied tensor once, under its first name."""
-    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def run_labelled(
@@ -270,7 +266,6 @@ __all__ = [
     "LabelMode",
     "Recording",
     "label_tensors",
-    "named_tensors",
     "pin_outputs",
     "run_labelled",
 ]

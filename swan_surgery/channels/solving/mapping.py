@@ -18,12 +18,12 @@ from swan_surgery.channels.labels.recording import Reason, Recording, Weighting
 from swan_surgery.channels.runs.tracing import (
     LabelMode,
     label_tensors,
-    named_tensors,
     pin_outputs,
     run_labelled,
 )
 from swan_surgery.models.attributes import Followers
 from swan_surgery.models.inputs import Inputs
+from swan_surgery.models.tensors import named_tensors
 
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -47,7 +47,7 @@ class LabelledTensors:
 
 
 def start_labels(model: nn.Module) -> LabelledTensors:
-    """Number every position of every axis of every parameter and buffer."""
+    """Number every position of every axis of every tensor."""
     following = 1
     starts, axes, fields = [], [], {}
     for name, tensor in named_tensors(model):
