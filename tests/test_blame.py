@@ -14,6 +14,8 @@ from swan_surgery.channels import PINNED
 from swan_surgery.channels.labels.makers import Makers
 from swan_surgery.channels.rehearsal.closing_patterns import _close_to_coprime_
 from swan_surgery.channels.rehearsal.failures import Diverged, failure_of
+from swan_surgery.channels.solving.mapping import record, start_labels
+from swan_surgery.models import as_inputs, shell_of
 from tests.closing import assert_closed_equals_cut, image, prepared
 from tests.small_nets import Net, PairNet, conv
 
@@ -133,19 +135,27 @@ class Cached(nn.Module):
 
 
 def test_a_cache_that_a_first_run_fills_is_the_same_in_every_run() -> None:
-    """With attention behind it, one mode is recorded three times."""
+    """Attention with heads is run three times before it counts as recorded."""
 
     def run(m: nn.Module, x: Tensor) -> Tensor:
         x = m.cached(torch.relu(m.a(x))).flatten(2).transpose(1, 2)
-        q, k, v = m.q(x), m.k(x), m.v(x)
-        return m.last((q @ k.transpose(1, 2)).softmax(-1) @ v)
+        q, k, v = (f(x).view(2, -1, 4, 3).transpose(1, 2) for f in (m.q, m.k, m.v))
+        out = (q @ k.transpose(2, 3)).softmax(-1) @ v
+        return m.last(out.transpose(1, 2).flatten(2))
 
-    layers = {name: nn.Linear(6, 5) for name in "qkv"}
-    model = prepared(Net(run, a=conv(3, 6), cached=Cached(), last=nn.Linear(5, 2), **layers))
-    gated = assert_closed_equals_cut(model, image(*X))
+    layers = {name: nn.Linear(6, 12) for name in "qkv"}
+    model = Net(run, a=conv(3, 6), cached=Cached(), last=nn.Linear(12, 2), **layers)
+    labelled = start_labels(shell_of(model))
+    inputs = as_inputs(torch.zeros(X)).on_meta()
+    recorded = [
+        record(lambda: shell_of(model), inputs, labelled, training=training)
+        for training in (False, True)
+    ]
+    for recording in recorded:
+        assert sum(op.packet == "aten.cumsum" for op in recording.ops) == 2
+    gated = assert_closed_equals_cut(prepared(model), image(*X))
     assert gated is not None
     assert PINNED not in gated.channels.layer("a").out_units
-    assert model.cached.shape is None or gated.model.cached is not model.cached
 
 
 class Dropped(nn.Module):
@@ -222,35 +232,6 @@ def test_positions_of_a_table_that_always_stay_pin_nothing_else() -> None:
     gated = assert_closed_equals_cut(prepared(model), image(2, 5, 3))
     assert gated is not None
     assert PINNED not in gated.channels.layer("q").out_units
-
-
-class Heads(nn.Module):
-    """Eight heads of four; what stays of an even number of them divides by eight all the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.heads = 8
-        self.q, self.k, self.v = (nn.Linear(80, 32) for _ in range(3))
-        self.out = nn.Linear(32, 80)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, width = x.shape[0], self.k(x).shape[-1] // self.heads
-        q, k, v = (
-            f(x).view(batch, -1, self.heads, width).transpose(1, 2)
-            for f in (self.q, self.k, self.v)
-        )
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.out(out.reshape(batch, -1, self.heads * width))
-
-
-def test_a_width_that_fits_at_even_numbers_of_heads_alone_is_met() -> None:
-    model = prepared(
-        Net(
-            lambda m, x: m.last(m.heads_2(m.heads(m.a(x)))),
-            a=nn.Linear(3, 80), heads=Heads(), heads_2=Heads(), last=nn.Linear(80, 2),
-        )
-    )  # fmt: skip
-    assert_closed_equals_cut(model, image(2, 5, 3), shares=(0.4,), seeds=tuple(range(6)))
 
 
 def test_even_turns_close_to_numbers_without_a_common_factor() -> None:
