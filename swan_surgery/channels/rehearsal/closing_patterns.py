@@ -75,8 +75,8 @@ def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
         pick = members[0 if turn % 4 < 2 else -1]
         stays[pick], forced[pick] = False, True
     if turn < _APART and turn % 2 == 0:
-        for which in range(len(share)):
-            _close_to_coprime_(stays, candidates[kinds == which], least)
+        for kind in range(len(share)):
+            _close_to_coprime_(stays, candidates[kinds == kind], least)
     for own in axes:
         members = distinct(own)
         while stays[members].sum() < min(least, len(members)):

@@ -148,9 +148,9 @@ class RehearsalMode(LabelMode):
         start = end = len(ops)
         while end < len(self.expected) and self._is_same_call(frame, self.expected[end].frame):
             end += 1
-        if end == start or self.expected[end - 1].returned is None:
+        returned = self.expected[end - 1].returned if end > start else None
+        if returned is None:
             raise Diverged(min(start, len(self.expected) - 1))
-        returned = self.expected[end - 1].returned
         if any(self._predict(self.expected[index]) is None for index, _ in returned.leaves):
             raise Diverged(end - 1)
         self.note(Failure(end - 1, leaves=frame.leaves))
