@@ -195,9 +195,15 @@ def test_a_split_of_unequal_literal_lengths_follows_even_if_one_is_the_batch() -
 def test_a_literal_that_cannot_be_replaced_pins_and_names_the_module(name: str) -> None:
     channels = between(LITERAL[name], 6)
     assert channels.layer("a").out_units == (PINNED,) * 6
-    (pin,) = {(pin.reason, pin.module) for pin in pins_of(channels, "a")}
-    assert pin == ("the forward code repeats this width, or depends on it", "inner")
-    assert all(pin.op.startswith("aten.") for pin in pins_of(channels, "a"))
+    (pin,) = {(pin.reason, pin.op, pin.module) for pin in pins_of(channels, "a")}
+    assert pin[2] == "inner"
+    if name == "narrow":  # refused before any operation
+        assert pin[0].startswith("the code refuses another width (RuntimeError at tests")
+        assert "x.narrow(1, 4, 2)" in pin[0]
+        assert pin[1] == "forward"
+    else:
+        assert pin[0] == "the forward code repeats this width, or depends on it"
+        assert pin[1].startswith("aten.")
 
 
 def test_a_literal_that_splits_the_width_follows_with_blocks_tied() -> None:

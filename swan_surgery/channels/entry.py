@@ -84,25 +84,23 @@ def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
 
 
 def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: bool) -> ChannelMap:
-    def duplicate(original: nn.Module) -> nn.Module:
-        return write_out_((shell_of if on_meta else copy_of)(original))
+    def duplicate() -> nn.Module:
+        return write_out_((shell_of if on_meta else copy_of)(model))
 
     if on_meta:
         inputs = inputs.on_meta()
-    stand_in = duplicate(model)
+    stand_in = duplicate()
     labelled = start_labels(stand_in)
     notes: list[str] = []
     try:
-        evaluated = record(stand_in, inputs, labelled, training=False)
+        evaluated = record(duplicate, inputs, labelled, training=False)
     except Exception as err:
         raise TraceError(_run_message(model, inputs, err)) from err
     traces = [Trace(training=False, recording=evaluated)]
     train_inputs, message = inputs, ""
     for candidate in (inputs, inputs.map(doubled)):
         try:
-            # A shell has no data that a run could change.
-            private = stand_in if on_meta else duplicate(model)
-            trained = record(private, candidate, labelled, training=True)
+            trained = record(duplicate, candidate, labelled, training=True)
         except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
             message = f"{type(err).__name__}: {err}".splitlines()[0]
             continue
@@ -120,7 +118,7 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
         traces,
         labelled,
         pins,
-        lambda: duplicate(model),
+        duplicate,
         lambda training: train_inputs if training else inputs,
     )
     plain_layers = frozenset(

@@ -68,7 +68,8 @@ def _apply(model: nn.Module, step: Step) -> nn.Module:
 def _reshape(shapes: Shapes, step: Step) -> Shapes:
     found = {name: list(shape) for name, shape in shapes.items()}
     for entry in _plan(step).positions:
-        found[entry.tensor][entry.axis] = len(entry.kept)
+        if entry.tensor in found:  # a plain attribute is no part of the state
+            found[entry.tensor][entry.axis] = len(entry.kept)
     return {name: tuple(shape) for name, shape in found.items()}
 
 

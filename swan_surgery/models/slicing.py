@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torchvision.ops import DeformConv2d
 
 from swan_surgery.models.slim_attention import SlimAttention
+from swan_surgery.models.tensors import named_tensors, plain_tensors
 
 
 # tensor name -> axis -> positions that stay, shape (n,), sorted
@@ -22,7 +23,7 @@ Cuts = Mapping[str, Mapping[int, Tensor]]
 
 
 def cut_(model: nn.Module, cuts: Cuts) -> None:
-    """Keep only the given positions of the named parameters and buffers of `model`.
+    """Keep only the given positions of the named tensors of `model`.
 
     Tied parameters stay tied, `requires_grad`, dtype, device and memory format stay as they were;
     gradients are dropped. `in_channels`, `out_channels`, `groups`, `num_features`, `in_features`,
@@ -32,20 +33,20 @@ def cut_(model: nn.Module, cuts: Cuts) -> None:
         IndexError: a position lies outside its axis.
     """
     wanted: dict[int, Mapping[int, Tensor]] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in named_tensors(model):
         if name in cuts:
             wanted[id(tensor)] = cuts[name]
     done: dict[int, Tensor] = {}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # reading a spectral-normed weight in train mode would change its buffers
     for module in model.modules():
-        own: dict[str, Any] = {**module._parameters, **module._buffers}  # noqa: SLF001 - its store
+        stores: list[dict[str, Any]] = [module._parameters, module._buffers, vars(module)]  # noqa: SLF001
+        own: dict[str, Any] = plain_tensors(module) | module._parameters | module._buffers  # noqa: SLF001
         hit = {key: tensor for key, tensor in own.items() if id(tensor) in wanted}
         for key, tensor in hit.items():
             if id(tensor) not in done:
                 done[id(tensor)] = _cut_tensor(tensor, wanted[id(tensor)])
-            slots: dict[str, Any] = module._parameters  # noqa: SLF001
-            (slots if key in slots else module._buffers)[key] = done[id(tensor)]  # noqa: SLF001
+            next(store for store in stores if key in store)[key] = done[id(tensor)]
         if hit or is_parametrized(module):
             _update_widths_(module)
     for module in model.modules():

@@ -273,9 +273,12 @@ class Labels:
         per_group = (
             weight.shape[0] // groups if call.arg("transposed", default=False) else weight.shape[1]
         )
-        depthwise = per_group == 1
-        self.recording.ops[call.index].is_depthwise = depthwise
-        return depthwise
+        return self.is_single(call, now=per_group == 1)
+
+    def is_single(self, call: Call, *, now: bool) -> bool:
+        """Whether a group holds one channel at full width, given whether it does `now`."""
+        self.recording.ops[call.index].is_single = now
+        return now
 
     def contract(self, contraction: Contraction) -> None:
         """Record the cost of a conv, linear or matmul."""

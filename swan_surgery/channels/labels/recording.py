@@ -119,12 +119,34 @@ class Weighting:
     index: int
 
 
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a torch function or a module returned: its structure, and where its tensors came from.
+
+    `leaves` are outputs of operations, as (operation, number of the output).
+    """
+
+    spec: Any
+    leaves: tuple[tuple[int, int], ...]
+
+
+@dataclass(slots=True)
+class ModuleRun:
+    """One run of a module: the operations from `start` on, before `end`; `returned` if it is known."""
+
+    module: str
+    start: int
+    end: int = -1
+    returned: Returned | None = None
+
+
 @dataclass(slots=True)
 class OpRecord:
     """One operation of the run: its fields before and after, and how to tie what it split.
 
     `numbers` holds the Python numbers of a pointwise operation, which must not follow a width.
-    `frame` is the torch function that called it, if it is one of those that are tracked.
+    `frame` is the torch function that called it, if it is one of those that are tracked; on its last
+    operation, `returned` is what it returned.
     `by_value` holds the result of an operation whose shape, or whose use, depends on values.
     `adopted` are the outputs whose fields were found later: constants that met channels somewhere, so
     they must be made as wide as those are.
@@ -139,8 +161,9 @@ class OpRecord:
     shapes: tuple[tuple[int, ...], ...] = ()
     dtypes: tuple[torch.dtype, ...] = ()
     spec: Any = None
-    is_depthwise: bool = False
+    is_single: bool = False
     frame: Frame | None = None
+    returned: Returned | None = None
     numbers: tuple[float, ...] = ()
     by_value: tuple[Any, ...] = ()
     adopted: set[int] = dataclass_field(default_factory=set)
@@ -168,4 +191,5 @@ class Recording:
     contractions: list[Contraction] = dataclass_field(default_factory=list)
     weightings: list[Weighting] = dataclass_field(default_factory=list)
     ops: list[OpRecord] = dataclass_field(default_factory=list)
+    runs: list[ModuleRun] = dataclass_field(default_factory=list)
     unused: tuple[str, ...] = ()

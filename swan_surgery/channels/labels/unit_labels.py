@@ -35,11 +35,11 @@ class UnitLabels(Labels):
             self.note_made_to_measure(copy, axes)
         return super().twin(source, copy, is_view)
 
-    def is_depthwise(self, call: Call) -> bool:
-        """A grouped convolution cut to one channel per group is still not depthwise."""
+    def is_single(self, call: Call, *, now: bool) -> bool:
+        """Groups that are cut to one channel each are still not single ones."""
         if self._expected:
-            return self._expected[call.index].is_depthwise
-        return super().is_depthwise(call)
+            return self._expected[call.index].is_single
+        return super().is_single(call, now=now)
 
     def join(self, first: Tensor, second: Tensor, call: Call) -> None:  # noqa: ARG002
         """Check instead of record."""

@@ -97,7 +97,7 @@ def check_rule(
             "that returns a tuple of arguments that the operation takes"
         ) from err
     try:
-        recording = record(copy.deepcopy(alone), _NOTHING, labelled, training=False)
+        recording = record(lambda: copy.deepcopy(alone), _NOTHING, labelled, training=False)
     except Exception as err:  # the rule may raise anything
         raise RuleError(f"the rule of {key} does not fit its example: {_first_line(err)}") from err
     own = [step for step in recording.ops if step.packet == key]

@@ -10,7 +10,7 @@ from swan_surgery.calls.functions import INFERRING, PARTING, RESIZABLE, SCALING,
 from swan_surgery.calls.resizing import resize_
 from swan_surgery.channels.labels.fields import axes_of
 from swan_surgery.channels.labels.recording import Frame, OpRecord
-from swan_surgery.channels.rehearsal.rehearsing import Failure
+from swan_surgery.channels.rehearsal.failures import Failure
 
 
 _BY_HEAD = 4  # the rank of [B, L, H, D]

@@ -16,7 +16,7 @@ from swan_surgery.channels.labels.fields import (
 )
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Contraction
-from swan_surgery.channels.rules.on_meta import gelu_shape, product_shape, sum_shape
+from swan_surgery.channels.rules.on_meta import same_shape
 from swan_surgery.channels.rules.registry import describe, facts_of, rule
 
 
@@ -130,9 +130,10 @@ def _(call: Call, labels: Labels) -> None:
 
 
 # Tagged by torch, so the rule is theirs without an entry.
-describe("add", on_meta={"Tensor": sum_shape})
-describe("mul", on_meta={"Tensor": product_shape})
-describe("gelu", on_meta={"default": gelu_shape})
+for _name in ("add", "sub", "mul", "div"):
+    describe(_name, on_meta={"Tensor": same_shape(getattr(torch.ops.aten, _name).Tensor)})
+for _name in ("gelu", "relu", "silu", "hardswish", "sigmoid"):
+    describe(_name, on_meta={"default": same_shape(getattr(torch.ops.aten, _name).default)})
 # No steps of a model. torch detaches what a factory returns where somebody else holds it, and
 # whether reshape clones depends on strides, which a narrower model may have others of.
 describe("detach", "clone", is_step=False)
@@ -165,11 +166,13 @@ def _price_product(out: Tensor, fields: Fields, call: Call, labels: Labels) -> N
 def write(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:
     """The result lands in a tensor that existed: fine if it had these channels, or stands alone."""
     before = labels.fields(out)
-    fits = {axes_of(f) for f in before} == {axes_of(f) for f in fields}
-    if not fits and labels.shares_memory(out):
+    alone = {axes_of(f) for f in before} ^ {axes_of(f) for f in fields}
+    if alone and labels.shares_memory(out):
+        # What else shares the memory knows nothing of these; the others have joined.
         for field in (*before, *fields):
-            labels.pin(field, "written in place into a part of another tensor", call)
-    if not fits:
+            if axes_of(field) in alone:
+                labels.pin(field, "written in place into a part of another tensor", call)
+    if alone:
         labels.spoil(out)
     labels.assign(out, tuple(compact(f) for f in fields))
 

@@ -1,9 +1,12 @@
 """Runs a model once under a dispatch mode that lets the labels ride along."""
 
+import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,7 +19,15 @@ from swan_surgery.calls.mode import Called, NumberingMode
 from swan_surgery.calls.slim_forms import SLIM_FORMS
 from swan_surgery.channels.labels.fields import Fields
 from swan_surgery.channels.labels.labels import Labels
-from swan_surgery.channels.labels.recording import Call, Frame, OpRecord, Reason, Recording
+from swan_surgery.channels.labels.makers import Makers
+from swan_surgery.channels.labels.recording import (
+    Call,
+    Frame,
+    ModuleRun,
+    OpRecord,
+    Reason,
+    Recording,
+)
 from swan_surgery.channels.rules import (  # noqa: F401
     contraction,
     deformable,
@@ -29,14 +40,16 @@ from swan_surgery.channels.rules.registry import facts_of, pin_inputs
 from swan_surgery.channels.runs.planning import depends_on_values, run_op
 from swan_surgery.channels.runs.source_lines import calling_line
 from swan_surgery.models.outputs import iter_tensors
+from swan_surgery.models.tensors import named_tensors
 
 
 class FrameMode(NumberingMode):
     """Tells the labels which torch function is running, if it can be weighted or resized."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, makers: Makers) -> None:
         super().__init__(frozenset(FUNCTIONS))
         self.labels = labels
+        self.makers = makers
         self.recover: Callable[[Frame], Any] | None = None
         self.step: Callable[[Any, Any, Any], Any] | None = None
 
@@ -48,14 +61,19 @@ class FrameMode(NumberingMode):
         whole = whole_op(called.function, args)
         try:
             if whole is not None and self.step is not None:
-                return self.step(whole, args, kwargs)
-            return SLIM_FORMS.get(called.function, func)(*args, **kwargs)
+                out = self.step(whole, args, kwargs)
+            else:
+                out = SLIM_FORMS.get(called.function, func)(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError):
             if self.recover is None:
                 raise
             return self.recover(frame)
         finally:
             self.labels.frame = None
+        ops = self.labels.recording.ops
+        if ops and ops[-1].frame is frame:
+            ops[-1].returned = self.makers.returned(out)
+        return out
 
 
 class LabelMode(TorchDispatchMode):
@@ -64,13 +82,29 @@ class LabelMode(TorchDispatchMode):
     def __init__(self, labels: Labels) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.labels = labels
-        self.frames = FrameMode(labels)
+        self.makers = Makers()
+        self.frames = FrameMode(labels, self.makers)
         self.is_paused = False
+        self._running: list[ModuleRun] = []
 
     @property
     def module(self) -> str:
         """The dotted name of the module that is running."""
         return self.frames.numbering.runs[-1][0]
+
+    def enter(self, module: str) -> None:
+        """A module starts to run."""
+        self.frames.numbering.enter(module)
+        run = ModuleRun(module, len(self.labels.recording.ops))
+        self.labels.recording.runs.append(run)
+        self._running.append(run)
+
+    def leave(self, out: Any) -> None:
+        """The innermost module has run."""
+        self.frames.numbering.leave()
+        run = self._running.pop()
+        run.end = len(self.labels.recording.ops)
+        run.returned = self.makers.returned(out)
 
     def __torch_dispatch__(
         self,
@@ -96,7 +130,9 @@ class LabelMode(TorchDispatchMode):
         """Run an operation of the model, then its rule."""
         facts = facts_of(op)
         if not facts.is_step:
-            return self.labels.twin(args[0], op(*args, **kwargs), op.is_view)
+            twin = self.labels.twin(args[0], op(*args, **kwargs), op.is_view)
+            self.makers.note_twin(args[0], twin)
+            return twin
         inputs = _tensors((args, kwargs))
         self.labels.used.update(map(id, inputs))
         record = OpRecord(
@@ -140,6 +176,7 @@ class LabelMode(TorchDispatchMode):
                 self.labels.note_made(tensor, record, place)
         record.dtypes = tuple(tensor.dtype for tensor in outputs)
         record.spec = spec if len(leaves) == len(outputs) else None
+        self.makers.note(outputs, index)
         return out
 
     def apply_rule(self, call: Call) -> None:
@@ -187,18 +224,13 @@ def _tensors(tree: Any) -> tuple[Tensor, ...]:
 
 
 def label_tensors(labels: Labels, model: nn.Module, fields: Mapping[str, Fields]) -> None:
-    """Give every parameter and buffer of a model its starting fields, by name."""
+    """Give every tensor of a model its starting fields, by name."""
     for name, tensor in named_tensors(model):
         if name in fields:
             labels.assign(tensor, fields[name])
         if isinstance(tensor, nn.Parameter):
             labels.mark_bare(tensor)
         labels.mark_derived(tensor)
-
-
-def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters then buffers with their names; a tied tensor once, under its first name."""
-    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def run_labelled(
@@ -229,6 +261,7 @@ def run_labelled(
         with (
             warnings.catch_warnings(),
             torch.random.fork_rng(),
+            _same_chance(),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
             mode,
@@ -243,16 +276,27 @@ def run_labelled(
             handle.remove()
 
 
+@contextmanager
+def _same_chance() -> Iterator[None]:
+    """Paths that Python's or numpy's random numbers decide are the same in every run."""
+    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - what models may use
+    try:
+        yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpys)  # noqa: NPY002 - as above
+
+
 def _entering(mode: LabelMode, name: str) -> Callable[[nn.Module, Any], None]:
     def hook(_module: nn.Module, _args: Any) -> None:
-        mode.frames.numbering.enter(name)
+        mode.enter(name)
 
     return hook
 
 
 def _leaving(mode: LabelMode) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(_module: nn.Module, _args: Any, _out: Any) -> None:
-        mode.frames.numbering.leave()
+    def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+        mode.leave(out)
 
     return hook
 
@@ -268,7 +312,6 @@ __all__ = [
     "LabelMode",
     "Recording",
     "label_tensors",
-    "named_tensors",
     "pin_outputs",
     "run_labelled",
 ]

@@ -1,7 +1,7 @@
 """Records labelled runs of a model and solves them: labels into components, pins over components."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,12 @@ from swan_surgery.channels.labels.recording import Reason, Recording, Weighting
 from swan_surgery.channels.runs.tracing import (
     LabelMode,
     label_tensors,
-    named_tensors,
     pin_outputs,
     run_labelled,
 )
 from swan_surgery.models.attributes import Followers
 from swan_surgery.models.inputs import Inputs
+from swan_surgery.models.tensors import named_tensors
 
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -47,7 +47,7 @@ class LabelledTensors:
 
 
 def start_labels(model: nn.Module) -> LabelledTensors:
-    """Number every position of every axis of every parameter and buffer."""
+    """Number every position of every axis of every tensor."""
     following = 1
     starts, axes, fields = [], [], {}
     for name, tensor in named_tensors(model):
@@ -94,22 +94,29 @@ class Solution:
 
 
 def record(
-    model: nn.Module, inputs: Inputs, labelled: LabelledTensors, *, training: bool
+    make_shell: Callable[[], nn.Module],
+    inputs: Inputs,
+    labelled: LabelledTensors,
+    *,
+    training: bool,
 ) -> Recording:
-    """Run the stand-in once in one mode and return what the labels say.
+    """Run a stand-in once in one mode and return what the labels say.
+
+    Every run has a stand-in of its own: what a first run leaves in a module (`self.grid`,
+    `self.shape`, a cache) would send the next one along another path.
 
     Where activations are multiplied with activations, as attention does, a probe first looks which
     splits of an axis make heads; whole heads are what may be removed there.
     """
     labels = Labels(Recording())
-    _run(model, inputs, labelled, labels, training=training)
+    _run(make_shell(), inputs, labelled, labels, training=training)
     if labels.mixes_activations:
         probe = Labels(Recording(), is_probe=True)
-        _run(model, inputs, labelled, probe, training=training)
+        _run(make_shell(), inputs, labelled, probe, training=training)
         within = within_heads(probe, labelled.num_labels)
         if within:
             labels = Labels(Recording(), within)
-            _run(model, inputs, labelled, labels, training=training)
+            _run(make_shell(), inputs, labelled, labels, training=training)
     return labels.recording
 
 

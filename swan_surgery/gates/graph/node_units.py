@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 from swan_surgery.channels.data.channel_map import ChannelMap
 from swan_surgery.channels.labels.fields import Fields, axis_field
 from swan_surgery.channels.labels.unit_labels import UnitLabels
-from swan_surgery.channels.runs.tracing import LabelMode, label_tensors, named_tensors, run_labelled
+from swan_surgery.channels.runs.tracing import LabelMode, label_tensors, run_labelled
 from swan_surgery.models.inputs import Inputs
+from swan_surgery.models.tensors import named_tensors
 
 
 @dataclass(slots=True)
