@@ -49,13 +49,20 @@ def repeating(model: nn.Module, module: str, size: int) -> list[Attribute]:
 
 def _repeating(model: nn.Module, module: str, size: int) -> Iterator[Attribute]:
     owner = model.get_submodule(module)
+    for name, index, value in whole_numbers_of(owner):
+        if value == size:
+            yield Attribute(module, name, index)
+
+
+def whole_numbers_of(owner: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """Name, index and value of what may follow a width: own whole numbers, alone or in a row of them."""
     if isinstance(owner, LAYERS):
         return  # their attributes follow their parameters
     for name, value in vars(owner).items():
-        if type(value) is int and value == size:
-            yield Attribute(module, name)
+        if type(value) is int:
+            yield name, None, value
         elif isinstance(value, (tuple, list)) and all(type(item) is int for item in value):
-            yield from (Attribute(module, name, i) for i, n in enumerate(value) if n == size)
+            yield from ((name, index, item) for index, item in enumerate(value))
 
 
 # What some attributes should become: the labels whose remaining number is the new value.
