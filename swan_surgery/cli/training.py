@@ -123,9 +123,9 @@ def _run(settings: TrainSettings, folder: Path, *, fresh: bool) -> dict[str, Any
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise WritingError(f"cannot make the folder {folder}: {err.strerror}") from err
-        if fresh:
-            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         teller.say(f"{settings.model} on {found.about}.")
-        outcome = run_experiment(model, settings, found, folder=folder, narrator=teller)
+        outcome = run_experiment(
+            model, settings, found, folder=folder, narrator=teller, fresh=fresh
+        )
         teller.say("Measuring both models.")
         return write_outputs(outcome, settings, found, folder)
