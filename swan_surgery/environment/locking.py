@@ -5,7 +5,7 @@ Where the system has none (Windows, some network drives) nobody can tell, and no
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
