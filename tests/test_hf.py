@@ -1,6 +1,7 @@
 """SwanTrainerCallback in real Trainer runs of a few steps: budget, pruning, logs, checkpoints, resuming."""
 
 import copy
+import inspect
 import json
 
 import pytest
@@ -228,6 +229,29 @@ def test_a_transformer(tmp_path) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_the_trainer_finds_columns_labels_and_configuration_as_in_the_base_model(tmp_path) -> None:
+    """What it reads off the signature of forward; without the labels no evaluation has a loss."""
+    torch.manual_seed(0)
+    config = BertConfig(  # type: ignore[call-arg]  # transformers takes more than it says
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=16, num_labels=3,
+    )  # fmt: skip
+    rows = [
+        {"input_ids": row, "labels": torch.tensor(i % 3), "unused": torch.tensor(i)}
+        for i, row in enumerate(torch.randint(50, (8, 8)))
+    ]
+    base = BertForSequenceClassification(config).eval()
+    example = {"input_ids": rows[0]["input_ids"][None]}
+    for in_place in (None, True):
+        gated = swan.swanify(base, example, in_place=in_place)
+        assert inspect.signature(gated.forward) == inspect.signature(base.forward)
+        args = arguments(tmp_path, remove_unused_columns=True)
+        found = Trainer(gated, args, eval_dataset=rows).evaluate()
+        wanted = Trainer(base, args, eval_dataset=rows).evaluate()
+        assert found["eval_loss"] == pytest.approx(wanted["eval_loss"], rel=1e-5)
+    assert gated.config is gated.model.config
+
+
 class TestRefused:
     def refused(self, match, folder, gated=None, callback=None, **options) -> None:
         own, made = make("gradient")
@@ -238,10 +262,20 @@ class TestRefused:
             )  # fmt: skip
 
     def test_another_model(self, tmp_path) -> None:
-        self.refused("is no part of GatedModel, which is trained", tmp_path, gated_classifier())
+        self.refused(
+            "is no part of GatedClassifier, which is trained", tmp_path, gated_classifier()
+        )
 
     def test_columns_that_would_be_dropped(self, tmp_path) -> None:
-        self.refused("remove_unused_columns=False", tmp_path, remove_unused_columns=True)
+        class TakesAnything(Classifier):
+            def forward(self, **batch):
+                return super().forward(**batch)
+
+        example = {"pixels": torch.zeros(2, 3, 8, 8), "labels": torch.tensor([0, 1])}
+        gated = swan.swanify(TakesAnything(), example)
+        callback = SwanTrainerCallback(swan.Objective(gated, macs=0.5))
+        options = {"remove_unused_columns": True}
+        self.refused("remove_unused_columns=False", tmp_path, gated, callback, **options)
 
     def test_callbacks_that_would_be_made_anew(self, tmp_path) -> None:
         self.refused(

@@ -88,6 +88,8 @@ def trace(model: nn.Module, watch: Watch, *, training: bool) -> fx.Graph:
             f"torch.fx cannot trace {type(model).__name__} in {mode} mode: "
             f"{type(err).__name__}: {first}"
         ) from err
+    for node in graph.nodes:
+        node.meta.pop("nn_module_stack", None)  # names classes that were made to watch
     return graph
 
 
