@@ -4,8 +4,10 @@ Nothing says which attributes those are. Where the rehearsed model does not foll
 the module that ran are candidates, and the rehearsal itself tells which of them was meant.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +65,35 @@ def whole_numbers_of(owner: nn.Module) -> Iterator[tuple[str, int | None, int]]:
             yield name, None, value
         elif isinstance(value, (tuple, list)) and all(type(item) is int for item in value):
             yield from ((name, index, item) for index, item in enumerate(value))
+
+
+@contextmanager
+def reads_noted(model: nn.Module, note: Callable[[nn.Module, str, Any], object]) -> Iterator[None]:
+    """Call `note(module, name, value)` when code reads an attribute of a private model's own modules.
+
+    Not of torch's: its layers read their settings when they run.
+    """
+    classes = [(module, type(module)) for module in model.modules()]
+
+    def watched(kind: type[nn.Module]) -> type[nn.Module]:
+        def read(self: nn.Module, key: str) -> Any:
+            value = kind.__getattribute__(self, key)
+            note(self, key, value)
+            return value
+
+        return type(
+            kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__}
+        )
+
+    made = {kind: watched(kind) for kind in {kind for _, kind in classes}}
+    try:
+        for module, kind in classes:
+            if not kind.__module__.startswith("torch.nn."):
+                module.__class__ = made[kind]
+        yield
+    finally:
+        for module, kind in classes:
+            module.__class__ = kind
 
 
 # What some attributes should become: the labels whose remaining number is the new value.
