@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from transformers import (
@@ -250,6 +251,22 @@ def test_the_trainer_finds_columns_labels_and_configuration_as_in_the_base_model
         wanted = Trainer(base, args, eval_dataset=rows).evaluate()
         assert found["eval_loss"] == pytest.approx(wanted["eval_loss"], rel=1e-5)
     assert gated.config is gated.model.config
+
+
+def test_save_pretrained_of_a_pruned_transformer_says_what_to_do(tmp_path) -> None:
+    config = BertConfig(  # type: ignore[call-arg]  # transformers takes more than it says
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=16, num_labels=3,
+    )  # fmt: skip
+    base = BertForSequenceClassification(config).eval()
+    small = swan.prune(swan.swanify(base, {"input_ids": torch.arange(8)[None]}), macs=0.5)
+    swan.save(small, tmp_path / "x.swan")
+    loaded = swan.load(tmp_path / "x.swan", BertForSequenceClassification(config))
+    for model in (small, copy.deepcopy(small), loaded):
+        with pytest.warns(swan.SwanWarning, match=r"cannot load this pruned model.* swan\.save"):
+            model.save_pretrained(tmp_path / "folder")
+        kept = load_file(tmp_path / "folder" / "model.safetensors")
+        assert all(torch.equal(tensor, model.state_dict()[n]) for n, tensor in kept.items())
 
 
 class TestRefused:

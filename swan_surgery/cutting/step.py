@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from swan_surgery.calls.functions import RESIZABLE
 from swan_surgery.channels.rehearsal.numbers import Place
 from swan_surgery.costs.macs import cost_table
+from swan_surgery.cutting.own_saving import warn_on_save_pretrained_
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.errors import ArtifactError, CostError, InputError
 from swan_surgery.gates import GatedModel
@@ -58,7 +59,7 @@ def apply_plan_(copy: nn.Module, plan: PruningPlan) -> nn.Module:
         Attribute(a.module, a.name, a.index).write_(copy, a.value)
     for n in plan.numbers:
         Place(n.module, n.function, n.number, n.leaf, n.training, n.site).write_(copy, n.value)
-    return put_back_(copy)
+    return warn_on_save_pretrained_(put_back_(copy))
 
 
 def _apply(model: nn.Module, step: Step) -> nn.Module:
