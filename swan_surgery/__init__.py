@@ -3,6 +3,12 @@
 Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` any.
 """
 
+# First, because it is about Ctrl-C while the others are imported.
+from swan_surgery.environment import interrupts as interrupts
+
+
+# isort: split
+
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map, register_rule

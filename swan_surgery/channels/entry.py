@@ -14,6 +14,7 @@ from swan_surgery.channels.labels.recording import Reason
 from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.solving.assembly import assemble
 from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, record, start_labels
+from swan_surgery.channels.solving.unread import unread_widths
 from swan_surgery.errors import InputError, ModelError, TraceError
 from swan_surgery.models.copies import copy_of, shell_of, without_collection
 from swan_surgery.models.inputs import Inputs, as_inputs, doubled
@@ -121,6 +122,14 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
         duplicate,
         lambda training: train_inputs if training else inputs,
     )
+
+    def run(private: nn.Module) -> None:
+        for trace in traces:
+            own = train_inputs if trace.training else inputs
+            with torch.no_grad(), torch.random.fork_rng():
+                private.train(trace.training)(*own.args, **own.kwargs)
+
+    solution.followers = solution.followers | unread_widths(stand_in, solution, run)
     plain_layers = frozenset(
         name for name, m in stand_in.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
     )

@@ -5,7 +5,9 @@ the module that ran are candidates, and the rehearsal itself tells which of them
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,15 +54,49 @@ def repeating_in(
 ) -> Iterator[Attribute]:
     """The attributes of one module whose value is `size`; all of them, or `only` one."""
     owner = model.get_submodule(module)
+    for name, index, value in whole_numbers_of(owner):
+        if value == size and only in (None, name):
+            yield Attribute(module, name, index)
+
+
+def whole_numbers_of(owner: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """Name, index and value of what may follow a width: own whole numbers, alone or in a row of them."""
     if isinstance(owner, LAYERS):
         return  # their attributes follow their parameters
     for name, value in vars(owner).items():
-        if only is not None and name != only:
-            continue
-        if type(value) is int and value == size:
-            yield Attribute(module, name)
+        if type(value) is int:
+            yield name, None, value
         elif isinstance(value, (tuple, list)) and all(type(item) is int for item in value):
-            yield from (Attribute(module, name, i) for i, n in enumerate(value) if n == size)
+            yield from ((name, index, item) for index, item in enumerate(value))
+
+
+@contextmanager
+def reads_noted(model: nn.Module, note: Callable[[nn.Module, str, Any], object]) -> Iterator[None]:
+    """Call `note(module, name, value)` when code reads an attribute of a private model's own modules.
+
+    Not of torch's: its layers read their settings when they run.
+    """
+    classes = [(module, type(module)) for module in model.modules()]
+
+    def watched(kind: type[nn.Module]) -> type[nn.Module]:
+        def read(self: nn.Module, key: str) -> Any:
+            value = kind.__getattribute__(self, key)
+            note(self, key, value)
+            return value
+
+        return type(
+            kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__}
+        )
+
+    made = {kind: watched(kind) for kind in {kind for _, kind in classes}}
+    try:
+        for module, kind in classes:
+            if not kind.__module__.startswith("torch.nn."):
+                module.__class__ = made[kind]
+        yield
+    finally:
+        for module, kind in classes:
+            module.__class__ = kind
 
 
 # What some attributes should become: the labels whose remaining number is the new value.

@@ -54,6 +54,14 @@ def written_class(module: nn.Module, make: Maker) -> type[nn.Module]:
     return key[1] if key is not None and key[0] is make else type(module)
 
 
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class that somebody wrote, under all that was put on top: it can be found by its name."""
+    kind = type(module)
+    while (key := vars(kind).get("_swan_made")) is not None:
+        kind = key[1]
+    return kind
+
+
 def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
     # Modules are made by `__new__` alone: (copyreg.__newobj__, (class, ...), state, ...).
     _, arguments, *rest = cast(tuple[Any, ...], object.__reduce_ex__(self, max(2, int(protocol))))

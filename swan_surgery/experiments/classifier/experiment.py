@@ -18,6 +18,7 @@ from swan_surgery.calibration import calibrate
 from swan_surgery.costs.macs import count_macs, hard_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
+from swan_surgery.environment.locking import alone_in
 from swan_surgery.errors import InputError
 from swan_surgery.experiments.classifier.checkpoint import read_checkpoint, write_checkpoint
 from swan_surgery.experiments.classifier.data import Data, loader
@@ -44,7 +45,13 @@ STAGES = ("dense", "gated", "finetuned")
 
 
 def run_experiment(
-    model: nn.Module, settings: TrainSettings, data: Data, *, folder: Path, narrator: Narrator
+    model: nn.Module,
+    settings: TrainSettings,
+    data: Data,
+    *,
+    folder: Path,
+    narrator: Narrator,
+    fresh: bool = False,
 ) -> Outcome:
     """Train, gate, cut and fine-tune a copy of a model that classifies images.
 
@@ -54,14 +61,18 @@ def run_experiment(
         data: from `load_data`.
         folder: exists; holds the checkpoint, and `dense.swan` and `gated.swan` once made.
         narrator: told what happens.
+        fresh: start anew, whatever the folder holds of an earlier run.
 
     Raises:
         InputError: outputs that are no logits; a checkpoint of other settings.
         BudgetError: the budget cannot be reached; before anything is trained.
+        WritingError: another training is under way in the folder.
     """
     run = _Run(settings, data, folder, narrator, device_of(settings))
-    run.resume_()
-    with torch.random.fork_rng():
+    with alone_in(folder, "training"), torch.random.fork_rng():
+        if fresh:
+            run.file.unlink(missing_ok=True)
+        run.resume_()
         dense = copy_of(model).to(run.device)
         check_logits(dense, run.example, num_classes=data.classes)
         # Refuse what cannot work before hours are spent on the dense model.
