@@ -33,7 +33,7 @@ class Block(nn.Module):
     def merge_(self) -> None:
         self.merged = nn.Conv2d(self.in_chs, self.out_chs, 3, padding=1, groups=self.groups)
         scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
-        kernel = sum(self.convs[i].weight for i in range(self.num_branches))
+        kernel = torch.stack([self.convs[i].weight for i in range(self.num_branches)]).sum(0)
         kernel = kernel * scale[:, None, None, None]
         if self.identity is not None:
             kernel = kernel + self.identity.kernel(self.groups)

@@ -77,7 +77,8 @@ def _candidates(model: nn.Module, solution: Solution) -> Iterator[tuple[Attribut
 def _axes(name: str, module: nn.Module, tokens: set[str], width: int) -> list[tuple[str, int]]:
     """The axes of this width that an attribute of such a name may mean, in the layers of a module."""
     wanted = tokens & (_INTO | _OUT | _GROUPS)
-    layers, norms = [], []
+    layers: list[tuple[str, int]] = []
+    norms: list[tuple[str, int]] = []
     for inner, layer in module.named_modules(prefix=name):
         weight = layer._parameters.get("weight")  # noqa: SLF001 - a computed one has no labels
         if not isinstance(layer, LAYERS) or weight is None:
