@@ -4,7 +4,7 @@ Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` a
 """
 
 # First, because it is about Ctrl-C while the others are imported.
-from swan_surgery.environment import interrupts as interrupts
+import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
 
 
 # isort: split

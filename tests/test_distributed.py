@@ -178,12 +178,11 @@ def test_gates_under_a_falling_budget_are_those_of_one_process(tmp_path) -> None
 
 
 @pytest.fixture
-def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
+def mesh(tmp_path) -> Iterator[DeviceMesh]:
+    threads = torch.get_num_threads()
+    with process_group(0, 1, str(tmp_path)):
         yield init_device_mesh("cpu", (1,))
-    finally:
-        dist.destroy_process_group()
+    torch.set_num_threads(threads)
 
 
 def plain() -> nn.Module:

@@ -129,7 +129,7 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
             with torch.no_grad(), torch.random.fork_rng():
                 private.train(trace.training)(*own.args, **own.kwargs)
 
-    solution.followers = solution.followers | unread_widths(stand_in, solution, run)
+    solution.followers = {**solution.followers, **unread_widths(stand_in, solution, run)}
     plain_layers = frozenset(
         name for name, m in stand_in.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
     )

@@ -61,7 +61,8 @@ class GatedModel(nn.Module):
         self.kept: dict[str, Any] = {}
         self.training = model.training
         self.sites.train(model.training)
-        self.__class__ = subclass_of(GatedModel, _like, own_class(model))
+        made: Any = subclass_of(GatedModel, _like, own_class(model))
+        self.__class__ = made
 
     @property
     def config(self) -> Any:

@@ -65,38 +65,39 @@ def _candidates(model: nn.Module, solution: Solution) -> Iterator[tuple[Attribut
             if own in solution.followers or width < 2 or not tokens & (_WIDTHS | _GROUPS):
                 continue
             fields = [
-                torch.arange(starts[place], starts[place] + width)
-                for place in _axes(name, module, tokens, width)
-                if place in starts
+                torch.arange(start, start + each * width, each)
+                for place, each in _axes(name, module, tokens, width)
+                if (start := starts.get(place)) is not None
             ]
             units = {tuple(sorted(solution.component[f.numpy()].tolist())) for f in fields}
             if len(units) == 1 and solution.prunable[list(*units)].any():
                 yield own, fields[0]
 
 
-def _axes(name: str, module: nn.Module, tokens: set[str], width: int) -> list[tuple[str, int]]:
-    """The axes of this width that an attribute of such a name may mean, in the layers of a module."""
+def _axes(name: str, module: nn.Module, tokens: set[str], width: int) -> list[tuple[str, int, int]]:
+    """Tensor, axis and positions per count: what an attribute of such a name and width may count."""
     wanted = tokens & (_INTO | _OUT | _GROUPS)
-    layers, norms = [], []
+    layers: list[tuple[tuple[str, int], int]] = []
+    norms: list[tuple[tuple[str, int], int]] = []
     for inner, layer in module.named_modules(prefix=name):
         weight = layer._parameters.get("weight")  # noqa: SLF001 - a computed one has no labels
         if not isinstance(layer, LAYERS) or weight is None:
             continue
         own = norms if isinstance(layer, _NormBase) else layers
-        for called, axis in _sides(layer):
-            if weight.shape[axis] == width and (not wanted or wanted & called):
-                own.append((f"{inner}.weight".strip("."), axis))
+        for called, axis, each in _sides(layer):
+            if weight.shape[axis] == width * each and (not wanted or wanted & called):
+                own.append(((f"{inner}.weight".strip("."), axis), each))
     return layers or norms  # a branch that only normalises has the channels of both sides
 
 
-def _sides(layer: nn.Module) -> list[tuple[set[str], int]]:
-    """What attributes are called that count the positions on an axis of a layer's weight."""
-    both = _INTO | _OUT | _GROUPS
+def _sides(layer: nn.Module) -> list[tuple[set[str], int, int]]:
+    """What attributes are called that count an axis of a layer's weight, so many positions at a time."""
     if isinstance(layer, _NormBase):
-        return [(both, 0)]
-    groups = layer.groups if isinstance(layer, _ConvNd) else 1
-    if groups > 1:  # where each channel is for itself, one axis says it all
-        is_depthwise = isinstance(layer, _ConvNd) and groups == layer.out_channels
-        return [(both if is_depthwise else _OUT, 0)]
+        return [(_INTO | _OUT | _GROUPS, 0, 1)]
+    if isinstance(layer, _ConvNd) and layer.groups > 1:
+        sides = [(_OUT, 0, 1)]
+        if layer.groups == layer.in_channels:  # each channel for itself makes one or several
+            sides.append((_INTO | _GROUPS, 0, layer.out_channels // layer.groups))
+        return sides
     out, into = (1, 0) if getattr(layer, "transposed", False) else (0, 1)
-    return [(_OUT, out), (_INTO, into)]
+    return [(_OUT, out, 1), (_INTO, into, 1)]

@@ -19,10 +19,13 @@ from swan_surgery.costs.macs import count_macs, hard_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.environment.locking import alone_in
-from swan_surgery.errors import InputError
-from swan_surgery.experiments.classifier.checkpoint import read_checkpoint, write_checkpoint
+from swan_surgery.experiments.classifier.checkpoint import (
+    check_same_run,
+    read_checkpoint,
+    write_checkpoint,
+)
 from swan_surgery.experiments.classifier.data import Data, loader
-from swan_surgery.experiments.classifier.outcome import Narrator, Outcome, Row
+from swan_surgery.experiments.classifier.outcome import TOLD, Narrator, Outcome, Row
 from swan_surgery.experiments.classifier.settings import TrainSettings
 from swan_surgery.experiments.classifier.steps import (
     Step,
@@ -127,17 +130,7 @@ class _Run:
         if not self.file.exists():
             return
         state = read_checkpoint(self.file)
-        own = asdict(self.settings)
-        changed = [
-            name
-            for name in own
-            if state["settings"].get(name) != own[name] and name not in _MAY_CHANGE
-        ]
-        if changed:
-            raise InputError(
-                f"{self.folder} holds a run with other settings ({', '.join(changed)}); go on with "
-                f"those, take another --out, or start anew with --fresh"
-            )
+        check_same_run(state["settings"], asdict(self.settings), self.folder)
         self.scores, self.history, self.now = state["scores"], state["history"], state["now"]
         self.probabilities, self.before = state["probabilities"], state["seconds"]
         self.narrator.say(f"Going on after epoch {len(self.history)} of the run in {self.folder}.")
@@ -160,7 +153,7 @@ class _Run:
             self.now = {}
             self.keep()
         right = self.scores[stage]["accuracy"]
-        self.narrator.say(f"{_TOLD[stage]}: {right:.2f} % of the test images.")
+        self.narrator.say(f"{TOLD[stage]}: {right:.2f} % of the test images.")
 
     # --- the stages ---
 
@@ -300,12 +293,4 @@ class _Run:
         self.history.append(row)
 
 
-_TOLD = {
-    "dense": "The dense model gets right",
-    "gated": "With hard gates",
-    "pruned": "Right after the cut",
-    "finetuned": "Fine-tuned",
-}
-# What makes no difference to the result, or none that was asked for.
-_MAY_CHANGE = ("device", "threads", "workers")
 _TRAINING = {"dense": "dense", "gated": "weights and gates", "finetuned": "fine-tuning"}
