@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.models.checks import check_data
 
@@ -121,7 +122,7 @@ def _observing(model: nn.Module, moments: Mapping[_BatchNorm, _Moments]) -> Iter
 def _run(model: nn.Module, loader: Iterable[Any], num_batches: int | None) -> int:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     used = 0
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), streams_kept():
         for batch in islice(loader, num_batches):
             _forward(model, batch, device)
             used += 1

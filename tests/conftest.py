@@ -30,6 +30,7 @@ settings.load_profile(PROFILE)
 def pytest_sessionstart(session):
     # Small tensors on a shared machine: more threads cost more than they give.
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for processes that tests start
 
 
 def pytest_collection_modifyitems(config, items):
@@ -47,4 +48,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    torch.manual_seed(0)
+    if torch.accelerator.is_available():
+        torch.manual_seed(0)
+    else:  # manual_seed formats the stack once for every kind of device that is not there
+        torch.default_generator.manual_seed(0)

@@ -276,6 +276,15 @@ def test_the_model_s_output_is_pinned() -> None:
     assert pin.reason == "part of the model's output"
 
 
+def test_that_a_channel_is_returned_says_more_than_what_else_pins_it() -> None:
+    def run(m, x):
+        x = m.b(F.relu(m.a(x)))
+        return x.renorm(2, 1, 5.0), x
+
+    model = Net(run, a=conv(3, 4), b=conv(4, 5)).eval()
+    assert the_pin(swan.channel_map(model, torch.zeros(1, 3, 4, 4)), "b").op == "output"
+
+
 def test_everything_returned_is_pinned_however_it_is_returned() -> None:
     def run(m, x):
         x = F.relu(m.a(x))

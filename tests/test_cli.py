@@ -1,6 +1,7 @@
 """The command line: what `inspect` shows, and that every error is one line with exit code 2."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -29,6 +30,11 @@ def inspect_json(*words):
     result = invoke("inspect", *words, "--json")
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
+
+
+@functools.cache
+def resnet18_json():
+    return inspect_json("resnet18", "--input", "1,3,64,64")
 
 
 def tiny():
@@ -72,6 +78,12 @@ def normed():
     return nn.Sequential(layers)
 
 
+def deep():
+    """Three layers more than the table shows; 65 wide, so that few rehearsals will do."""
+    layers = OrderedDict((f"hidden{i}", nn.Linear(65, 65)) for i in range(42))
+    return nn.Sequential(layers | {"classifier": nn.Linear(65, 2)})
+
+
 class Tokens(nn.Module):
     def __init__(self):
         super().__init__()
@@ -89,7 +101,7 @@ class Odd(nn.Module):
 
 
 def test_inspect_resnet18_agrees_with_the_library():
-    shown = inspect_json("resnet18", "--input", "1,3,64,64")
+    shown = resnet18_json()
     model = torchvision.models.resnet18(weights=None)
     channels = swan.channel_map(model, torch.randn(1, 3, 64, 64))
     assert shown["macs"] == swan.count_macs(model, torch.randn(1, 3, 64, 64))
@@ -103,7 +115,7 @@ def test_inspect_resnet18_agrees_with_the_library():
 
 
 def test_inspect_says_who_shares_and_what_stays():
-    layers = {la["name"]: la for la in inspect_json("resnet18", "--input", "1,3,64,64")["layers"]}
+    layers = {la["name"]: la for la in resnet18_json()["layers"]}
     assert layers["conv1"]["coupled"] == [
         {"layer": "layer1.0.conv2", "num_channels": 64},
         {"layer": "layer1.1.conv2", "num_channels": 64},
@@ -135,12 +147,16 @@ def test_inspect_prints_tables_with_units_of_measure():
     assert "1000 stay: part of the model's output" in text
 
 
-def test_tables_of_150_layers_fit_the_page():
-    text = invoke("inspect", "resnet152", "--input", "1,3,64,64", "--all").stdout
+@pytest.mark.parametrize(
+    ("name", "layers", "more"),
+    [("resnet50", 54, 5), pytest.param("resnet152", 156, 35, marks=pytest.mark.thorough)],
+)
+def test_tables_of_many_layers_fit_the_page(name, layers, more):
+    text = invoke("inspect", name, "--input", "1,3,64,64", "--all").stdout
     assert max(map(len, text.splitlines())) <= 140
     # One line a layer, but for the few that open a group of many.
-    assert len(text.splitlines()) < 156 + 20
-    assert "and 35 more" in text
+    assert len(text.splitlines()) < layers + 20
+    assert f"and {more} more" in text
 
 
 def test_inspect_prints_what_is_weighted_and_which_line_is_unknown():
@@ -151,10 +167,10 @@ def test_inspect_prints_what_is_weighted_and_which_line_is_unknown():
 
 
 def test_all_shows_every_layer_and_the_default_says_how_many_it_hides():
-    words = ("inspect", "densenet121", "--input", "1,3,64,64")
+    words = ("inspect", "tests.test_cli:deep", "--input", "1,65")
     short, full = invoke(*words).stdout, invoke(*words, "--all").stdout
     assert "classifier" not in short
-    assert "and 81 more layers; --all shows them" in short
+    assert "and 3 more layers; --all shows them" in short
     assert "classifier" in full
     assert "more layers" not in full
 

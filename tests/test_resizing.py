@@ -168,6 +168,30 @@ def test_every_literal_of_a_pruned_model_follows_its_own_width() -> None:
     assert small.replacements[False]["reshape", 1] == {2: 4}
 
 
+class Flat(nn.Module):
+    """Names the width itself, and calls a module that does so, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(3, 16), Inside(), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(self.first(x)).reshape(-1, 16))
+
+
+class Inside(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x).reshape(-1, 16)
+
+
+def test_a_number_behind_a_call_of_a_child_follows_too() -> None:
+    model, x = prepared(Flat()), image(2, 3)
+    gated = assert_closed_equals_cut(model, x)
+    assert gated is not None
+    assert gated.gates.num_units == 16
+    assert {number.module for number in gated.channels.numbers} == {"", "inner"}
+
+
 def test_a_pruned_model_is_exported_traced_and_compiled_with_its_new_numbers() -> None:
     gated = swan.swanify(literal_net(), image(2, 3, 4, 4)).eval()
     close_random_(gated, 0.5, 1)

@@ -227,3 +227,22 @@ def test_a_model_that_is_right_for_the_mapped_batch_alone_is_refused() -> None:
     assert verify_pruned(gated, whole, plan) <= 1e-9
     with pytest.raises(swan.VerificationError, match="does not compute"):
         verify_pruned(gated, BatchBound(whole), plan)
+
+
+class Shifted(nn.Module):
+    """Off by a rounding error, for more than one sample only."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) * (1 + 1e-11 * (len(x) > 1))
+
+
+def test_the_error_is_that_of_the_worse_batch() -> None:
+    model, (image,) = ZOO["vgg"]()
+    gated = swan.swanify(model.double().eval(), image[:1].double())
+    plan = make_plan(gated.channels, gated.gates.open_mask())
+    whole = swan.prune(gated, verify=False)
+    assert verify_pruned(gated, Shifted(whole), plan) == pytest.approx(1e-11, rel=0.1)

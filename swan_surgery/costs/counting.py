@@ -16,6 +16,7 @@ from torch import nn
 
 from swan_surgery.channels.rules.op_facts import OpFacts
 from swan_surgery.channels.rules.registry import macs_formulas
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs, as_inputs, copy_of
@@ -95,7 +96,7 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.random.fork_rng():
+        with streams_kept():
             analysis = FlopCountAnalysis(wrapper, values)
             analysis.unsupported_ops_warnings(enabled=False)
             analysis.uncalled_modules_warnings(enabled=False)

@@ -11,6 +11,7 @@ from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan_, cut_step
 from swan_surgery.cutting.verification import verify_pruned
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
@@ -220,7 +221,7 @@ def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:
     modes = [(module, module.training) for module in pruned.modules()]
     inputs = gated.own_inputs()
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), streams_kept():
             pruned.eval()(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:

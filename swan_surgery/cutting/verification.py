@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from swan_surgery.channels import ChannelMap
 from swan_surgery.cutting.plan import PruningPlan
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import VerificationError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs, copy_of, doubled
@@ -136,8 +137,7 @@ def _run(model: nn.Module, mask: Tensor | None, gated: GatedModel, inputs: Input
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
+        with torch.no_grad(), streams_kept(0):
             if mask is None:
                 return model(*moved.args, **moved.kwargs)
             with gated.gates.holding(mask.to(device)):

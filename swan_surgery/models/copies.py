@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,6 +85,11 @@ def _all_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    for module in model.modules():
+        # A dozen empty dicts of hooks for every module: copied one by one they take most of the time.
+        for value in vars(module).values():
+            if type(value) in (dict, OrderedDict) and not value:
+                memo[id(value)] = type(value)()
     try:
         return copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, AttributeError, NotImplementedError) as err:

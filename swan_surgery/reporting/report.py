@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -14,6 +13,7 @@ from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.environment.machine import Environment, device_of, environment
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs, as_inputs, copy_of
@@ -217,7 +217,7 @@ def report(
         raise InputError("example_inputs holds no tensor")
     batch = tensors[0].shape[0] if tensors[0].ndim else 1
     models = [_stand_in(model) for model in (before, after)]
-    with torch.random.fork_rng():
+    with streams_kept():
         given = [(model, _moved(inputs, model)) for model in models]
         old_layers, new_layers = (measurement.layer_figures(*run) for run in given)
         timed = [paired_latencies(given, batch)]

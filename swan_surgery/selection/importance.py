@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swan_surgery.channels import PINNED
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel, magnitudes
 from swan_surgery.gates.checks import check_gated
@@ -95,7 +96,7 @@ def _of_gradients(
     used = 0
     gated.eval()
     try:
-        with torch.enable_grad(), torch.random.fork_rng(), gated.gates.as_leaf() as gates:
+        with torch.enable_grad(), streams_kept(), gated.gates.as_leaf() as gates:
             for batch in batches:
                 value = loss(gated, batch)
                 _check_loss(value)

@@ -22,6 +22,7 @@ from swan_surgery.costs.latency_table import (
 )
 from swan_surgery.cutting.pruning import cut_to
 from swan_surgery.environment.machine import device_name, wait_for
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import BudgetError, InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
@@ -97,7 +98,7 @@ def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
     channels = channels_now(gated)
     masks = [_share_of(channels, share) for share in _SHARES]
     wholes = [cut_to(gated, mask.to(device), verify=False).eval() for mask in masks]
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), streams_kept():
         watched = _watch(model, inputs)
         layers = [layer for layer in _once(channels.layers) if layer.name in watched]
         seen = [watched[layer.name] for layer in layers]

@@ -27,6 +27,7 @@ from swan_surgery.channels.solving.mapping import (
     record,
     start_labels,
 )
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import RuleError
 from swan_surgery.models.inputs import Inputs
 from swan_surgery.models.slicing import cut_
@@ -60,8 +61,7 @@ class _Alone(nn.Module):
     def results(self) -> tuple[list[tuple[int, ...]], list[Tensor]]:
         """The shapes of all tensors that enter, and what comes out, from a run without labels."""
         own = [getattr(self, f"argument_{i}", leaf) for i, leaf in enumerate(self._leaves)]
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
+        with torch.no_grad(), streams_kept(0):
             self()
         outputs = [leaf for leaf in tree_leaves(self.returned) if isinstance(leaf, Tensor)]
         return [tuple(t.shape) for t in own if isinstance(t, Tensor)], outputs

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from swan_surgery.channels.labels.fields import Fields, axes_of, compact
-from swan_surgery.channels.labels.recording import Frame, ModuleRun, OpRecord, Returned, argument
+from swan_surgery.channels.labels.recording import Frame, ModuleRun, OpRecord, Returned
 from swan_surgery.channels.labels.unit_labels import UnitLabels
+from swan_surgery.channels.rehearsal.comparing import counts, is_equal, is_same, numbers_in
 from swan_surgery.channels.rehearsal.failures import Diverged, Failure
-from swan_surgery.channels.rules.registry import facts_named, facts_of
 from swan_surgery.channels.runs.tracing import LabelMode
 
 
@@ -189,7 +189,7 @@ class RehearsalMode(LabelMode):
     ) -> Any:
         """Run, compare with the recording, and put things right for what follows."""
         index = len(self.labels.recording.ops) - 1
-        if index >= len(self.expected) or not _is_same(self.expected[index], record):
+        if index >= len(self.expected) or not is_same(self.expected[index], record):
             raise Diverged(min(index, len(self.expected) - 1))
         expected = self.expected[index]
         predicted = self._predict(expected)
@@ -197,10 +197,10 @@ class RehearsalMode(LabelMode):
             raise Diverged(index)
         if record.numbers != expected.numbers:
             # A number follows a width: x / x.shape[1].
-            self.note(Failure(index, leaves=_leaves(record)))
+            self.note(Failure(index, leaves=numbers_in(record)))
         labels = self.labels
         assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
-        if any(_counts(op, labels.measured(t), t, args, kwargs) for t in inputs):
+        if any(counts(op, labels.measured(t), t, args, kwargs) for t in inputs):
             self.note(Failure(index))  # x / torch.ones(x.shape[1]).sum()
         labels.conflict = False
         try:
@@ -242,7 +242,7 @@ class RehearsalMode(LabelMode):
 
     def _equal(self, tensor: Tensor, fields: Fields) -> bool:
         found = self.labels.fields(tensor)
-        if len(found) == len(fields) and all(map(_is_equal, found, fields)):
+        if len(found) == len(fields) and all(map(is_equal, found, fields)):
             return True
         own = {axes_of(field): field for field in map(compact, found)}
         wanted = {axes_of(field): field for field in map(compact, fields)}
@@ -268,7 +268,7 @@ class RehearsalMode(LabelMode):
     def _replace(self, index: int, op: Any, args: Any) -> Any:
         """Note the failure and return what the recording predicts, so that the run can go on."""
         record = self.labels.recording.ops[index]
-        self.note(Failure(index, leaves=_leaves(record)))
+        self.note(Failure(index, leaves=numbers_in(record)))
         expected = self.expected[index]
         if expected.spec is None or torch.Tag.inplace in op.tags:
             raise Diverged(index)
@@ -293,31 +293,3 @@ class RehearsalMode(LabelMode):
             self.makers.note_as(made, (index, number))
             tensors.append(made)
         return tree_unflatten(tensors, returned.spec)
-
-
-def _counts(
-    op: Any, measured: frozenset[int], tensor: Tensor, args: Any, kwargs: dict[str, Any]
-) -> bool:
-    """Whether the result tells how long a constant is along one of these axes."""
-    facts = facts_of(op)
-    if not measured or not facts.along_dim:
-        return facts.counts and bool(measured)
-    axis: int = argument(op, args, kwargs, "dim")
-    return axis % tensor.ndim in measured
-
-
-def _is_equal(one: Tensor, two: Tensor) -> bool:
-    return one is two or (one.shape == two.shape and torch.equal(one, two))
-
-
-def _is_same(expected: OpRecord, record: OpRecord) -> bool:
-    """Whether two runs took the same step; which kind of view reshape makes is none of the model's."""
-    return expected.name == record.name or (_is_reshape(expected) and _is_reshape(record))
-
-
-def _is_reshape(record: OpRecord) -> bool:
-    return record.name.endswith(".default") and facts_named(record.packet).is_reshape
-
-
-def _leaves(record: OpRecord) -> tuple[Any, ...]:
-    return () if record.frame is None else record.frame.leaves

@@ -1,20 +1,17 @@
 """Runs a model once under a dispatch mode that lets the labels ride along."""
 
-import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_flatten
 
-from swan_surgery.calls.arguments import numbers_of
-from swan_surgery.calls.functions import FUNCTIONS, WHOLE
+from swan_surgery.calls.arguments import leaves_of, numbers_of
+from swan_surgery.calls.functions import FUNCTIONS
 from swan_surgery.calls.mode import Called, NumberingMode
 from swan_surgery.calls.slim_forms import SLIM_FORMS
 from swan_surgery.channels.labels.fields import Fields
@@ -39,6 +36,8 @@ from swan_surgery.channels.rules import (  # noqa: F401
 from swan_surgery.channels.rules.registry import facts_of, pin_inputs
 from swan_surgery.channels.runs.planning import depends_on_values, run_op
 from swan_surgery.channels.runs.source_lines import calling_line
+from swan_surgery.channels.runs.whole import whole_op
+from swan_surgery.environment.random_streams import pythons_kept, streams_kept
 from swan_surgery.models.outputs import iter_tensors
 from swan_surgery.models.tensors import named_tensors
 
@@ -133,16 +132,15 @@ class LabelMode(TorchDispatchMode):
             twin = self.labels.twin(args[0], op(*args, **kwargs), op.is_view)
             self.makers.note_twin(args[0], twin)
             return twin
-        inputs = _tensors((args, kwargs))
+        leaves = tuple(leaves_of((args, kwargs)))
+        inputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         self.labels.used.update(map(id, inputs))
         record = OpRecord(
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
         )
         record.frame = self.labels.frame
         if facts.fixes_numbers:
-            record.numbers = tuple(
-                leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (int, float))
-            )
+            record.numbers = tuple(leaf for leaf in leaves if isinstance(leaf, (int, float)))
         self.labels.recording.ops.append(record)
         return self.dispatch(record, inputs, op, args, kwargs)
 
@@ -203,26 +201,6 @@ class LabelMode(TorchDispatchMode):
                 labels.spoil(tensor)
 
 
-def whole_op(function: str, args: Any) -> Any:
-    """The overload of the operation that a torch function is, where it is to be one step."""
-    if function not in WHOLE:
-        return None
-    packet = getattr(torch.ops.aten, function)
-    for name in packet.overloads():
-        overload = getattr(packet, name)
-        kinds = [str(argument.type) for argument in overload._schema.arguments]  # noqa: SLF001 - torch's only access
-        if len(args) <= len(kinds) and all(
-            isinstance(value, (list, tuple)) == kind.startswith("List")
-            for value, kind in zip(args, kinds, strict=False)
-        ):
-            return overload
-    return None
-
-
-def _tensors(tree: Any) -> tuple[Tensor, ...]:
-    return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-
-
 def label_tensors(labels: Labels, model: nn.Module, fields: Mapping[str, Fields]) -> None:
     """Give every tensor of a model its starting fields, by name."""
     for name, tensor in named_tensors(model):
@@ -260,8 +238,8 @@ def run_labelled(
     try:
         with (
             warnings.catch_warnings(),
-            torch.random.fork_rng(),
-            _same_chance(),
+            streams_kept(),
+            pythons_kept(),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
             mode,
@@ -274,17 +252,6 @@ def run_labelled(
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _same_chance() -> Iterator[None]:
-    """Paths that Python's or numpy's random numbers decide are the same in every run."""
-    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - what models may use
-    try:
-        yield
-    finally:
-        random.setstate(own)
-        np.random.set_state(numpys)  # noqa: NPY002 - as above
 
 
 def _entering(mode: LabelMode, name: str) -> Callable[[nn.Module, Any], None]:

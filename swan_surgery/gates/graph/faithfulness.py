@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.models import Inputs, doubled, sharing_copy_of
 from swan_surgery.models.attributes import reads_noted
 from swan_surgery.models.outputs import iter_tensors
@@ -229,8 +230,7 @@ def _run(runs: nn.Module, twin: nn.Module, inputs: Inputs, *, training: bool) ->
     own = inputs.map(lambda t: t.detach().clone(memory_format=torch.contiguous_format))
     runs.train(training)
     try:
-        with torch.random.fork_rng(), torch.set_grad_enabled(training):
-            torch.manual_seed(0)
+        with streams_kept(0), torch.set_grad_enabled(training):
             outputs = list(iter_tensors(runs(*own.args, **own.kwargs)))
             gradients = _gradients(outputs, _small_parameters(twin)) if training else []
         return list(outputs), gradients, [buffer.clone() for buffer, _ in before]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import ModelError
 from swan_surgery.gates.graph.node_units import NodeFacts
 from swan_surgery.gates.graph.tracing import LAYERS, module_at
@@ -73,7 +74,7 @@ class ZeroTest:
         args = map_aggregate(node.args, make)
         kwargs = map_aggregate(node.kwargs, make)
         try:
-            with torch.no_grad(), torch.random.fork_rng():
+            with torch.no_grad(), streams_kept():
                 if module is not None:
                     private = copy_of(module).to("cpu")
                     self._shake(private)

@@ -1,0 +1,37 @@
+"""Whether a rehearsal took the same step as the recording, and what a step depends on."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swan_surgery.channels.labels.recording import OpRecord, argument
+from swan_surgery.channels.rules.registry import facts_named, facts_of
+
+
+def counts(
+    op: Any, measured: frozenset[int], tensor: Tensor, args: Any, kwargs: dict[str, Any]
+) -> bool:
+    """Whether the result tells how long a constant is along one of these axes."""
+    facts = facts_of(op)
+    if not measured or not facts.along_dim:
+        return facts.counts and bool(measured)
+    axis: int = argument(op, args, kwargs, "dim")
+    return axis % tensor.ndim in measured
+
+
+def is_equal(one: Tensor, two: Tensor) -> bool:
+    return one is two or (one.shape == two.shape and torch.equal(one, two))
+
+
+def is_same(expected: OpRecord, record: OpRecord) -> bool:
+    """Whether two runs took the same step; which kind of view reshape makes is none of the model's."""
+    return expected.name == record.name or (_is_reshape(expected) and _is_reshape(record))
+
+
+def _is_reshape(record: OpRecord) -> bool:
+    return record.name.endswith(".default") and facts_named(record.packet).is_reshape
+
+
+def numbers_in(record: OpRecord) -> tuple[Any, ...]:
+    return () if record.frame is None else record.frame.leaves
