@@ -21,6 +21,7 @@ def counts(
 
 
 def is_equal(one: Tensor, two: Tensor) -> bool:
+    """Whether two fields hold the same labels."""
     return one is two or (one.shape == two.shape and torch.equal(one, two))
 
 
@@ -34,4 +35,5 @@ def _is_reshape(record: OpRecord) -> bool:
 
 
 def numbers_in(record: OpRecord) -> tuple[Any, ...]:
+    """The Python numbers of the torch function that an operation belongs to."""
     return () if record.frame is None else record.frame.leaves
