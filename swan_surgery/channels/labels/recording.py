@@ -59,7 +59,7 @@ class Contraction:
     `produced` labels the output channels, `reads` the input channels, `summed` those input channels
     that are summed over (a depthwise convolution sums over none). `gated` labels the axis of a
     bare parameter that is summed over: scaling that parameter gates the input. `is_layer` is false
-    where activations meet activations.
+    where activations meet activations, `of_weights` true where weights meet weights.
     """
 
     op: str
@@ -73,6 +73,7 @@ class Contraction:
     num_in: int
     gated: Tensor | None = None
     is_layer: bool = True
+    of_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,10 @@ class OpRecord:
 
 @dataclass(slots=True)
 class Recording:
-    """Everything one run left behind; `unused` are parameters that entered no operation."""
+    """Everything one run left behind; `unused` are parameters that entered no operation.
+
+    `selects`: how much some operation returned depends on values that may differ in another run.
+    """
 
     joins: list[tuple[Tensor, Tensor]] = dataclass_field(default_factory=list)
     pins: list[tuple[Tensor, Reason]] = dataclass_field(default_factory=list)
@@ -154,3 +158,4 @@ class Recording:
     weightings: list[Weighting] = dataclass_field(default_factory=list)
     ops: list[OpRecord] = dataclass_field(default_factory=list)
     unused: tuple[str, ...] = ()
+    selects: bool = False

@@ -18,7 +18,7 @@ from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Frame, OpRecord, Reason, Recording
 from swan_surgery.channels.rules import contraction, mixing, movement  # noqa: F401
 from swan_surgery.channels.rules.registry import facts_of, pin_inputs
-from swan_surgery.channels.runs.planning import depends_on_values, run_op
+from swan_surgery.channels.runs.planning import depends_on_values, run_op, selects_by_values
 from swan_surgery.channels.runs.source_lines import calling_line
 from swan_surgery.models.outputs import iter_tensors
 
@@ -102,6 +102,7 @@ class LabelMode(TorchDispatchMode):
         out = self.run(op, inputs, args, kwargs)
         if depends_on_values(op, inputs):
             record.by_value = (out,)
+        self.labels.recording.selects |= selects_by_values(op, inputs)
         leaves, spec = tree_flatten(out)
         outputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         index = len(self.labels.recording.ops) - 1

@@ -17,7 +17,6 @@ from swan_surgery.channels.data.channel_map import (
     UnknownOp,
 )
 from swan_surgery.channels.labels.recording import Contraction, Reason
-from swan_surgery.channels.rules.registry import facts_named
 from swan_surgery.channels.solving.mapping import Ints, LabelledTensors, Solution
 
 
@@ -65,11 +64,7 @@ def assemble(
         costs=tuple(costs),
         unknown=tuple(unknown),
         notes=notes,
-        selects_by_data=any(
-            facts_named(op.packet).selects
-            for trace in solution.traces
-            for op in trace.recording.ops
-        ),
+        selects_by_data=any(trace.recording.selects for trace in solution.traces),
         gated_axes=gated_axes,
         ungated_reads=ungated,
         statistics=_statistics(solution, units),
