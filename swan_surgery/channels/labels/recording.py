@@ -148,6 +148,7 @@ class OpRecord:
 class Recording:
     """Everything one run left behind; `unused` are parameters that entered no operation.
 
+    `returned` holds every tensor that the model returned, by name, with its fields if it was given up.
     `selects`: how much some operation returned depends on values that may differ in another run.
     """
 
@@ -159,3 +160,4 @@ class Recording:
     ops: list[OpRecord] = dataclass_field(default_factory=list)
     unused: tuple[str, ...] = ()
     selects: bool = False
+    returned: list[tuple[str, Fields | None]] = dataclass_field(default_factory=list)

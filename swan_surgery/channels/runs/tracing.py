@@ -1,7 +1,8 @@
 """Runs a model once under a dispatch mode that lets the labels ride along."""
 
+import fnmatch
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from swan_surgery.channels.rules import contraction, mixing, movement  # noqa: F
 from swan_surgery.channels.rules.registry import facts_of, pin_inputs
 from swan_surgery.channels.runs.planning import depends_on_values, run_op, selects_by_values
 from swan_surgery.channels.runs.source_lines import calling_line
-from swan_surgery.models.outputs import iter_tensors
+from swan_surgery.models.outputs import iter_named_tensors
 
 
 class FrameMode(NumberingMode):
@@ -213,10 +214,13 @@ def _leaving(mode: LabelMode) -> Callable[[nn.Module, Any, Any], None]:
     return hook
 
 
-def pin_outputs(labels: Labels, output: Any) -> None:
-    """What a model returns keeps its width."""
-    for tensor in iter_tensors(output):
-        for field in labels.fields(tensor):
+def pin_outputs(labels: Labels, output: Any, free: Sequence[str] = ()) -> None:
+    """What a model returns keeps its width, but for the outputs that the user gave up."""
+    for name, tensor in iter_named_tensors(output):
+        is_free = any(fnmatch.fnmatchcase(name, pattern) for pattern in free)
+        fields = labels.fields(tensor)
+        labels.recording.returned.append((name, fields if is_free else None))
+        for field in () if is_free else fields:
             labels.pin_because(field, Reason("part of the model's output", "output", ""))
 
 
