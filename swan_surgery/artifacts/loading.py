@@ -158,7 +158,13 @@ def _gated(
 ) -> GatedModel:
     inputs = _inputs(gating, tensors) if example_inputs is None else as_inputs(example_inputs)
     try:
-        gated = swanify(base, inputs, ignore=gating["ignore"], in_place=gating["in_place"])
+        gated = swanify(
+            base,
+            inputs,
+            ignore=gating["ignore"],
+            free_outputs=gating.get("free_outputs", ()),
+            in_place=gating["in_place"],
+        )
     except SwanError as err:
         raise ArtifactError(f"{path}: the model could not be gated again: {err}") from err
     if map_digest(gated.channels) != gating["map"]:

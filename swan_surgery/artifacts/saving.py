@@ -148,6 +148,7 @@ def _gating(gated: GatedModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors |= {f"inputs/{index}": t.detach().clone().contiguous() for index, t in enumerate(given)}
     gating = {
         "ignore": list(gated.ignored),
+        "free_outputs": list(gated.free_outputs),
         "in_place": gated.runs_in_place,
         "mode": bank.mode,
         "min_width": bank.min_width,

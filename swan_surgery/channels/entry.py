@@ -26,6 +26,7 @@ def channel_map(
     example_inputs: Any,
     *,
     ignore: Iterable[str] = (),
+    free_outputs: Iterable[str] = (),
 ) -> ChannelMap:
     """Map which channels of a model live and die together.
 
@@ -36,10 +37,11 @@ def channel_map(
         model: any module; on any device, `meta` included.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         ignore: module names or glob patterns whose output channels stay without a gate.
+        free_outputs: outputs whose channels may go, as for `swanify`.
 
     Raises:
         ModelError: not an `nn.Module`.
-        InputError: `ignore` names nothing, or the inputs are of the wrong kind.
+        InputError: `ignore` or `free_outputs` names nothing, or the inputs are of the wrong kind.
         TraceError: the model cannot be run on the inputs.
 
     Example:
@@ -54,13 +56,14 @@ def channel_map(
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     inputs = as_inputs(example_inputs)
     ignored = match_modules(model, ignore)
+    free = (free_outputs,) if isinstance(free_outputs, str) else tuple(free_outputs)
     with without_collection(), torch.inference_mode(mode=False):
         try:
-            return _map(model, inputs, ignored, on_meta=True)
+            return _map(model, inputs, ignored, free, on_meta=True)
         except TraceError:
             if any(tensor.is_meta for tensor in model.parameters()):
                 raise
-            return _map(model, inputs, ignored, on_meta=False)
+            return _map(model, inputs, ignored, free, on_meta=False)
 
 
 def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
@@ -84,7 +87,14 @@ def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: bool) -> ChannelMap:
+def _map(
+    model: nn.Module,
+    inputs: Inputs,
+    ignored: Sequence[str],
+    free: Sequence[str],
+    *,
+    on_meta: bool,
+) -> ChannelMap:
     def duplicate() -> nn.Module:
         return write_out_((shell_of if on_meta else copy_of)(model))
 
@@ -94,14 +104,14 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
     labelled = start_labels(stand_in)
     notes: list[str] = []
     try:
-        evaluated = record(duplicate, inputs, labelled, training=False)
+        evaluated = record(duplicate, inputs, labelled, training=False, free_outputs=free)
     except Exception as err:
         raise TraceError(_run_message(model, inputs, err)) from err
     traces = [Trace(training=False, recording=evaluated)]
     train_inputs, message = inputs, ""
     for candidate in (inputs, inputs.map(doubled)):
         try:
-            trained = record(duplicate, candidate, labelled, training=True)
+            trained = record(duplicate, candidate, labelled, training=True, free_outputs=free)
         except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
             message = f"{type(err).__name__}: {err}".splitlines()[0]
             continue
@@ -114,6 +124,7 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
                 f"train mode could not be run on these inputs ({message}); parts that run only in "
                 f"training were not mapped ({', '.join(evaluated.unused[:3])}, ...)"
             )
+    _check_free(traces, free)
     pins = _ignore_pins(traces, labelled, ignored)
     solution = settle(
         traces,
@@ -134,6 +145,27 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
         name for name, m in stand_in.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
     )
     return assemble(solution, plain_layers, tuple(notes))
+
+
+def _check_free(traces: Sequence[Trace], free: Sequence[str]) -> None:
+    """Every pattern names an output in one of the modes.
+
+    Raises:
+        InputError: one does not; lists what the model returns.
+    """
+    modes = {
+        "in training" if trace.training else "in eval": [n for n, _ in trace.recording.returned]
+        for trace in traces
+    }
+    for pattern in free:
+        if not any(fnmatch.filter(names, pattern) for names in modes.values()):
+            listed = "; ".join(
+                f"{mode} {', '.join(map(repr, names)) or 'no tensor'}"
+                for mode, names in modes.items()
+            )
+            raise InputError(
+                f"free_outputs={pattern!r} matches none of the model's outputs. It returns {listed}"
+            )
 
 
 def _run_message(model: nn.Module, inputs: Inputs, err: Exception) -> str:

@@ -28,6 +28,7 @@ class GatedModel(nn.Module):
             gates, what stays and why, and what is rewritten or weighted.
         example_inputs: what the model was mapped with; costs are for these shapes.
         ignored: the patterns of modules whose channels were to get no gate.
+        free_outputs: the patterns of outputs that the user gave up.
         settings: (module, attribute) -> the plain value that the traced graph was made with.
         acting: when gates act on the base model in place; None where a traced graph runs.
         mapped_structure: what the base model looked like when it was mapped (`structure_of`).
@@ -36,6 +37,7 @@ class GatedModel(nn.Module):
     """
 
     ignored: tuple[str, ...] = ()
+    free_outputs: tuple[str, ...] = ()
     acting: Acting | None = None
 
     def __init__(

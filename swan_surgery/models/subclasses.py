@@ -5,7 +5,7 @@ stay. Its new class is found again from the base and the purpose, wherever the m
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from torch import nn
@@ -65,9 +65,28 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
     # Modules are made by `__new__` alone: (copyreg.__newobj__, (class, ...), state, ...).
     _, arguments, *rest = cast(tuple[Any, ...], object.__reduce_ex__(self, max(2, int(protocol))))
-    return _rebuild, (*vars(type(self))["_swan_made"], *arguments[1:]), *rest
+    # The base may give a state of its own, which knows nothing of what the subclass holds.
+    named = [name for kind in _added(self) for name in vars(kind).get("__annotations__", ())]
+    held = {name: vars(self)[name] for name in named if name in vars(self)}
+    return _rebuild, (*vars(type(self))["_swan_made"], held, *arguments[1:]), *rest
 
 
-def _rebuild(make: Maker, base: type[nn.Module], purpose: tuple[Any, ...], *arguments: Any) -> Any:
+def _added(module: nn.Module) -> Iterator[type]:
+    """The classes that makers put in front of the one that was written."""
+    written: type = type(module)
+    while (key := vars(written).get("_swan_made")) is not None:
+        written = key[1]
+    return (kind for kind in type(module).__mro__ if not issubclass(written, kind))
+
+
+def _rebuild(
+    make: Maker,
+    base: type[nn.Module],
+    purpose: tuple[Any, ...],
+    held: dict[str, Any],
+    *arguments: Any,
+) -> Any:
     made = subclass_of(base, make, *purpose)
-    return made.__new__(made, *arguments)
+    module = made.__new__(made, *arguments)
+    vars(module).update(held)
+    return module

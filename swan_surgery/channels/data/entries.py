@@ -175,6 +175,24 @@ class RepeatedNumber:
 
 
 @dataclass(frozen=True, slots=True)
+class FreeOutput:
+    """An axis of an output that the user gave up: the unit at each position, in one mode.
+
+    `axis` is None where channels are spread over several axes; `units` are then all that lie there.
+    """
+
+    name: str
+    axis: int | None
+    units: tuple[int, ...]
+    training: bool
+
+    def renumbered(self, new: Mapping[int, int]) -> "FreeOutput | None":
+        """Under new unit numbers; None if no unit is left on it."""
+        units = renumber(self.units, new)
+        return replace(self, units=units) if any(unit != PINNED for unit in units) else None
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownOp:
     """An operation without a channel rule that met channels; `line` is where the code calls it.
 

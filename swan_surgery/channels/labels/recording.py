@@ -66,7 +66,7 @@ class Contraction:
     `produced` labels the output channels, `reads` the input channels, `summed` those input channels
     that are summed over (a depthwise convolution sums over none). `gated` labels the axis of a
     bare parameter that is summed over: scaling that parameter gates the input. `is_layer` is false
-    where activations meet activations.
+    where activations meet activations, `of_weights` true where weights meet weights.
     """
 
     op: str
@@ -80,6 +80,7 @@ class Contraction:
     num_in: int
     gated: Tensor | None = None
     is_layer: bool = True
+    of_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,11 @@ class OpRecord:
 
 @dataclass(slots=True)
 class Recording:
-    """Everything one run left behind; `unused` are parameters that entered no operation."""
+    """Everything one run left behind; `unused` are parameters that entered no operation.
+
+    `returned` holds every tensor that the model returned, by name, with its fields if it was given up.
+    `selects`: how much some operation returned depends on values that may differ in another run.
+    """
 
     joins: list[tuple[Tensor, Tensor]] = dataclass_field(default_factory=list)
     pins: list[tuple[Tensor, Reason]] = dataclass_field(default_factory=list)
@@ -193,3 +198,5 @@ class Recording:
     ops: list[OpRecord] = dataclass_field(default_factory=list)
     runs: list[ModuleRun] = dataclass_field(default_factory=list)
     unused: tuple[str, ...] = ()
+    selects: bool = False
+    returned: list[tuple[str, Fields | None]] = dataclass_field(default_factory=list)

@@ -231,6 +231,7 @@ def _(call: Call, labels: Labels) -> None:
             num_out=out.shape[-1],
             num_in=inner_size,
             is_layer=is_layer,
+            of_weights=labels.is_derived(left) and labels.is_derived(right),
             gated=_bare_labels((left, summed_left), (right, summed_right), labels),
         ),
         labels,

@@ -21,7 +21,8 @@ class OpFacts:
 
     Attributes:
         rule: what it does to labels. None: torch tags it as pointwise, or it has no channel rule.
-        macs: multiply-adds by a formula of the user's. None: built-in ones are counted by fvcore.
+        macs: multiply-adds by a formula of the user's. None: built-in ones stand in
+            `costs/formulas.py`.
         on_meta: by overload, a form that runs on tensors without data, where torch is slow there or
             needs the data; not for in-place variants.
         counts: of equal values it tells how many there are.

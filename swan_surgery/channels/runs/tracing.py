@@ -1,7 +1,8 @@
 """Runs a model once under a dispatch mode that lets the labels ride along."""
 
+import fnmatch
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,11 +35,11 @@ from swan_surgery.channels.rules import (  # noqa: F401
     scattering,
 )
 from swan_surgery.channels.rules.registry import facts_of, pin_inputs
-from swan_surgery.channels.runs.planning import depends_on_values, run_op
+from swan_surgery.channels.runs.planning import depends_on_values, run_op, selects_by_values
 from swan_surgery.channels.runs.source_lines import calling_line
 from swan_surgery.channels.runs.whole import whole_op
 from swan_surgery.environment.random_streams import pythons_kept, streams_kept
-from swan_surgery.models.outputs import iter_tensors
+from swan_surgery.models.outputs import iter_named_tensors
 from swan_surgery.models.tensors import named_tensors
 
 
@@ -160,6 +161,7 @@ class LabelMode(TorchDispatchMode):
         out = self.run(op, inputs, args, kwargs)
         if depends_on_values(op, inputs):
             record.by_value = (out,)
+        self.labels.recording.selects |= selects_by_values(op, inputs)
         leaves, spec = tree_flatten(out)
         outputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         index = len(self.labels.recording.ops) - 1
@@ -268,10 +270,13 @@ def _leaving(mode: LabelMode) -> Callable[[nn.Module, Any, Any], None]:
     return hook
 
 
-def pin_outputs(labels: Labels, output: Any) -> None:
-    """What a model returns keeps its width."""
-    for tensor in iter_tensors(output):
-        for field in labels.fields(tensor):
+def pin_outputs(labels: Labels, output: Any, free: Sequence[str] = ()) -> None:
+    """What a model returns keeps its width, but for the outputs that the user gave up."""
+    for name, tensor in iter_named_tensors(output):
+        is_free = any(fnmatch.fnmatchcase(name, pattern) for pattern in free)
+        fields = labels.fields(tensor)
+        labels.recording.returned.append((name, fields if is_free else None))
+        for field in () if is_free else fields:
             labels.pin_because(field, Reason("part of the model's output", "output", ""))
 
 

@@ -9,6 +9,7 @@ from swan_surgery.channels.data.channel_map import (
     ChannelMap,
     CostAxis,
     CostTerm,
+    FreeOutput,
     Layer,
     Pin,
     RepeatedNumber,
@@ -16,8 +17,8 @@ from swan_surgery.channels.data.channel_map import (
     TensorAxis,
     UnknownOp,
 )
+from swan_surgery.channels.labels.fields import axes_of
 from swan_surgery.channels.labels.recording import Contraction, Reason
-from swan_surgery.channels.rules.registry import facts_named
 from swan_surgery.channels.solving.mapping import Ints, LabelledTensors, Solution
 
 
@@ -65,13 +66,10 @@ def assemble(
         costs=tuple(costs),
         unknown=tuple(unknown),
         notes=notes,
-        selects_by_data=any(
-            facts_named(op.packet).selects
-            for trace in solution.traces
-            for op in trace.recording.ops
-        ),
+        selects_by_data=any(trace.recording.selects for trace in solution.traces),
         gated_axes=gated_axes,
         ungated_reads=ungated,
+        free_outputs=_free_outputs(solution, units),
         statistics=_statistics(solution, units),
         attributes=tuple(
             AttributeWidth(
@@ -142,6 +140,27 @@ def _statistics(solution: Solution, units: Ints) -> tuple[Statistic, ...]:
                 )
                 found[entry] = None
     return tuple(found)
+
+
+def _free_outputs(solution: Solution, units: Ints) -> tuple[FreeOutput, ...]:
+    found = []
+    for trace in solution.traces:
+        for name, fields in trace.recording.returned:
+            for own in fields or ():
+                lying = _units_of(own.reshape(-1), 0, units, solution.component)
+                if (lying != PINNED).any():
+                    axis, along = _one_axis(lying.reshape(own.shape), axes_of(own))
+                    found.append(FreeOutput(name, axis, tuple(along.tolist()), trace.training))
+    return tuple(found)
+
+
+def _one_axis(lying: Ints, axes: tuple[int, ...]) -> tuple[int | None, Ints]:
+    """The axis along which alone units change (from the end), and those along it: whole heads, say."""
+    for axis in axes:
+        rest = tuple(other for other in range(lying.ndim) if other != axis)
+        if (lying.min(axis=rest) == lying.max(axis=rest)).all():
+            return axis - lying.ndim, lying.min(axis=rest)
+    return None, np.unique(lying)
 
 
 def _modes(solution: Solution, *, training: bool) -> tuple[bool, ...]:

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ def record(
     labelled: LabelledTensors,
     *,
     training: bool,
+    free_outputs: Sequence[str] = (),
 ) -> Recording:
     """Run a stand-in once in one mode and return what the labels say.
 
@@ -109,25 +111,32 @@ def record(
     splits of an axis make heads; whole heads are what may be removed there.
     """
     labels = Labels(Recording())
-    _run(make_shell(), inputs, labelled, labels, training=training)
+    run = partial(_run, inputs=inputs, labelled=labelled, training=training, free=free_outputs)
+    run(make_shell(), labels=labels)
     if labels.mixes_activations:
         probe = Labels(Recording(), is_probe=True)
-        _run(make_shell(), inputs, labelled, probe, training=training)
+        run(make_shell(), labels=probe)
         within = within_heads(probe, labelled.num_labels)
         if within:
             labels = Labels(Recording(), within)
-            _run(make_shell(), inputs, labelled, labels, training=training)
+            run(make_shell(), labels=labels)
     return labels.recording
 
 
 def _run(
-    model: nn.Module, inputs: Inputs, labelled: LabelledTensors, labels: Labels, *, training: bool
+    model: nn.Module,
+    inputs: Inputs,
+    labelled: LabelledTensors,
+    labels: Labels,
+    *,
+    training: bool,
+    free: Sequence[str],
 ) -> None:
     model.train(training)
     label_tensors(labels, model, labelled.fields)
     mode = LabelMode(labels)
     output = run_labelled(mode, model, model, inputs.args, inputs.kwargs)
-    pin_outputs(labels, output)
+    pin_outputs(labels, output, free)
     labels.recording.unused = tuple(
         name for name, parameter in model.named_parameters() if id(parameter) not in labels.used
     )

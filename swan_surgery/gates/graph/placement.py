@@ -51,6 +51,8 @@ def place(model: nn.Module, graph: fx.Graph, facts: dict[fx.Node, NodeFacts]) ->
         wanted = facts[node].summed
         if not wanted:
             continue
+        # No gate on an activation reaches what such a node multiplies among weights.
+        uncovered |= facts[node].summed_in_weights
         source = _summed_input(node, facts)
         if source is None or not facts[source].units >= wanted:
             uncovered |= wanted

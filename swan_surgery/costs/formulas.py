@@ -1,0 +1,80 @@
+"""Multiply-adds of ATen operations by the shapes of what enters and leaves; bias and scaling are free."""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+
+# MACs of one call by its positional arguments and what it returned.
+Formula = Callable[[tuple[Any, ...], Any], int]
+
+
+def _convolution(args: tuple[Any, ...], out: Tensor) -> int:
+    """Each position of the output (transposed: of the input) meets the whole kernel once."""
+    x, weight = args[:2]
+    is_transposed = bool(args[6]) if len(args) > 6 else False
+    spatial = weight.ndim - 2
+    batch = prod(out.shape[: -1 - spatial])
+    return int(batch * weight.numel() * prod((x if is_transposed else out).shape[-spatial:]))
+
+
+def _plain_convolution(args: tuple[Any, ...], out: Tensor) -> int:
+    """The form that one kernel takes, which is never transposed."""
+    return _convolution(args[:2], out)
+
+
+def _deformed(args: tuple[Any, ...], out: Tensor) -> int:
+    return out.shape[0] * int(args[1].numel()) * prod(out.shape[2:])
+
+
+def _product(first: int) -> Formula:
+    """Every element of the result sums over the last axis of the operand at place `first`."""
+
+    def macs(args: tuple[Any, ...], out: Tensor) -> int:
+        return out.numel() * int(args[first].shape[-1])
+
+    return macs
+
+
+def _summed_batches(args: tuple[Any, ...], out: Tensor) -> int:
+    return out.numel() * int(args[1].shape[0] * args[1].shape[-1])
+
+
+def _attention(args: tuple[Any, ...], out: tuple[Tensor, ...]) -> int:
+    """Queries times keys, and the weights times v: [..., L, E], [..., S, E], [..., S, V]."""
+    q, k = args[:2]
+    return int((q.numel() + out[0].numel()) * k.shape[-2])
+
+
+def _recurrent_layer(args: tuple[Any, ...], _out: Any) -> int:
+    """One direction of one layer: both weights at every step of every sample."""
+    x, from_input, from_state = args[:3]
+    return int(x.numel() // x.shape[-1] * (from_input.numel() + from_state.numel()))
+
+
+def _recurrent_layers(args: tuple[Any, ...], _out: Any) -> int:
+    """All layers and directions: every matrix among the weights at every step of every sample."""
+    x, weights = args[:2]
+    return int(x.numel() // x.shape[-1] * sum(w.numel() for w in weights if w.ndim > 1))
+
+
+FORMULAS: Mapping[str, Formula] = {
+    **dict.fromkeys(
+        ("aten.convolution", "aten._convolution", "aten.convolution_overrideable"), _convolution
+    ),
+    **dict.fromkeys(("aten.cudnn_convolution", "aten.mkldnn_convolution"), _plain_convolution),
+    "torchvision.deform_conv2d": _deformed,
+    **dict.fromkeys(("aten.mm", "aten.bmm", "aten.linear", "aten._grouped_mm"), _product(0)),
+    **dict.fromkeys(("aten.mv", "aten.dot", "aten.vdot"), _product(0)),
+    **dict.fromkeys(
+        ("aten.addmm", "aten.addmm_", "aten._addmm_activation", "aten.addmv", "aten.addmv_"),
+        _product(1),
+    ),
+    **dict.fromkeys(("aten.baddbmm", "aten.baddbmm_"), _product(1)),
+    **dict.fromkeys(("aten.addbmm", "aten.addbmm_"), _summed_batches),
+    "aten._scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten.mkldnn_rnn_layer": _recurrent_layer,
+    **dict.fromkeys(("aten._cudnn_rnn", "aten.miopen_rnn"), _recurrent_layers),
+}
