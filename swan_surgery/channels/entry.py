@@ -2,7 +2,8 @@
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.channels.data.channel_map import ChannelMap
-from swan_surgery.channels.labels.recording import Reason
+from swan_surgery.channels.labels.recording import Reason, Recording
 from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.solving.assembly import assemble
 from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, record, start_labels
+from swan_surgery.channels.solving.sizes import Pins, first_difference, size_pins
 from swan_surgery.errors import InputError, ModelError, TraceError
 from swan_surgery.models.copies import copy_of, shell_of, without_collection
-from swan_surgery.models.inputs import Inputs, as_inputs, doubled
+from swan_surgery.models.inputs import Inputs, as_inputs, at_other_sizes, doubled
 from swan_surgery.models.slim_attention import write_out_
 
 
@@ -91,42 +93,83 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
         inputs = inputs.on_meta()
     stand_in = duplicate(model)
     labelled = start_labels(stand_in)
-    notes: list[str] = []
     try:
         evaluated = record(stand_in, inputs, labelled, training=False)
     except Exception as err:
         raise TraceError(_run_message(model, inputs, err)) from err
-    traces = [Trace(training=False, recording=evaluated)]
-    train_inputs, message = inputs, ""
-    for candidate in (inputs, inputs.map(doubled)):
-        try:
-            # A shell has no data that a run could change.
-            private = stand_in if on_meta else duplicate(model)
-            trained = record(private, candidate, labelled, training=True)
-        except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
-            message = f"{type(err).__name__}: {err}".splitlines()[0]
-            continue
-        traces.append(Trace(training=True, recording=trained))
-        train_inputs = candidate
-        break
-    else:
-        if evaluated.unused:
-            notes.append(
-                f"train mode could not be run on these inputs ({message}); parts that run only in "
-                f"training were not mapped ({', '.join(evaluated.unused[:3])}, ...)"
-            )
-    pins = _ignore_pins(traces, labelled, ignored)
-    solution = settle(
-        traces,
-        labelled,
-        pins,
-        lambda: duplicate(model),
-        lambda training: train_inputs if training else inputs,
+
+    def run(candidates: Iterable[Inputs], *, training: bool) -> Trace | str:
+        """The run on the first inputs that the model takes; else why it takes none."""
+        message = ""
+        for candidate in candidates:
+            try:
+                # A copy of its own: a run may fill a cache, or change a buffer.
+                found = record(duplicate(model), candidate, labelled, training=training)
+            except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
+                message = f"{type(err).__name__}: {err}".splitlines()[0]
+                continue
+            return Trace(training=training, recording=found, inputs=candidate)
+        return message
+
+    runs = _at_two_sizes(
+        Trace(training=False, recording=evaluated, inputs=inputs), run, labelled, larger=on_meta
     )
+    notes: list[str] = []
+    if runs.message and evaluated.unused:
+        notes.append(
+            f"train mode could not be run on these inputs ({runs.message}); parts that run only in "
+            f"training were not mapped ({', '.join(evaluated.unused[:3])}, ...)"
+        )
+    pins = [*_ignore_pins(runs.traces, labelled, ignored), *runs.pins]
+    solution = settle(runs.traces, labelled, pins, lambda: duplicate(model), runs.witnesses)
     plain_layers = frozenset(
         name for name, m in stand_in.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
     )
     return assemble(solution, plain_layers, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """The runs that a map is made of, what is pinned by their differences, and why train mode did not run.
+
+    `witnesses` are runs at another size that say nothing new of labels.
+    """
+
+    traces: list[Trace]
+    witnesses: list[Recording]
+    pins: Pins
+    message: str
+
+
+def _at_two_sizes(
+    evaluated: Trace, run: Callable[..., Trace | str], labelled: LabelledTensors, *, larger: bool
+) -> _Runs:
+    """Train mode is run at another size than eval mode; only where the two differ, each at both."""
+    inputs = evaluated.inputs
+    others = tuple(at_other_sizes(inputs, larger=larger))
+    trained = run(others, training=True)
+    if isinstance(trained, Trace):
+        others = (trained.inputs,)
+        if first_difference(evaluated.recording, trained.recording) is None:
+            return _Runs(_numbered([evaluated, trained]), [], [], "")
+    here = run((inputs, inputs.map(doubled)), training=True)
+    traces = [trace for trace in (evaluated, here) if isinstance(trace, Trace)]
+    witnesses, more = [], []
+    for before, after in ((evaluated, run(others, training=False)), (here, trained)):
+        if not isinstance(after, Trace):
+            continue
+        before_ = before if isinstance(before, Trace) else None
+        if before_ and first_difference(before_.recording, after.recording) is None:
+            witnesses.append(after.recording)
+        else:
+            more.append((before_, after))
+    pins = size_pins(traces, more, labelled)
+    message = here if isinstance(here, str) and not isinstance(trained, Trace) else ""
+    return _Runs(_numbered([*traces, *(after for _, after in more)]), witnesses, pins, message)
+
+
+def _numbered(traces: list[Trace]) -> list[Trace]:
+    return [replace(trace, number=number) for number, trace in enumerate(traces)]
 
 
 def _run_message(model: nn.Module, inputs: Inputs, err: Exception) -> str:

@@ -75,19 +75,19 @@ class Hypotheses:
     """
 
     accepted: dict[Attribute, Tensor] = field(default_factory=dict)
-    active: dict[tuple[bool, int], list[Attribute]] = field(default_factory=dict)
-    pending: dict[tuple[bool, int], Iterator[dict[Attribute, Tensor]]] = field(default_factory=dict)
+    active: dict[tuple[int, int], list[Attribute]] = field(default_factory=dict)
+    pending: dict[tuple[int, int], Iterator[dict[Attribute, Tensor]]] = field(default_factory=dict)
     busy: set[str] = field(default_factory=set)
 
     def try_next(
-        self, place: tuple[bool, int], model: nn.Module, module: str, widths: list[Tensor]
+        self, place: tuple[int, int], model: nn.Module, module: str, widths: list[Tensor]
     ) -> bool:
         """Take back what did not help at this operation and try something else; False if nothing is left.
 
         Not for a module that is busy: nothing is known yet about what was changed there.
 
         Args:
-            place: the mode and the operation that did not follow.
+            place: the run (`Trace.number`) and the operation that did not follow.
             model: at full width.
             module: where the operation ran.
             widths: label vectors of the axes that shrink there.

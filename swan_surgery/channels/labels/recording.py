@@ -116,7 +116,9 @@ class Weighting:
 class OpRecord:
     """One operation of the run: its fields before and after, and how to tie what it split.
 
-    `numbers` holds the Python numbers of a pointwise operation, which must not follow a width.
+    `is_pointwise`: it works position by position.
+    `numbers` holds the Python numbers of a pointwise operation, which must not follow a width, `values`
+    small tensors of numbers for which the same holds.
     `frame` is the torch function that called it, if it is one of those that are tracked.
     `by_value` holds the result of an operation whose shape, or whose use, depends on values.
     `beside_fill` holds labels that met constant padding here: they may go only if the padding
@@ -131,8 +133,10 @@ class OpRecord:
     dtypes: tuple[torch.dtype, ...] = ()
     spec: Any = None
     is_depthwise: bool = False
+    is_pointwise: bool = False
     frame: Frame | None = None
     numbers: tuple[float, ...] = ()
+    values: tuple[Tensor, ...] = ()
     by_value: tuple[Any, ...] = ()
     beside_fill: list[Tensor] = dataclass_field(default_factory=list)
     ties: list[list[tuple[Tensor, Tensor]]] = dataclass_field(default_factory=list)
@@ -145,7 +149,10 @@ class OpRecord:
 
 @dataclass(slots=True)
 class Recording:
-    """Everything one run left behind; `unused` are parameters that entered no operation."""
+    """Everything one run left behind.
+
+    `left` holds values that left torch as plain numbers, `unused` parameters that entered no operation.
+    """
 
     joins: list[tuple[Tensor, Tensor]] = dataclass_field(default_factory=list)
     pins: list[tuple[Tensor, Reason]] = dataclass_field(default_factory=list)
@@ -153,4 +160,5 @@ class Recording:
     contractions: list[Contraction] = dataclass_field(default_factory=list)
     weightings: list[Weighting] = dataclass_field(default_factory=list)
     ops: list[OpRecord] = dataclass_field(default_factory=list)
+    left: list[Any] = dataclass_field(default_factory=list)
     unused: tuple[str, ...] = ()

@@ -125,11 +125,10 @@ def _settled(key: str, alone: _Alone, labelled: LabelledTensors, recording: Reco
     ]
     known = len(pins)
     solution = settle(
-        [Trace(training=False, recording=recording)],
+        [Trace(training=False, recording=recording, inputs=_NOTHING)],
         labelled,
         pins,
         lambda: copy.deepcopy(alone),
-        lambda _training: _NOTHING,
     )
     if len(pins) > known:
         wrong = pins[known][0]

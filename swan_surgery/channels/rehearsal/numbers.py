@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from swan_surgery.calls.arguments import Factor, Replacement, same_number
 from swan_surgery.calls.functions import INFERRING, RESIZABLE, SCALING, SHAPED
 from swan_surgery.calls.resizing import resize_
 from swan_surgery.channels.labels.fields import axes_of
-from swan_surgery.channels.labels.recording import Frame, OpRecord
+from swan_surgery.channels.labels.recording import Frame, OpRecord, Recording
 from swan_surgery.channels.rehearsal.rehearsing import Failure
+from swan_surgery.channels.solving.mapping import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +26,54 @@ class Place:
     training: bool
     site: str = ""
 
-    def write_(self, model: nn.Module, value: float) -> None:
+    def write_(self, model: nn.Module, value: Replacement) -> None:
         """Replace the number on a private copy."""
         owner = model.get_submodule(self.module)
         call = (self.function, self.number)
         resize_(owner, call, self.leaf, value, training=self.training, site=self.site)
 
 
-# What a number becomes: the count of these labels that remain, or always the same.
-New = Tensor | float
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """What the code computes, times a power of the share of these labels that are gone.
+
+    So `C * H * W` stays what it was at every size of an image.
+    """
+
+    labels: Tensor
+    power: float
+
+    def factor(self, remaining: int) -> Factor:
+        """The factor where so many labels remain."""
+        return Factor((self.labels.numel() / max(remaining, 1)) ** self.power)
+
+
+# What a number becomes: the count of these labels that remain, always the same, or scaled.
+New = Tensor | float | Scaled
 Shrinks = Callable[[Tensor], bool]
+Scale = Callable[[float, float], Scaled | None]
+_POWERS = (1, 0.5, 2, -1, -0.5, -2)
+
+
+def scaling(full: float, seen: float, labels: Tensor, remains: Tensor) -> Scaled | None:
+    """The power of a width by which a number shrank with it; None if there is no such power."""
+    left = int(torch.count_nonzero(remains[labels.clamp(min=0)]))
+    if left in (0, labels.numel()):
+        return None
+    found = (Scaled(labels, power) for power in _POWERS)
+    return next((new for new in found if same_number(new.factor(left).times(seen), full)), None)
 
 
 @dataclass(slots=True)
 class Resizes:
-    """Numbers that are replaced; `tried` are operations where that was attempted, and their modules."""
+    """Numbers that are replaced; `tried` are operations where that was attempted, and their modules.
 
+    `recordings` are of full width, at all sizes of the inputs that were run.
+    """
+
+    recordings: Sequence[Recording]
     accepted: dict[Place, New] = field(default_factory=dict)
-    tried: dict[tuple[bool, int], str] = field(default_factory=dict)
+    tried: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def try_on(
         self,
@@ -49,26 +81,47 @@ class Resizes:
         failure: Failure,
         twins: Sequence[OpRecord],
         shrinks: Shrinks,
-        *,
-        training: bool,
+        scale: Scale,
+        trace: Trace,
     ) -> bool:
         """Replace what did not follow at an operation; False if that cannot help, or did not.
 
         `twins` are the operations of the other mode, which gets the same where it made the same call.
         `shrinks` says whether any of some labels may go: other sizes (of a batch, say) stay the code's.
+        `scale` says how a number that is another at other sizes of the inputs follows a width.
         """
-        place = (training, failure.index)
+        place, training = (trace.number, failure.index), trace.training
         frame = op.frame
         if frame is None or frame.function not in RESIZABLE or place in self.tried:
             return False
         self.tried[place] = frame.module
-        new = _numbers(op, frame, failure.leaves, shrinks)
+        new = dict(_numbers(op, frame, failure.leaves, shrinks))
+        for leaf, value in new.items():
+            if isinstance(value, Tensor) or value == -1 or self._is_steady(frame, leaf):
+                continue
+            scaled = scale(frame.leaves[leaf], failure.leaves[leaf]) if _scales(frame) else None
+            if scaled is None:
+                return False
+            new[leaf] = scaled
         for leaf, value in new.items():
             key = Place(frame.module, frame.function, frame.number, leaf, training, frame.site)
             self.accepted[key] = value
             if any(_is_twin(frame, twin, leaf) for twin in twins):
                 self.accepted.setdefault(replace(key, training=not training), value)
         return bool(new)
+
+    def _is_steady(self, frame: Frame, leaf: int) -> bool:
+        """Whether a call was given the same number in all runs, at whatever size."""
+        for op in (op for recording in self.recordings for op in recording.ops):
+            other = op.frame
+            if (
+                other is not None
+                and frame.is_same_call(other)
+                and frame.site == other.site
+                and (len(other.leaves) <= leaf or other.leaves[leaf] != frame.leaves[leaf])
+            ):
+                return False
+        return True
 
     def forget(self, module: str) -> None:
         """Drop what was learned about a module while one of its attributes was guessed wrongly."""
@@ -89,6 +142,10 @@ def is_explained_by_attributes(op: OpRecord, failure: Failure) -> bool:
     return any(stayed[axis] for axis in vectors) and all(
         same for axis, same in enumerate(stayed) if axis not in vectors
     )
+
+
+def _scales(frame: Frame) -> bool:
+    return frame.function in SCALING
 
 
 def _is_twin(frame: Frame, twin: OpRecord, leaf: int) -> bool:
@@ -178,7 +235,9 @@ def _lengths(
 def resize_all_(model: nn.Module, resizes: Mapping[Place, New], stays: Tensor) -> None:
     """Replace numbers on a private copy; `stays[label]` says which labels remain."""
     for place, new in resizes.items():
-        value = (
-            int(torch.count_nonzero(stays[new.clamp(min=0)])) if isinstance(new, Tensor) else new
-        )
-        place.write_(model, value)
+        if isinstance(new, (Tensor, Scaled)):
+            labels = new if isinstance(new, Tensor) else new.labels
+            remaining = int(torch.count_nonzero(stays[labels.clamp(min=0)]))
+            place.write_(model, remaining if isinstance(new, Tensor) else new.factor(remaining))
+        else:
+            place.write_(model, new)

@@ -1,26 +1,28 @@
 """Solves the recordings, rehearses the result, and pins what does not follow, until all does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from swan_surgery.channels.labels.fields import Fields, axes_of
-from swan_surgery.channels.labels.recording import Reason
+from swan_surgery.channels.labels.recording import Reason, Recording
 from swan_surgery.channels.rehearsal.closing_patterns import closing_pattern, turn_of, turns
 from swan_surgery.channels.rehearsal.numbers import (
     New,
     Place,
     Resizes,
+    Scale,
+    Scaled,
     is_explained_by_attributes,
     resize_all_,
+    scaling,
 )
 from swan_surgery.channels.rehearsal.rehearsing import Diverged, Failure, Prediction, RehearsalMode
 from swan_surgery.channels.runs.tracing import label_tensors, named_tensors, run_labelled
-from swan_surgery.channels.solving.mapping import LabelledTensors, Solution, Trace, solve
+from swan_surgery.channels.solving.mapping import Flags, LabelledTensors, Solution, Trace, solve
 from swan_surgery.models.attributes import Followers, Hypotheses, follow_
-from swan_surgery.models.inputs import Inputs
 from swan_surgery.models.slicing import cut_
 
 
@@ -31,7 +33,6 @@ def rehearse(
     solution: Solution,
     trace: Trace,
     make_shell: Callable[[], nn.Module],
-    inputs: Inputs,
     turn: int,
     least: int,
     followers: Followers,
@@ -68,9 +69,10 @@ def rehearse(
     resize_all_(shell, resizes, remains)
     shell.train(trace.training)
     mode = RehearsalMode(trace.recording.ops, prediction)
+    mode.frames.left = iter(trace.recording.left)
     label_tensors(mode.labels, shell, fields)
     try:
-        run_labelled(mode, shell, shell, inputs.args, inputs.kwargs)
+        run_labelled(mode, shell, shell, trace.inputs.args, trace.inputs.kwargs)
     except Diverged as diverged:
         return [*mode.failures, Failure(diverged.index)]
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError):
@@ -88,13 +90,17 @@ def settle(
     labelled: LabelledTensors,
     pins: list[tuple[Tensor, Reason]],
     make_shell: Callable[[], nn.Module],
-    inputs: Callable[[bool], Inputs],
+    witnesses: Sequence[Recording] = (),
 ) -> Solution:
-    """Solve and rehearse until every operation follows; what does not follow is pinned."""
+    """Solve and rehearse until every operation follows; what does not follow is pinned.
+
+    `witnesses` are recordings at other sizes that say nothing else of labels than `traces` do.
+    """
     solution = solve(traces, labelled, pins)
-    hypotheses, resizes = Hypotheses(), Resizes()
+    hypotheses = Hypotheses()
+    resizes = Resizes([*(trace.recording for trace in traces), *witnesses])
     model = make_shell()
-    failing: tuple[bool, int, int] | None = None
+    failing: tuple[int, int, int] | None = None
     for _ in range(_MAX_ROUNDS):
         failed = False
         hypotheses.busy.clear()
@@ -104,24 +110,26 @@ def settle(
             for trace in traces
         ]
         # What failed comes first: that is where it shows whether the answer was right.
-        rehearsals.sort(key=lambda item: (item[0].training, *item[1:]) != failing)
+        rehearsals.sort(key=lambda item: (item[0].number, *item[1:]) != failing)
         for trace, turn, least in rehearsals:
             for failure in rehearse(
                 solution,
                 trace,
                 make_shell,
-                inputs(trace.training),
                 turn,
                 least,
                 hypotheses.accepted,
                 resizes.accepted,
             ):
-                if _follows_by_code(traces, trace, failure, solution, hypotheses, resizes, model):
+                remains = closing_pattern(solution, turn, least)[solution.component]
+                if _follows_by_code(
+                    traces, trace, failure, solution, hypotheses, resizes, model, remains
+                ):
                     failed = True
                     continue
                 failed |= _answer(trace, failure, solution, pins, least)
             if failed:
-                failing = (trace.training, turn, least)
+                failing = (trace.number, turn, least)
                 break  # what helps in one mode often helps in the other
         if not failed or not solution.prunable.any():
             solution.followers = hypotheses.accepted
@@ -141,6 +149,7 @@ def _follows_by_code(
     hypotheses: Hypotheses,
     resizes: Resizes,
     model: nn.Module,
+    remains: Flags,
 ) -> bool:
     """Whether there is an attribute or a number in the code to try for what did not follow."""
     if failure.labels_only:
@@ -149,16 +158,18 @@ def _follows_by_code(
     if op.module in hypotheses.busy:
         return True  # what was changed about the module in this round has not run yet
     if is_explained_by_attributes(op, failure):
-        if (trace.training, failure.index) in hypotheses.active:
+        if (trace.number, failure.index) in hypotheses.active:
             resizes.forget(op.module)
         if _guess(trace, failure.index, solution, hypotheses, model):
             return True
-    twins = [o for other in traces if other is not trace for o in other.recording.ops]
+    others = [other for other in traces if other.training != trace.training]
+    twins = [op for other in others for op in other.recording.ops]
 
     def shrinks(labels: Tensor) -> bool:
         return bool(solution.prunable[solution.component[labels.clamp(min=0).numpy()]].any())
 
-    if resizes.try_on(op, failure, twins, shrinks, training=trace.training):
+    scale = _scale(trace, failure.index, shrinks, torch.from_numpy(remains))
+    if resizes.try_on(op, failure, twins, shrinks, scale, trace):
         return True
     fields = [f.reshape(-1) for own in (*op.inputs, *op.outputs) for f in own]
     # Nothing shrinks here: what was guessed for another operation is to blame.
@@ -180,7 +191,27 @@ def _guess(
         if len(axes_of(field)) == 1
     ]
     shrinking = [w for w in widths if solution.prunable[solution.component[w.numpy()]].any()]
-    return hypotheses.try_next((trace.training, index), model, op.module, shrinking)
+    return hypotheses.try_next((trace.number, index), model, op.module, shrinking)
+
+
+def _scale(trace: Trace, index: int, shrinks: Callable[[Tensor], bool], remains: Tensor) -> Scale:
+    """How a number in front of an operation may depend on the widths that its module met so far."""
+
+    def scaled(full: float, seen: float) -> Scaled | None:
+        module = trace.recording.ops[index].module
+        known: set[bytes] = set()
+        for op in reversed(trace.recording.ops[: index + 1]):
+            for field in (f for own in (*op.inputs, *op.outputs) for f in own):
+                labels = field.reshape(-1)
+                if op.module != module or len(axes_of(field)) != 1 or not shrinks(labels):
+                    continue
+                if (key := labels.numpy().tobytes()) not in known:
+                    known.add(key)
+                    if (found := scaling(full, seen, labels, remains)) is not None:
+                        return found
+        return None
+
+    return scaled
 
 
 def _answer(

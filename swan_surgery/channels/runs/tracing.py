@@ -1,23 +1,27 @@
 """Runs a model once under a dispatch mode that lets the labels ride along."""
 
+import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from swan_surgery.calls.arguments import numbers_of
-from swan_surgery.calls.functions import FUNCTIONS
+from swan_surgery.calls.functions import FUNCTIONS, LEAVING
 from swan_surgery.calls.mode import Called, NumberingMode
 from swan_surgery.channels.labels.fields import Fields
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Frame, OpRecord, Reason, Recording
 from swan_surgery.channels.rules import contraction, mixing, movement  # noqa: F401
+from swan_surgery.channels.rules.pointwise import pointwise
 from swan_surgery.channels.rules.registry import facts_of, pin_inputs
+from swan_surgery.channels.runs.control_flow import control_flow_joined
 from swan_surgery.channels.runs.planning import depends_on_values, run_op
 from swan_surgery.channels.runs.source_lines import calling_line
 from swan_surgery.models.outputs import iter_tensors
@@ -27,12 +31,33 @@ class FrameMode(NumberingMode):
     """Tells the labels which torch function is running, if it can be weighted or resized."""
 
     def __init__(self, labels: Labels) -> None:
-        super().__init__(frozenset(FUNCTIONS))
+        super().__init__(frozenset(FUNCTIONS) | LEAVING)
         self.labels = labels
         self.recover: Callable[[Frame], Any] | None = None
+        self.left: Iterator[Any] | None = None
+
+    def _leaving(self, func: Any, args: Any, kwargs: dict[str, Any], module: str) -> Any:
+        """Values that go on as plain numbers: nobody sees where, so their channels stay.
+
+        A rehearsal gives the values of the recording: those of a narrower model are others.
+        """
+        labels = self.labels
+        why = Reason("their values leave torch", func.__name__, module)
+        with _disable_current_modes():  # no operation of ours belongs to the run
+            for tensor in _tensors((args, kwargs)):
+                for field in labels.fields(tensor):
+                    labels.pin_because(field, why)
+        values = func(*args, **kwargs)
+        known = next(self.left, None) if self.left is not None else None
+        if known is not None and np.shape(known) == np.shape(values):
+            return copy.deepcopy(known)
+        labels.recording.left.append(copy.deepcopy(values))
+        return values
 
     def around(self, func: Any, args: Any, kwargs: dict[str, Any], called: Called) -> Any:
         """Run the call inside its frame."""
+        if called.function in LEAVING:
+            return self._leaving(func, args, kwargs, called.module)
         leaves = numbers_of(args, kwargs)
         frame = Frame(called.module, called.function, called.number, leaves, called.site)
         self.labels.frame = frame
@@ -79,12 +104,25 @@ class LabelMode(TorchDispatchMode):
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
         )
         record.frame = self.labels.frame
+        record.is_pointwise = facts.rule is pointwise
         if facts.fixes_numbers:
             record.numbers = tuple(
                 leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, (int, float))
             )
+        record.values = self._values(record, inputs)
         self.labels.recording.ops.append(record)
         return self.dispatch(record, inputs, op, args, kwargs or {})
+
+    def _values(self, record: OpRecord, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Small tensors that hold values on a shell and meet channels: they must not follow a width."""
+        on_shell = any(tensor.is_meta for tensor in inputs)
+        if not (on_shell and record.is_pointwise and any(record.inputs)):
+            return ()
+        return tuple(
+            tensor.clone()
+            for tensor, fields in zip(inputs, record.inputs, strict=True)
+            if not tensor.is_meta and not fields and tensor.numel() <= _SMALL
+        )
 
     def run(self, op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
         """Run one operation."""
@@ -120,6 +158,8 @@ class LabelMode(TorchDispatchMode):
         rule = facts_of(call.op).rule
         if rule is not None:
             rule(call, self.labels)
+        if torch.Tag.nondeterministic_seeded in call.op.tags:
+            self.labels.draw(call)
         self._note_writing(call, is_known=rule is not None)
         if rule is None and any(self.labels.fields(tensor) for tensor in call.inputs):
             pin_inputs(call, self.labels, "an operation without a channel rule")
@@ -137,6 +177,10 @@ class LabelMode(TorchDispatchMode):
             is_whole = labels.root(tensor).numel() == tensor.numel()
             if not is_known or not (is_whole and labels.is_harmless(tensor)):
                 labels.spoil(tensor)
+
+
+# Of more elements, what meets channels is a mask or a table, and no width.
+_SMALL = 64
 
 
 def _tensors(tree: Any) -> tuple[Tensor, ...]:
@@ -187,6 +231,7 @@ def run_labelled(
             torch.random.fork_rng(),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
+            control_flow_joined(),
             mode,
             mode.frames,
         ):

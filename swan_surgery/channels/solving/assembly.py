@@ -1,5 +1,7 @@
 """From a solution to the frozen `ChannelMap`."""
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
@@ -83,21 +85,28 @@ def assemble(
             for key, labels in solution.followers.items()
         ),
         numbers=tuple(
-            RepeatedNumber(
-                place.module,
-                place.function,
-                place.number,
-                place.leaf,
-                training,
-                tuple(units[solution.component[new.numpy()]].tolist())
-                if isinstance(new, Tensor)
-                else None,
-                0 if isinstance(new, Tensor) else new,
-                place.site,
-            )
+            _repeated(place, new, units, solution.component, training=training)
             for place, new in solution.resizes.items()
             for training in _modes(solution, training=place.training)
         ),
+    )
+
+
+def _repeated(
+    place: Any, new: Any, units: Ints, component: Ints, *, training: bool
+) -> RepeatedNumber:
+    """A number that is replaced (of `rehearsal.numbers`, which this room does not see)."""
+    labels = new if isinstance(new, Tensor) else getattr(new, "labels", None)
+    return RepeatedNumber(
+        place.module,
+        place.function,
+        place.number,
+        place.leaf,
+        training,
+        None if labels is None else tuple(units[component[labels.numpy()]].tolist()),
+        new if labels is None else 0,
+        place.site,
+        getattr(new, "power", 0),
     )
 
 
@@ -146,7 +155,8 @@ def _statistics(solution: Solution, units: Ints) -> tuple[Statistic, ...]:
 
 def _modes(solution: Solution, *, training: bool) -> tuple[bool, ...]:
     """The modes that a finding holds for: both, if train mode could not be run by itself."""
-    return (training,) if len(solution.traces) > 1 else (False, True)
+    both = {trace.training for trace in solution.traces} == {False, True}
+    return (training,) if both else (False, True)
 
 
 def _weight_of(contraction: Contraction, labelled: LabelledTensors) -> str | None:

@@ -64,10 +64,15 @@ def start_labels(model: nn.Module) -> LabelledTensors:
 
 @dataclass(slots=True)
 class Trace:
-    """One recorded mode, and which alternative of each tie is in force."""
+    """One recorded run, in one mode, and which alternative of each tie is in force.
+
+    `number` tells the runs of a map apart: the same mode may have been run at two sizes of the inputs.
+    """
 
     training: bool
     recording: Recording
+    inputs: Inputs
+    number: int = 0
     choices: dict[int, int] = field(default_factory=dict)
 
 
@@ -109,6 +114,7 @@ def _run(
     model: nn.Module, inputs: Inputs, labelled: LabelledTensors, labels: Labels, *, training: bool
 ) -> None:
     model.train(training)
+    labels.keeps_draws = not training
     label_tensors(labels, model, labelled.fields)
     mode = LabelMode(labels)
     output = run_labelled(mode, model, model, inputs.args, inputs.kwargs)

@@ -1,0 +1,117 @@
+"""Two recordings of a model at two sizes of its inputs: do channels mean the same in both?
+
+What a model does to channels must not hang on how many pixels, words or samples it is given. Most
+models run the same operations on the same labels at every size; where one does not, the channels that
+meet others at another size, or are counted in another way, are pinned.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swan_surgery.channels.labels.fields import Fields
+from swan_surgery.channels.labels.recording import OpRecord, Reason, Recording, Weighting
+from swan_surgery.channels.rules.registry import facts_named
+from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, solve
+
+
+Pins = list[tuple[Tensor, Reason]]
+
+
+def first_difference(one: Recording, two: Recording) -> OpRecord | None:
+    """The first operation of `two` that does something else to channels; None if all do the same.
+
+    Operations that work position by position may be others in another mode (dropout); what they
+    make of labels shows in what follows them.
+    """
+    first, second = list(_steps(one)), list(_steps(two))
+    for before, after in zip(first, second, strict=False):
+        if not _is_same_step(before, after):
+            return after
+    if len(first) != len(second):
+        return second[len(first)] if len(second) > len(first) else first[len(second)]
+    by_call = {weighting.frame.call: weighting for weighting in one.weightings}
+    for weighting in two.weightings:
+        if not _counts_the_same(by_call.get(weighting.frame.call), weighting):
+            return two.ops[weighting.index]
+    return None
+
+
+def _steps(recording: Recording) -> Iterator[OpRecord]:
+    for op in recording.ops:
+        if not op.is_pointwise and (any(op.inputs) or any(op.outputs)):
+            yield op
+
+
+def _is_same_step(one: OpRecord, two: OpRecord) -> bool:
+    return (
+        one.module == two.module
+        and (one.name == two.name or (_is_reshape(one) and _is_reshape(two)))
+        and len(one.ties) == len(two.ties)
+        and _same_fields(one.inputs, two.inputs)
+        and _same_fields(one.outputs, two.outputs)
+    )
+
+
+def _is_reshape(op: OpRecord) -> bool:
+    return facts_named(op.packet).is_reshape
+
+
+def _same_fields(one: tuple[Fields, ...], two: tuple[Fields, ...]) -> bool:
+    return len(one) == len(two) and all(
+        len(own) == len(other) and all(map(_is_equal, own, other))
+        for own, other in zip(one, two, strict=True)
+    )
+
+
+def _is_equal(one: Tensor, two: Tensor) -> bool:
+    return one is two or (one.shape == two.shape and torch.equal(one, two))
+
+
+def _counts_the_same(one: Weighting | None, two: Weighting) -> bool:
+    return one is not None and one.frame.site == two.frame.site and _is_equal(one.field, two.field)
+
+
+def size_pins(
+    traces: Sequence[Trace], others: Sequence[tuple[Trace | None, Trace]], labelled: LabelledTensors
+) -> Pins:
+    """Pins for what is another at another size.
+
+    Args:
+        traces: the runs at the given size.
+        others: those at another size that do something else to channels, each with the run in the
+            same mode at the given size, if there is one.
+        labelled: the labels of all.
+    """
+    pins: Pins = []
+    for before, after in others:
+        differs = None if before is None else first_difference(before.recording, after.recording)
+        op, module = ("forward", "") if differs is None else (differs.name, differs.module)
+        why = Reason("meets other channels at another size or number of inputs", op, module)
+        merged = _merged(traces, [*traces, after], labelled)
+        if merged.numel():
+            pins.append((merged, why))
+        known = [] if before is None else before.recording.weightings
+        by_call = {weighting.frame.call: weighting for weighting in known}
+        for weighting in after.recording.weightings:
+            if not _counts_the_same(by_call.get(weighting.frame.call), weighting):
+                text = "a statistic over other positions at another size or number of inputs"
+                pins.append(
+                    (
+                        weighting.field.reshape(-1),
+                        Reason(text, weighting.op, weighting.frame.module),
+                    )
+                )
+    return pins
+
+
+def _merged(traces: Sequence[Trace], more: Sequence[Trace], labelled: LabelledTensors) -> Tensor:
+    """Labels that could go by the first runs, and meet those of other units in one of the others."""
+    few, many = solve(list(traces), labelled, ()), solve(list(more), labelled, ())
+    free = np.flatnonzero(few.prunable[few.component])
+    pairs = np.unique(np.stack([many.component[free], few.component[free]], 1), axis=0)
+    found, counts = np.unique(pairs[:, 0], return_counts=True)
+    hit = np.isin(many.component[free], found[counts > 1])
+    return torch.from_numpy(free[hit])
