@@ -15,7 +15,7 @@ from swan_surgery.channels.labels.recording import Reason, Recording
 from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.solving.assembly import assemble
 from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, record, start_labels
-from swan_surgery.channels.solving.sizes import Pins, first_difference, size_pins
+from swan_surgery.channels.solving.sizes import Pins, first_difference, free_labels, size_pins
 from swan_surgery.errors import InputError, ModelError, TraceError
 from swan_surgery.models.copies import copy_of, shell_of, without_collection
 from swan_surgery.models.inputs import Inputs, as_inputs, at_other_sizes, doubled
@@ -108,6 +108,9 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
             except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
                 message = f"{type(err).__name__}: {err}".splitlines()[0]
                 continue
+            if candidate is not inputs and not _takes(evaluated, found):
+                message = "pixels become samples at another size"
+                continue
             return Trace(training=training, recording=found, inputs=candidate)
         return message
 
@@ -150,7 +153,7 @@ def _at_two_sizes(
     trained = run(others, training=True)
     if isinstance(trained, Trace):
         others = (trained.inputs,)
-        if first_difference(evaluated.recording, trained.recording) is None:
+        if not _differ(evaluated, trained, labelled):
             return _Runs(_numbered([evaluated, trained]), [], [], "")
     here = run((inputs, inputs.map(doubled)), training=True)
     traces = [trace for trace in (evaluated, here) if isinstance(trace, Trace)]
@@ -159,13 +162,27 @@ def _at_two_sizes(
         if not isinstance(after, Trace):
             continue
         before_ = before if isinstance(before, Trace) else None
-        if before_ and first_difference(before_.recording, after.recording) is None:
+        if before_ and not _differ(before_, after, labelled):
             witnesses.append(after.recording)
         else:
             more.append((before_, after))
     pins = size_pins(traces, more, labelled)
     message = here if isinstance(here, str) and not isinstance(trained, Trace) else ""
     return _Runs(_numbered([*traces, *(after for _, after in more)]), witnesses, pins, message)
+
+
+def _differ(one: Trace, two: Trace, labelled: LabelledTensors) -> bool:
+    if first_difference(one.recording, two.recording) is None:
+        return False
+    # What stays anyhow, like a table of positions, may lie as it likes.
+    free = free_labels([one], labelled)
+    return first_difference(one.recording, two.recording, free) is not None
+
+
+def _takes(evaluated: Recording, other: Recording) -> bool:
+    """Whether a model took inputs twice as many: `view(-1, 8, 4, 4)` takes pixels for samples."""
+    pairs = zip(evaluated.lengths, other.lengths, strict=False)
+    return all(after in (before, 2 * before) for before, after in pairs)
 
 
 def _numbered(traces: list[Trace]) -> list[Trace]:

@@ -151,7 +151,8 @@ class OpRecord:
 class Recording:
     """Everything one run left behind.
 
-    `left` holds values that left torch as plain numbers, `unused` parameters that entered no operation.
+    `left` holds values that left torch as plain numbers, `unused` parameters that entered no operation,
+    `lengths` how long each output is along its first axis.
     """
 
     joins: list[tuple[Tensor, Tensor]] = dataclass_field(default_factory=list)
@@ -162,3 +163,4 @@ class Recording:
     ops: list[OpRecord] = dataclass_field(default_factory=list)
     left: list[Any] = dataclass_field(default_factory=list)
     unused: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()

@@ -24,6 +24,7 @@ from swan_surgery.channels.runs.tracing import (
 )
 from swan_surgery.models.attributes import Followers
 from swan_surgery.models.inputs import Inputs
+from swan_surgery.models.outputs import iter_tensors
 
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -119,6 +120,7 @@ def _run(
     mode = LabelMode(labels)
     output = run_labelled(mode, model, model, inputs.args, inputs.kwargs)
     pin_outputs(labels, output)
+    labels.recording.lengths = tuple(t.shape[0] for t in iter_tensors(output) if t.ndim)
     labels.recording.unused = tuple(
         name for name, parameter in model.named_parameters() if id(parameter) not in labels.used
     )

@@ -20,15 +20,21 @@ from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, solve
 Pins = list[tuple[Tensor, Reason]]
 
 
-def first_difference(one: Recording, two: Recording) -> OpRecord | None:
+def free_labels(traces: Sequence[Trace], labelled: LabelledTensors) -> Tensor:
+    """By label whether it could go, bool of shape (num_labels + 1,)."""
+    solution = solve(list(traces), labelled, ())
+    return torch.from_numpy(solution.prunable[solution.component])
+
+
+def first_difference(one: Recording, two: Recording, free: Tensor | None = None) -> OpRecord | None:
     """The first operation of `two` that does something else to channels; None if all do the same.
 
     Operations that work position by position may be others in another mode (dropout); what they
-    make of labels shows in what follows them.
+    make of labels shows in what follows them. With `free`, only labels count that could go.
     """
-    first, second = list(_steps(one)), list(_steps(two))
+    first, second = list(_steps(one, free)), list(_steps(two, free))
     for before, after in zip(first, second, strict=False):
-        if not _is_same_step(before, after):
+        if not _is_same_step(before, after, free):
             return after
     if len(first) != len(second):
         return second[len(first)] if len(second) > len(first) else first[len(second)]
@@ -39,19 +45,25 @@ def first_difference(one: Recording, two: Recording) -> OpRecord | None:
     return None
 
 
-def _steps(recording: Recording) -> Iterator[OpRecord]:
+def _steps(recording: Recording, free: Tensor | None) -> Iterator[OpRecord]:
     for op in recording.ops:
-        if not op.is_pointwise and (any(op.inputs) or any(op.outputs)):
+        if not op.is_pointwise and any(map(any, (_of(op.inputs, free), _of(op.outputs, free)))):
             yield op
 
 
-def _is_same_step(one: OpRecord, two: OpRecord) -> bool:
+def _of(fields: tuple[Fields, ...], free: Tensor | None) -> tuple[Fields, ...]:
+    if free is None:
+        return fields
+    return tuple(tuple(f for f in own if bool(free[f.clamp(min=0)].any())) for own in fields)
+
+
+def _is_same_step(one: OpRecord, two: OpRecord, free: Tensor | None) -> bool:
     return (
         one.module == two.module
         and (one.name == two.name or (_is_reshape(one) and _is_reshape(two)))
         and len(one.ties) == len(two.ties)
-        and _same_fields(one.inputs, two.inputs)
-        and _same_fields(one.outputs, two.outputs)
+        and _same_fields(_of(one.inputs, free), _of(two.inputs, free))
+        and _same_fields(_of(one.outputs, free), _of(two.outputs, free))
     )
 
 
