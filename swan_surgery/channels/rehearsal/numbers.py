@@ -110,6 +110,16 @@ class Resizes:
                 self.accepted.setdefault(replace(key, training=not training), value)
         return bool(new)
 
+    def moves(self, op: OpRecord, failure: Failure) -> bool:
+        """Whether a number that did not stay is another at other sizes of the inputs."""
+        frame = op.frame
+        if frame is None or len(failure.leaves) != len(frame.leaves):
+            return False
+        pairs = enumerate(zip(frame.leaves, failure.leaves, strict=True))
+        return any(
+            full != seen and not self._is_steady(frame, leaf) for leaf, (full, seen) in pairs
+        )
+
     def _is_steady(self, frame: Frame, leaf: int) -> bool:
         """Whether a call was given the same number in all runs, at whatever size."""
         for op in (op for recording in self.recordings for op in recording.ops):

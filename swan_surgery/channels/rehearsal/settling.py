@@ -172,8 +172,9 @@ def _follows_by_code(
     if resizes.try_on(op, failure, twins, shrinks, scale, trace):
         return True
     fields = [f.reshape(-1) for own in (*op.inputs, *op.outputs) for f in own]
-    # Nothing shrinks here: what was guessed for another operation is to blame.
-    if any(map(shrinks, fields)) or not hypotheses.reconsider(op.module):
+    # Nothing shrinks here, or pixels are counted: what was guessed for another operation is to blame.
+    shrunk = any(map(shrinks, fields)) and not resizes.moves(op, failure)
+    if shrunk or not hypotheses.reconsider(op.module):
         return False
     resizes.forget(op.module)
     return True

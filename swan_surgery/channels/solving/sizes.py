@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swan_surgery.channels.labels.fields import Fields
+from swan_surgery.channels.labels.fields import Fields, axes_of
 from swan_surgery.channels.labels.recording import OpRecord, Reason, Recording, Weighting
 from swan_surgery.channels.rules.registry import facts_named
 from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, solve
@@ -73,9 +73,40 @@ def _is_reshape(op: OpRecord) -> bool:
 
 def _same_fields(one: tuple[Fields, ...], two: tuple[Fields, ...]) -> bool:
     return len(one) == len(two) and all(
-        len(own) == len(other) and all(map(_is_equal, own, other))
+        len(own) == len(other) and all(map(_is_alike, own, other))
         for own, other in zip(one, two, strict=True)
     )
+
+
+def _is_alike(one: Tensor, two: Tensor) -> bool:
+    """Equal but for how often labels repeat: samples or pixels may lie on the same axis."""
+    if _is_equal(one, two):
+        return True
+    return one.ndim == two.ndim and _is_equal(_unrepeated(one), _unrepeated(two))
+
+
+def _unrepeated(field: Tensor) -> Tensor:
+    """The field without repetitions of the whole along an axis, and then of single positions."""
+    for axis in axes_of(field):
+        size = field.shape[axis]
+        for period in range(1, size):
+            if size % period == 0 and torch.equal(
+                field.narrow(axis, 0, size - period), field.narrow(axis, period, size - period)
+            ):
+                field = field.narrow(axis, 0, period)
+                break
+        size = field.shape[axis]
+        changes = (
+            (field.narrow(axis, 1, size - 1) != field.narrow(axis, 0, size - 1))
+            .transpose(0, axis)
+            .flatten(1)
+            .any(1)
+        )
+        starts = [0, *(changes.nonzero().reshape(-1) + 1).tolist()]
+        run = starts[1] if len(starts) > 1 else size
+        if starts == list(range(0, size, run)):
+            field = field.index_select(axis, torch.tensor(starts))
+    return field
 
 
 def _is_equal(one: Tensor, two: Tensor) -> bool:
