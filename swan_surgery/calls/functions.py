@@ -100,6 +100,10 @@ MULTIPLYING = _where(lambda facts: facts.multiplies)
 WHOLE = _where(lambda facts: facts.is_whole)
 
 
+# What hands values out as plain numbers or arrays, past all operations of torch.
+LEAVING = frozenset({"numpy", "__array__", "tolist", "__dlpack__", "untyped_storage"})
+
+
 def is_statistic(function: str, op: str) -> bool:
     """Whether the function takes its statistic over channels by this ATen operation."""
     return function in WEIGHABLE and op in FUNCTIONS[function].statistics

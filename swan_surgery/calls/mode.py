@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from swan_surgery.calls.arguments import leaves_of, replaced
+from swan_surgery.calls.arguments import Replacement, leaves_of, replaced
 from swan_surgery.calls.functions import SCALING
 from swan_surgery.calls.sites import Call, PathGuard, call_site
 from swan_surgery.calls.slim_forms import SLIM_FORMS
@@ -75,7 +75,7 @@ class Change:
         site: where in the code the call stands (`call_site`); "" where that is not checked.
     """
 
-    numbers: Mapping[int, float] = field(default_factory=dict)
+    numbers: Mapping[int, Replacement] = field(default_factory=dict)
     instead: Callable[..., Any] | None = None
     site: str = ""
 

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.channels.data.channel_map import ChannelMap
-from swan_surgery.channels.labels.recording import Reason
+from swan_surgery.channels.labels.recording import Reason, Recording
 from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.solving.assembly import assemble
 from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, record, start_labels
+from swan_surgery.channels.solving.two_sizes import at_two_sizes, takes
 from swan_surgery.channels.solving.unread import unread_widths
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError, TraceError
 from swan_surgery.models.copies import copy_of, shell_of, without_collection
-from swan_surgery.models.inputs import Inputs, as_inputs, doubled
+from swan_surgery.models.inputs import Inputs, as_inputs
 from swan_surgery.models.slim_attention import write_out_
 
 
@@ -102,49 +104,51 @@ def _map(
         inputs = inputs.on_meta()
     stand_in = duplicate()
     labelled = start_labels(stand_in)
-    notes: list[str] = []
     try:
         evaluated = record(duplicate, inputs, labelled, training=False, free_outputs=free)
     except Exception as err:
         raise TraceError(_run_message(model, inputs, err)) from err
-    traces = [Trace(training=False, recording=evaluated)]
-    train_inputs, message = inputs, ""
-    for candidate in (inputs, inputs.map(doubled)):
-        try:
-            trained = record(duplicate, candidate, labelled, training=True, free_outputs=free)
-        except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
-            message = f"{type(err).__name__}: {err}".splitlines()[0]
-            continue
-        traces.append(Trace(training=True, recording=trained))
-        train_inputs = candidate
-        break
-    else:
-        if evaluated.unused:
-            notes.append(
-                f"train mode could not be run on these inputs ({message}); parts that run only in "
-                f"training were not mapped ({', '.join(evaluated.unused[:3])}, ...)"
-            )
-    _check_free(traces, free)
-    pins = _ignore_pins(traces, labelled, ignored)
-    solution = settle(
-        traces,
-        labelled,
-        pins,
-        duplicate,
-        lambda training: train_inputs if training else inputs,
-    )
 
-    def run(private: nn.Module) -> None:
-        for trace in traces:
-            own = train_inputs if trace.training else inputs
-            with torch.no_grad(), torch.random.fork_rng():
-                private.train(trace.training)(*own.args, **own.kwargs)
+    def run(candidates: Iterable[Inputs], *, training: bool) -> Trace | str:
+        """The run on the first inputs that the model takes; else why it takes none."""
+        message = ""
+        for candidate in candidates:
+            try:
+                found = record(duplicate, candidate, labelled, training=training, free_outputs=free)
+            except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
+                message = f"{type(err).__name__}: {err}".splitlines()[0]
+                continue
+            if candidate is not inputs and not takes(evaluated, found):
+                message = "pixels become samples at another size"
+                continue
+            return Trace(training=training, recording=found, inputs=candidate)
+        return message
 
-    solution.followers = {**solution.followers, **unread_widths(stand_in, solution, run)}
+    first = Trace(training=False, recording=evaluated, inputs=inputs)
+    runs = at_two_sizes(first, run, labelled, larger=on_meta)
+    _check_free(runs.traces, free)
+    pins = [*_ignore_pins(runs.traces, labelled, ignored), *runs.pins]
+    solution = settle(runs.traces, labelled, pins, duplicate, runs.witnesses)
+
+    def run_all(private: nn.Module) -> None:
+        for trace in runs.traces:
+            with torch.no_grad(), streams_kept():
+                private.train(trace.training)(*trace.inputs.args, **trace.inputs.kwargs)
+
+    solution.followers = {**solution.followers, **unread_widths(stand_in, solution, run_all)}
     plain_layers = frozenset(
         name for name, m in stand_in.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
     )
-    return assemble(solution, plain_layers, tuple(notes))
+    return assemble(solution, plain_layers, _notes(evaluated, runs.message))
+
+
+def _notes(evaluated: Recording, message: str) -> tuple[str, ...]:
+    if not message or not evaluated.unused:
+        return ()
+    return (
+        f"train mode could not be run on these inputs ({message}); parts that run only in "
+        f"training were not mapped ({', '.join(evaluated.unused[:3])}, ...)",
+    )
 
 
 def _check_free(traces: Sequence[Trace], free: Sequence[str]) -> None:

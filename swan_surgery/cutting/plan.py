@@ -34,7 +34,7 @@ class AttributeValue:
 
 @dataclass(frozen=True, slots=True)
 class NumberValue:
-    """The new value of a number in a module's code; see `RepeatedNumber`."""
+    """The new value of a number in a module's code, or a factor for it; see `RepeatedNumber`."""
 
     module: str
     function: str
@@ -43,6 +43,7 @@ class NumberValue:
     training: bool
     value: float
     site: str = ""
+    is_factor: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,16 @@ def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
         if not all(stays[unit] for unit in a.units)
     )
     numbers = tuple(
-        NumberValue(n.module, n.function, n.number, n.leaf, n.training, _number(n, stays), n.site)
+        NumberValue(
+            n.module,
+            n.function,
+            n.number,
+            n.leaf,
+            n.training,
+            _number(n, stays),
+            n.site,
+            n.power != 0,
+        )
         for n in channels.numbers
         if positions
     )
@@ -187,4 +197,7 @@ def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
 
 
 def _number(entry: RepeatedNumber, stays: list[bool]) -> float:
-    return entry.value if entry.units is None else sum(stays[unit] for unit in entry.units)
+    if entry.units is None:
+        return entry.value
+    left = sum(stays[unit] for unit in entry.units)
+    return (len(entry.units) / max(left, 1)) ** entry.power if entry.power else left

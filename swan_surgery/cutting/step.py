@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from swan_surgery.calls.arguments import Factor
 from swan_surgery.calls.functions import RESIZABLE
 from swan_surgery.channels.rehearsal.numbers import Place
 from swan_surgery.costs.macs import cost_table
@@ -58,7 +59,8 @@ def apply_plan_(copy: nn.Module, plan: PruningPlan) -> nn.Module:
     for a in plan.attributes:
         Attribute(a.module, a.name, a.index).write_(copy, a.value)
     for n in plan.numbers:
-        Place(n.module, n.function, n.number, n.leaf, n.training, n.site).write_(copy, n.value)
+        place = Place(n.module, n.function, n.number, n.leaf, n.training, n.site)
+        place.write_(copy, Factor(n.value) if n.is_factor else n.value)
     return warn_on_save_pretrained_(put_back_(copy))
 
 

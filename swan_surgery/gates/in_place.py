@@ -44,7 +44,10 @@ class _Run:
         """The open mask, asked for once; without gradients, so that autograd keeps nothing of it."""
         if self._is_open is None:
             with torch.no_grad():
-                self._is_open = self._bank.open_mask()
+                is_open = self._bank.open_mask()
+            if torch.compiler.is_compiling():
+                return is_open  # branches of torch.cond must set nothing
+            self._is_open = is_open
         return self._is_open
 
 

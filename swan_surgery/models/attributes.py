@@ -102,8 +102,9 @@ def reads_noted(model: nn.Module, note: Callable[[nn.Module, str, Any], object])
 # What some attributes should become: the labels whose remaining number is the new value.
 Followers = Mapping[Attribute, Tensor]
 
-# Something that did not follow: the mode, the operation, and the line that raised there, if one did.
-Where = tuple[bool, int, str]
+# Something that did not follow: the run (`Trace.number`), the operation, and the line that raised there,
+# if one did.
+Where = tuple[int, int, str]
 
 Proposed = Callable[[int], Sequence[Attribute]]
 

@@ -157,7 +157,9 @@ class RepeatedNumber:
     """A number in a module's code that repeats a width, or must not follow one.
 
     Among the leaves of the `number`-th call of the torch function `function` in one run of `module`,
-    the one at position `leaf`. It becomes the number of open channels in `units`, or stays `value`.
+    the one at position `leaf`. It becomes the number of open channels in `units`, or stays `value`. With a
+    `power`, it stays what it was at every size of the inputs: what the code computes is multiplied by
+    that power of (channels in `units` / open ones).
     """
 
     module: str
@@ -168,6 +170,7 @@ class RepeatedNumber:
     units: tuple[int, ...] | None
     value: float
     site: str = ""
+    power: float = 0
 
     def renumbered(self, new: Mapping[int, int]) -> "RepeatedNumber":
         """Under new unit numbers."""

@@ -28,6 +28,7 @@ class Labels:
         is_probe: this run only looks for heads: fields stay as they are, however entangled.
         splits, heads: what a probe found: fields behind every split, and labels of one head each.
         used: identities of all tensors that entered an operation.
+        keeps_draws: random values must come out the same, as in eval mode.
         mixes_activations: two tensors that are no parameters were multiplied as matrices.
     """
 
@@ -46,6 +47,7 @@ class Labels:
         self.splits: list[tuple[int, Tensor]] = []
         self.heads: list[tuple[Tensor, Tensor]] = []
         self.mixes_activations = False
+        self.keeps_draws = False
         self.used: set[int] = set()
         self._bare: dict[int, Tensor] = {}
         self._derived: dict[int, Tensor] = {}
@@ -79,6 +81,14 @@ class Labels:
     def note_origins(self, tensor: Tensor, operands: list[Tensor]) -> None:
         """Remember from which tensors a constant was computed, position by position."""
         self._origins[id(tensor)] = operands
+
+    def draw(self, call: Call) -> None:
+        """An operation drew random values: one more or one less would change all that follow."""
+        for tensor in call.outputs if self.keeps_draws else ():
+            for field in self.fields(tensor):
+                self.pin(field, "random values are drawn for each channel", call)
+            along = frozenset(axis for axis, size in enumerate(tensor.shape) if size > 1)
+            self.mark_harmless(tensor, along)
 
     def origins(self, tensor: Tensor) -> list[Tensor]:
         """What a constant was computed from; nothing for one that is no constant."""

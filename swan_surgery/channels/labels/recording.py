@@ -145,7 +145,9 @@ class ModuleRun:
 class OpRecord:
     """One operation of the run: its fields before and after, and how to tie what it split.
 
-    `numbers` holds the Python numbers of a pointwise operation, which must not follow a width.
+    `is_pointwise`: it works position by position.
+    `numbers` holds the Python numbers of a pointwise operation, which must not follow a width, `values`
+    small tensors of numbers for which the same holds.
     `frame` is the torch function that called it, if it is one of those that are tracked; on its last
     operation, `returned` is what it returned.
     `by_value` holds the result of an operation whose shape, or whose use, depends on values.
@@ -163,9 +165,11 @@ class OpRecord:
     dtypes: tuple[torch.dtype, ...] = ()
     spec: Any = None
     is_single: bool = False
+    is_pointwise: bool = False
     frame: Frame | None = None
     returned: Returned | None = None
     numbers: tuple[float, ...] = ()
+    values: tuple[Tensor, ...] = ()
     by_value: tuple[Any, ...] = ()
     adopted: set[int] = dataclass_field(default_factory=set)
     beside_fill: list[Tensor] = dataclass_field(default_factory=list)
@@ -184,10 +188,12 @@ class OpRecord:
 
 @dataclass(slots=True)
 class Recording:
-    """Everything one run left behind; `unused` are parameters that entered no operation.
+    """Everything one run left behind.
 
     `returned` holds every tensor that the model returned, by name, with its fields if it was given up.
     `selects`: how much some operation returned depends on values that may differ in another run.
+    `left` holds values that left torch as plain numbers, `unused` parameters that entered no operation,
+    `lengths` how long each output is along its first axis.
     """
 
     joins: list[tuple[Tensor, Tensor]] = dataclass_field(default_factory=list)
@@ -197,6 +203,8 @@ class Recording:
     weightings: list[Weighting] = dataclass_field(default_factory=list)
     ops: list[OpRecord] = dataclass_field(default_factory=list)
     runs: list[ModuleRun] = dataclass_field(default_factory=list)
+    left: list[Any] = dataclass_field(default_factory=list)
     unused: tuple[str, ...] = ()
     selects: bool = False
     returned: list[tuple[str, Fields | None]] = dataclass_field(default_factory=list)
+    lengths: tuple[int, ...] = ()

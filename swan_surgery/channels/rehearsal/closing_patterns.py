@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from swan_surgery.channels.solving.mapping import Flags, Ints, Solution, distinct
+from swan_surgery.channels.solving.arrays import Flags, Ints, distinct
+from swan_surgery.channels.solving.mapping import Solution
 
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

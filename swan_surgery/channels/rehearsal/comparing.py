@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swan_surgery.calls.arguments import same_number
 from swan_surgery.channels.labels.recording import OpRecord, argument
 from swan_surgery.channels.rules.registry import facts_named, facts_of
 
@@ -37,3 +38,19 @@ def _is_reshape(record: OpRecord) -> bool:
 def numbers_in(record: OpRecord) -> tuple[Any, ...]:
     """The Python numbers of the torch function that an operation belongs to."""
     return () if record.frame is None else record.frame.leaves
+
+
+def same_numbers(record: OpRecord, expected: OpRecord) -> bool:
+    """Whether what must not follow a width is the same but for rounding, where it is equally much."""
+    one, two = record.numbers, expected.numbers
+    if one != two and not (len(one) == len(two) and all(map(same_number, one, two))):
+        return False
+    return all(
+        a.shape != b.shape or _is_close(a, b)
+        for a, b in zip(record.values, expected.values, strict=False)
+    )
+
+
+def _is_close(one: Tensor, two: Tensor) -> bool:
+    bound = 4 * torch.finfo(two.dtype).eps if two.is_floating_point() else 0
+    return torch.allclose(one.double(), two.double(), rtol=bound, atol=0, equal_nan=True)

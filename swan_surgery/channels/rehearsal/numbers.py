@@ -6,11 +6,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from swan_surgery.calls.arguments import Replacement
 from swan_surgery.calls.functions import INFERRING, PARTING, RESIZABLE, SCALING, SHAPED, SHARING
 from swan_surgery.calls.resizing import resize_
 from swan_surgery.channels.labels.fields import axes_of
-from swan_surgery.channels.labels.recording import Frame, OpRecord
+from swan_surgery.channels.labels.recording import Frame, OpRecord, Recording
 from swan_surgery.channels.rehearsal.failures import Failure
+from swan_surgery.channels.rehearsal.scaling import Scale, Scaled
+from swan_surgery.channels.solving.mapping import Trace
 
 
 _BY_HEAD = 4  # the rank of [B, L, H, D]
@@ -27,24 +30,28 @@ class Place:
     training: bool
     site: str = ""
 
-    def write_(self, model: nn.Module, value: float) -> None:
+    def write_(self, model: nn.Module, value: Replacement) -> None:
         """Replace the number on a private copy."""
         owner = model.get_submodule(self.module)
         call = (self.function, self.number)
         resize_(owner, call, self.leaf, value, training=self.training, site=self.site)
 
 
-# What a number becomes: the count of these labels that remain, or always the same.
-New = Tensor | float
+# What a number becomes: the count of these labels that remain, always the same, or scaled.
+New = Tensor | float | Scaled
 Shrinks = Callable[[Tensor], bool]
 
 
 @dataclass(slots=True)
 class Resizes:
-    """Numbers that are replaced; `tried` are operations where that was attempted, and their modules."""
+    """Numbers that are replaced; `tried` are operations where that was attempted, and their modules.
 
+    `recordings` are of full width, at all sizes of the inputs that were run.
+    """
+
+    recordings: Sequence[Recording]
     accepted: dict[Place, New] = field(default_factory=dict)
-    tried: dict[tuple[bool, int], str] = field(default_factory=dict)
+    tried: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def share_heads(self, op: OpRecord, *, training: bool) -> None:
         """Let the number of heads of a call follow: torch's own form of it would derive their width."""
@@ -68,26 +75,57 @@ class Resizes:
         failure: Failure,
         twins: Sequence[OpRecord],
         shrinks: Shrinks,
-        *,
-        training: bool,
+        scale: Scale,
+        trace: Trace,
     ) -> bool:
         """Replace what did not follow at an operation; False if that cannot help, or did not.
 
         `twins` are the operations of the other mode, which gets the same where it made the same call.
         `shrinks` says whether any of some labels may go: other sizes (of a batch, say) stay the code's.
+        `scale` says how a number that is another at other sizes of the inputs follows a width.
         """
-        place = (training, failure.index)
+        place, training = (trace.number, failure.index), trace.training
         frame = op.frame
         if frame is None or frame.function not in RESIZABLE or place in self.tried:
             return False
         self.tried[place] = frame.module
-        new = _numbers(op, frame, failure.leaves, shrinks)
+        new = dict(_numbers(op, frame, failure.leaves, shrinks))
+        for leaf, value in new.items():
+            if isinstance(value, Tensor) or value == -1 or self._is_steady(frame, leaf):
+                continue
+            scaled = scale(frame.leaves[leaf], failure.leaves[leaf]) if _scales(frame) else None
+            if scaled is None:
+                return False
+            new[leaf] = scaled
         for leaf, value in new.items():
             key = Place(frame.module, frame.function, frame.number, leaf, training, frame.site)
             self.accepted[key] = value
             if any(_is_twin(frame, twin, leaf) for twin in twins):
                 self.accepted.setdefault(replace(key, training=not training), value)
         return bool(new)
+
+    def moves(self, op: OpRecord, failure: Failure) -> bool:
+        """Whether a number that did not stay is another at other sizes of the inputs."""
+        frame = op.frame
+        if frame is None or len(failure.leaves) != len(frame.leaves):
+            return False
+        pairs = enumerate(zip(frame.leaves, failure.leaves, strict=True))
+        return any(
+            full != seen and not self._is_steady(frame, leaf) for leaf, (full, seen) in pairs
+        )
+
+    def _is_steady(self, frame: Frame, leaf: int) -> bool:
+        """Whether a call was given the same number in all runs, at whatever size."""
+        for op in (op for recording in self.recordings for op in recording.ops):
+            other = op.frame
+            if (
+                other is not None
+                and frame.is_same_call(other)
+                and frame.site == other.site
+                and (len(other.leaves) <= leaf or other.leaves[leaf] != frame.leaves[leaf])
+            ):
+                return False
+        return True
 
     def forget(self, module: str) -> None:
         """Drop what was learned about a module while one of its attributes was guessed wrongly."""
@@ -116,6 +154,10 @@ def is_explained_by_attributes(op: OpRecord, failure: Failure) -> bool:
     return any(stayed[axis] for axis in vectors) and all(
         same for axis, same in enumerate(stayed) if axis not in vectors
     )
+
+
+def _scales(frame: Frame) -> bool:
+    return frame.function in SCALING
 
 
 def _is_twin(frame: Frame, twin: OpRecord, leaf: int) -> bool:
@@ -226,7 +268,9 @@ def _lengths(
 def resize_all_(model: nn.Module, resizes: Mapping[Place, New], stays: Tensor) -> None:
     """Replace numbers on a private copy; `stays[label]` says which labels remain."""
     for place, new in resizes.items():
-        value = (
-            int(torch.count_nonzero(stays[new.clamp(min=0)])) if isinstance(new, Tensor) else new
-        )
-        place.write_(model, value)
+        if isinstance(new, (Tensor, Scaled)):
+            labels = new if isinstance(new, Tensor) else new.labels
+            remaining = int(torch.count_nonzero(stays[labels.clamp(min=0)]))
+            place.write_(model, remaining if isinstance(new, Tensor) else new.factor(remaining))
+        else:
+            place.write_(model, new)

@@ -16,7 +16,6 @@ from swan_surgery.channels.labels.recording import ModuleRun, Recording
 from swan_surgery.channels.runs.tracing import LabelMode, run_labelled
 from swan_surgery.channels.solving.mapping import Trace
 from swan_surgery.models.attributes import Attribute, repeating, repeating_in
-from swan_surgery.models.inputs import Inputs
 from swan_surgery.models.subclasses import subclass_of
 
 
@@ -36,27 +35,25 @@ class _Read:
 
 @dataclass(slots=True)
 class Readings:
-    """Proposes attributes, mode by mode; the run that tells is made when it is first asked for.
+    """Proposes attributes, run by run; the one that tells is made when it is first asked for.
 
     Attributes:
         make_shell: a fresh shell at full width.
-        inputs: of a mode.
         model: a shell at full width, for its values.
     """
 
     make_shell: Callable[[], nn.Module]
-    inputs: Callable[[bool], Inputs]
     model: nn.Module
-    _known: dict[bool, "tuple[Recording, list[_Read]] | None"] = field(default_factory=dict)
+    _known: dict[int, "tuple[Recording, list[_Read]] | None"] = field(default_factory=dict)
 
     def proposed(self, trace: Trace, module: str, index: int) -> Callable[[int], list[Attribute]]:
         """Attributes of a given value that were read before an operation, the likeliest first.
 
         Those that the run of `module` read, the latest first; then those of the runs around it.
         """
-        if trace.training not in self._known:
-            self._known[trace.training] = self._run(trace)
-        known = self._known[trace.training]
+        if trace.number not in self._known:
+            self._known[trace.number] = self._run(trace)
+        known = self._known[trace.number]
         if known is None:
             return partial(repeating, self.model, module)
         names = list(_before(*known, module, index))
@@ -69,12 +66,11 @@ class Readings:
     def _run(self, trace: Trace) -> tuple[Recording, list[_Read]] | None:
         shell = self.make_shell().train(trace.training)
         mode = _ReadingMode()
-        inputs = self.inputs(trace.training)
         listened = list(shell.named_modules())
         for name, module in listened:
             _listen_(module, partial(mode.note, name))
         try:
-            run_labelled(mode, shell, shell, inputs.args, inputs.kwargs)
+            run_labelled(mode, shell, shell, trace.inputs.args, trace.inputs.kwargs)
         except Exception:  # noqa: BLE001 - the model's own code may raise anything
             return None
         finally:

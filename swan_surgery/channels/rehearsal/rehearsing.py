@@ -18,7 +18,13 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from swan_surgery.channels.labels.fields import Fields, axes_of, compact
 from swan_surgery.channels.labels.recording import Frame, ModuleRun, OpRecord, Returned
 from swan_surgery.channels.labels.unit_labels import UnitLabels
-from swan_surgery.channels.rehearsal.comparing import counts, is_equal, is_same, numbers_in
+from swan_surgery.channels.rehearsal.comparing import (
+    counts,
+    is_equal,
+    is_same,
+    numbers_in,
+    same_numbers,
+)
 from swan_surgery.channels.rehearsal.failures import Diverged, Failure
 from swan_surgery.channels.runs.tracing import LabelMode
 
@@ -195,8 +201,7 @@ class RehearsalMode(LabelMode):
         predicted = self._predict(expected)
         if predicted is None:
             raise Diverged(index)
-        if record.numbers != expected.numbers:
-            # A number follows a width: x / x.shape[1].
+        if not same_numbers(record, expected):  # one follows a width: x / x.shape[1]
             self.note(Failure(index, leaves=numbers_in(record)))
         labels = self.labels
         assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__

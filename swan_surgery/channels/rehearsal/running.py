@@ -13,9 +13,9 @@ from swan_surgery.channels.rehearsal.numbers import New, Place, resize_all_
 from swan_surgery.channels.rehearsal.rehearsing import Prediction, RehearsalMode
 from swan_surgery.channels.rehearsal.skipping import skipping
 from swan_surgery.channels.runs.tracing import label_tensors, run_labelled
-from swan_surgery.channels.solving.mapping import Flags, Solution, Trace
+from swan_surgery.channels.solving.arrays import Flags
+from swan_surgery.channels.solving.mapping import Solution, Trace
 from swan_surgery.models.attributes import Followers, follow_
-from swan_surgery.models.inputs import Inputs
 from swan_surgery.models.slicing import cut_
 from swan_surgery.models.tensors import named_tensors
 
@@ -24,7 +24,6 @@ def rehearse(
     solution: Solution,
     trace: Trace,
     make_shell: Callable[[], nn.Module],
-    inputs: Inputs,
     stays: Flags,
     followers: Followers,
     resizes: Mapping[Place, New],
@@ -36,7 +35,7 @@ def rehearse(
     """
 
     def once(*, skips: bool) -> tuple[list[Failure], bool]:
-        return _run(solution, trace, make_shell(), inputs, stays, followers, resizes, skips=skips)
+        return _run(solution, trace, make_shell(), stays, followers, resizes, skips=skips)
 
     failures, ended = once(skips=False)
     if ended:
@@ -48,7 +47,6 @@ def _run(
     solution: Solution,
     trace: Trace,
     shell: nn.Module,
-    inputs: Inputs,
     stays: Flags,
     followers: Followers,
     resizes: Mapping[Place, New],
@@ -77,11 +75,12 @@ def _run(
     shell.train(trace.training)
     device = next((p.device for p in shell.parameters()), torch.device("meta"))
     mode = RehearsalMode(trace.recording.ops, prediction, trace.recording.runs, device)
+    mode.frames.left = iter(trace.recording.left)
     label_tensors(mode.labels, shell, fields)
     names = {id(module): name for name, module in shell.named_modules()}
     try:
         with skipping(mode, shell, names) if skips else nullcontext():
-            run_labelled(mode, shell, shell, inputs.args, inputs.kwargs)
+            run_labelled(mode, shell, shell, trace.inputs.args, trace.inputs.kwargs)
     except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
         mode.note(failure_of(err, mode.next_index, names=names, makers=mode.makers))
         return mode.failures, False

@@ -1,19 +1,20 @@
 """Solves the recordings, rehearses the result, and pins what does not follow, until all does."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.channels.labels.recording import Reason
+from swan_surgery.channels.labels.recording import Reason, Recording
 from swan_surgery.channels.rehearsal.closing_patterns import closing_pattern, turn_of, turns
 from swan_surgery.channels.rehearsal.failures import Failure
 from swan_surgery.channels.rehearsal.numbers import Resizes, is_explained_by_attributes
 from swan_surgery.channels.rehearsal.reading import Readings
 from swan_surgery.channels.rehearsal.running import rehearse
+from swan_surgery.channels.rehearsal.scaling import scale_at
 from swan_surgery.channels.rehearsal.suspects import (
     Went,
     along_one_axis,
@@ -23,9 +24,9 @@ from swan_surgery.channels.rehearsal.suspects import (
     went_in,
     widths_of,
 )
+from swan_surgery.channels.solving.arrays import Flags
 from swan_surgery.channels.solving.mapping import LabelledTensors, Solution, Trace, solve
 from swan_surgery.models.attributes import Hypotheses, Where
-from swan_surgery.models.inputs import Inputs
 
 
 # After so many rounds nothing new is tried: what does not follow is pinned.
@@ -39,8 +40,8 @@ class _State:
     solution: Solution
     pins: list[tuple[Tensor, Reason]]
     readings: Readings
+    resizes: Resizes
     hypotheses: Hypotheses = field(default_factory=Hypotheses)
-    resizes: Resizes = field(default_factory=Resizes)
     reach: Counter[Where] = field(default_factory=Counter)
 
     def can_go(self, labels: Tensor) -> bool:
@@ -60,15 +61,19 @@ def settle(
     labelled: LabelledTensors,
     pins: list[tuple[Tensor, Reason]],
     make_shell: Callable[[], nn.Module],
-    inputs: Callable[[bool], Inputs],
+    witnesses: Sequence[Recording] = (),
 ) -> Solution:
-    """Solve and rehearse until every operation follows; what does not follow is pinned."""
-    solution = solve(traces, labelled, pins)
-    state = _State(solution, pins, Readings(make_shell, inputs, make_shell()))
+    """Solve and rehearse until every operation follows; what does not follow is pinned.
+
+    `witnesses` are recordings at other sizes that say nothing else of labels than `traces` do.
+    """
+    resizes = Resizes([*(trace.recording for trace in traces), *witnesses])
+    readings = Readings(make_shell, make_shell())
+    state = _State(solve(traces, labelled, pins), pins, readings, resizes)
     for trace in traces:
         for op in trace.recording.ops:
             state.resizes.share_heads(op, training=trace.training)
-    failing: tuple[bool, int, int] | None = None
+    failing: tuple[int, int, int] | None = None
     for number in count():
         failed = False
         state.hypotheses.busy.clear()
@@ -78,7 +83,7 @@ def settle(
             for trace in traces
         ]
         # What failed comes first: that is where it shows whether the answer was right.
-        rehearsals.sort(key=lambda item: (item[0].training, *item[1:]) != failing)
+        rehearsals.sort(key=lambda item: (item[0].number, *item[1:]) != failing)
         for trace, turn, least in rehearsals:
             stays = closing_pattern(state.solution, turn, least)
             went = went_in(state.solution.component, state.solution.prunable & ~stays)
@@ -86,17 +91,17 @@ def settle(
                 state.solution,
                 trace,
                 make_shell,
-                inputs(trace.training),
                 stays,
                 state.hypotheses.accepted,
                 state.resizes.accepted,
             ):
-                if number < _MAX_ROUNDS and _follows_by_code(state, traces, trace, failure, went):
+                tries = number < _MAX_ROUNDS
+                if tries and _follows_by_code(state, traces, trace, failure, went, stays):
                     failed = True
                 elif not (failed and failure.is_tentative):
                     failed |= _answer(state, trace, failure, went, least)
             if failed:
-                failing = (trace.training, turn, least)
+                failing = (trace.number, turn, least)
                 break  # what helps in one mode often helps in the other
         if not failed or not state.solution.prunable.any():
             break
@@ -108,11 +113,11 @@ def settle(
 
 def _where(trace: Trace, failure: Failure) -> Where:
     raised = failure.raised
-    return trace.training, failure.index, f"{raised.module} {raised.line}" if raised else ""
+    return trace.number, failure.index, f"{raised.module} {raised.line}" if raised else ""
 
 
 def _follows_by_code(
-    state: _State, traces: list[Trace], trace: Trace, failure: Failure, went: Went
+    state: _State, traces: list[Trace], trace: Trace, failure: Failure, went: Went, stays: Flags
 ) -> bool:
     """Whether there is an attribute or a number in the code to try for what did not follow."""
     if failure.labels_only:
@@ -133,12 +138,16 @@ def _follows_by_code(
         if hypotheses.try_next(where, module, widths, proposed):
             return True
     if failure.raised is None:
-        twins = [o for other in traces if other is not trace for o in other.recording.ops]
-        if resizes.try_on(op, failure, twins, state.can_go, training=trace.training):
+        others = [other for other in traces if other.training != trace.training]
+        twins = [own for other in others for own in other.recording.ops]
+        remains = torch.from_numpy(stays[state.solution.component])
+        scale = scale_at(trace, failure.index, state.can_go, remains)
+        if resizes.try_on(op, failure, twins, state.can_go, scale, trace):
             return True
-    # Nothing went there: what was guessed for another operation is to blame.
+    # Nothing went there, or pixels are counted: what was guessed for another operation is to blame.
     met = met_by(trace, failure, state.solution.labelled, suspect)
-    if met or not hypotheses.reconsider(module):
+    moves = failure.raised is None and resizes.moves(op, failure)
+    if (met and not moves) or not hypotheses.reconsider(module):
         return False
     resizes.forget(module)
     return True

@@ -9,7 +9,8 @@ from torch import Tensor
 from swan_surgery.channels.labels.fields import axes_of
 from swan_surgery.channels.labels.recording import OpRecord, Reason
 from swan_surgery.channels.rehearsal.failures import Failure
-from swan_surgery.channels.solving.mapping import Flags, Ints, LabelledTensors, Solution, Trace
+from swan_surgery.channels.solving.arrays import Flags, Ints
+from swan_surgery.channels.solving.mapping import LabelledTensors, Solution, Trace
 
 
 # Whether any of some labels went in the rehearsal that failed.

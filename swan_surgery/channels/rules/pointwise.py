@@ -17,7 +17,7 @@ from swan_surgery.channels.labels.fields import (
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Contraction
 from swan_surgery.channels.rules.on_meta import same_shape
-from swan_surgery.channels.rules.registry import describe, facts_of, rule
+from swan_surgery.channels.rules.registry import describe, facts_of, pin_inputs, rule
 
 
 def join_aligned(
@@ -202,6 +202,8 @@ def _(call: Call, labels: Labels) -> None:
 @rule("arange", "linspace", "eye", "lift_fresh", "sym_size")
 @rule("_local_scalar_dense", by_value=True)
 def _(call: Call, labels: Labels) -> None:
+    if call.name == "aten._local_scalar_dense":
+        pin_inputs(call, labels, "their values leave torch")
     for tensor in call.outputs:
         if tensor.numel() == 1 or torch.numel(tensor) == 0:
             labels.mark_harmless(tensor)

@@ -11,16 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from swan_surgery.calls.arguments import leaves_of, numbers_of
-from swan_surgery.calls.functions import FUNCTIONS
-from swan_surgery.calls.mode import Called, NumberingMode
-from swan_surgery.calls.slim_forms import SLIM_FORMS
+from swan_surgery.calls.arguments import leaves_of
 from swan_surgery.channels.labels.fields import Fields
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.makers import Makers
 from swan_surgery.channels.labels.recording import (
     Call,
-    Frame,
     ModuleRun,
     OpRecord,
     Reason,
@@ -34,46 +30,15 @@ from swan_surgery.channels.rules import (  # noqa: F401
     recurrence,
     scattering,
 )
+from swan_surgery.channels.rules.pointwise import pointwise
 from swan_surgery.channels.rules.registry import facts_of, pin_inputs
+from swan_surgery.channels.runs.control_flow import control_flow_joined
+from swan_surgery.channels.runs.frames import FrameMode
 from swan_surgery.channels.runs.planning import depends_on_values, run_op, selects_by_values
 from swan_surgery.channels.runs.source_lines import calling_line
-from swan_surgery.channels.runs.whole import whole_op
 from swan_surgery.environment.random_streams import pythons_kept, streams_kept
 from swan_surgery.models.outputs import iter_named_tensors
 from swan_surgery.models.tensors import named_tensors
-
-
-class FrameMode(NumberingMode):
-    """Tells the labels which torch function is running, if it can be weighted or resized."""
-
-    def __init__(self, labels: Labels, makers: Makers) -> None:
-        super().__init__(frozenset(FUNCTIONS))
-        self.labels = labels
-        self.makers = makers
-        self.recover: Callable[[Frame], Any] | None = None
-        self.step: Callable[[Any, Any, Any], Any] | None = None
-
-    def around(self, func: Any, args: Any, kwargs: dict[str, Any], called: Called) -> Any:
-        """Run the call inside its frame."""
-        leaves = numbers_of(args, kwargs)
-        frame = Frame(called.module, called.function, called.number, leaves, called.site)
-        self.labels.frame = frame
-        whole = whole_op(called.function, args)
-        try:
-            if whole is not None and self.step is not None:
-                out = self.step(whole, args, kwargs)
-            else:
-                out = SLIM_FORMS.get(called.function, func)(*args, **kwargs)
-        except (RuntimeError, ValueError, IndexError):
-            if self.recover is None:
-                raise
-            return self.recover(frame)
-        finally:
-            self.labels.frame = None
-        ops = self.labels.recording.ops
-        if ops and ops[-1].frame is frame:
-            ops[-1].returned = self.makers.returned(out)
-        return out
 
 
 class LabelMode(TorchDispatchMode):
@@ -140,8 +105,10 @@ class LabelMode(TorchDispatchMode):
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
         )
         record.frame = self.labels.frame
+        record.is_pointwise = facts.rule is pointwise
         if facts.fixes_numbers:
             record.numbers = tuple(leaf for leaf in leaves if isinstance(leaf, (int, float)))
+        record.values = _values(record, inputs)
         self.labels.recording.ops.append(record)
         return self.dispatch(record, inputs, op, args, kwargs)
 
@@ -184,6 +151,8 @@ class LabelMode(TorchDispatchMode):
         rule = facts_of(call.op).rule
         if rule is not None:
             rule(call, self.labels)
+        if torch.Tag.nondeterministic_seeded in call.op.tags:
+            self.labels.draw(call)
         self._note_writing(call, is_known=rule is not None)
         if rule is None and any(self.labels.fields(tensor) for tensor in call.inputs):
             pin_inputs(call, self.labels, "an operation without a channel rule")
@@ -201,6 +170,22 @@ class LabelMode(TorchDispatchMode):
             is_whole = labels.root(tensor).numel() == tensor.numel()
             if not is_known or not (is_whole and labels.is_harmless(tensor)):
                 labels.spoil(tensor)
+
+
+# Of more elements, what meets channels is a mask or a table, and no width.
+_SMALL = 64
+
+
+def _values(record: OpRecord, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Small tensors that hold values on a shell and meet channels: they must not follow a width."""
+    on_shell = any(tensor.is_meta for tensor in inputs)
+    if not (on_shell and record.is_pointwise and any(record.inputs)):
+        return ()
+    return tuple(
+        tensor.clone()
+        for tensor, fields in zip(inputs, record.inputs, strict=True)
+        if not tensor.is_meta and not fields and tensor.numel() <= _SMALL
+    )
 
 
 def label_tensors(labels: Labels, model: nn.Module, fields: Mapping[str, Fields]) -> None:
@@ -244,6 +229,7 @@ def run_labelled(
             pythons_kept(),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
+            control_flow_joined(),
             mode,
             mode.frames,
         ):

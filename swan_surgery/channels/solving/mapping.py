@@ -22,13 +22,11 @@ from swan_surgery.channels.runs.tracing import (
     pin_outputs,
     run_labelled,
 )
+from swan_surgery.channels.solving.arrays import Flags, Ints, distinct, in_order
 from swan_surgery.models.attributes import Followers
 from swan_surgery.models.inputs import Inputs
+from swan_surgery.models.outputs import iter_tensors
 from swan_surgery.models.tensors import named_tensors
-
-
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(slots=True)
@@ -65,10 +63,15 @@ def start_labels(model: nn.Module) -> LabelledTensors:
 
 @dataclass(slots=True)
 class Trace:
-    """One recorded mode, and which alternative of each tie is in force."""
+    """One recorded run, in one mode, and which alternative of each tie is in force.
+
+    `number` tells the runs of a map apart: the same mode may have been run at two sizes of the inputs.
+    """
 
     training: bool
     recording: Recording
+    inputs: Inputs
+    number: int = 0
     choices: dict[int, int] = field(default_factory=dict)
 
 
@@ -133,10 +136,12 @@ def _run(
     free: Sequence[str],
 ) -> None:
     model.train(training)
+    labels.keeps_draws = not training
     label_tensors(labels, model, labelled.fields)
     mode = LabelMode(labels)
     output = run_labelled(mode, model, model, inputs.args, inputs.kwargs)
     pin_outputs(labels, output, free)
+    labels.recording.lengths = tuple(t.shape[0] for t in iter_tensors(output) if t.ndim)
     labels.recording.unused = tuple(
         name for name, parameter in model.named_parameters() if id(parameter) not in labels.used
     )
@@ -194,7 +199,7 @@ def solve(
     second = np.concatenate(seconds, dtype=kind, casting="same_kind")
     graph = coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(size, size))
     count, component = connected_components(graph, directed=False)
-    component = _in_order(component.astype(np.int64), count)
+    component = in_order(component.astype(np.int64), count)
 
     reason, reasons = _pinned_components(traces, extra_pins, component, count)
     produced, read = _flags(traces, component, count)
@@ -273,25 +278,3 @@ def _flags(traces: list[Trace], component: Ints, count: int) -> tuple[Flags, Fla
             own = weighting.field.numpy()
             read[component[own[own > 0]]] = True
     return produced, read
-
-
-def distinct(values: Ints) -> Ints:
-    """The distinct values, sorted: `np.unique`, quicker where they lie close together."""
-    if not values.size:
-        return values
-    low = int(values.min())
-    span = int(values.max()) - low + 1
-    if span > 8 * values.size:
-        return np.unique(values)
-    seen = np.zeros(span, bool)
-    seen[values - low] = True
-    return np.flatnonzero(seen) + low
-
-
-def _in_order(component: Ints, count: int) -> Ints:
-    """Renumber `count` components by their first label, so that the numbering is stable."""
-    first = np.empty(count, np.int64)
-    first[component[::-1]] = np.arange(len(component))[::-1]  # of equal positions the last is kept
-    rank = np.empty(count, np.int64)
-    rank[np.argsort(first)] = np.arange(count)
-    return rank[component]
