@@ -145,10 +145,12 @@ def _map(
 def _notes(evaluated: Recording, message: str) -> tuple[str, ...]:
     if not message or not evaluated.unused:
         return ()
-    return (
+    unused = ", ".join(evaluated.unused[:3])
+    note = (
         f"train mode could not be run on these inputs ({message}); parts that run only in "
-        f"training were not mapped ({', '.join(evaluated.unused[:3])}, ...)",
+        f"training were not mapped ({unused}, ...)"
     )
+    return (note,)
 
 
 def _check_free(traces: Sequence[Trace], free: Sequence[str]) -> None:
