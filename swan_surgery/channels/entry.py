@@ -165,7 +165,7 @@ def _at_two_sizes(
         if before_ and not _differ(before_, after, labelled):
             witnesses.append(after.recording)
         else:
-            more.append((before_, after))
+            more.append((before_, replace(after, is_elsewhere=before_ is not None)))
     pins = size_pins(traces, more, labelled)
     message = here if isinstance(here, str) and not isinstance(trained, Trace) else ""
     return _Runs(_numbered([*traces, *(after for _, after in more)]), witnesses, pins, message)

@@ -95,6 +95,8 @@ class Resizes:
         if frame is None or frame.function not in RESIZABLE or place in self.tried:
             return False
         self.tried[place] = frame.module
+        if trace.is_elsewhere and not self._is_made_here(frame):
+            return False  # a number of a call that is not made at the given size has no place
         new = dict(_numbers(op, frame, failure.leaves, shrinks))
         for leaf, value in new.items():
             if isinstance(value, Tensor) or value == -1 or self._is_steady(frame, leaf):
@@ -109,6 +111,11 @@ class Resizes:
             if any(_is_twin(frame, twin, leaf) for twin in twins):
                 self.accepted.setdefault(replace(key, training=not training), value)
         return bool(new)
+
+    def _is_made_here(self, frame: Frame) -> bool:
+        """Whether the given size makes the same call."""
+        ops = (op for recording in self.recordings[:1] for op in recording.ops)
+        return any(frame.is_same_call(op.frame) and op.frame.site == frame.site for op in ops)
 
     def moves(self, op: OpRecord, failure: Failure) -> bool:
         """Whether a number that did not stay is another at other sizes of the inputs."""

@@ -22,6 +22,7 @@ from swan_surgery.channels.rehearsal.numbers import (
 from swan_surgery.channels.rehearsal.rehearsing import Diverged, Failure, Prediction, RehearsalMode
 from swan_surgery.channels.runs.tracing import label_tensors, named_tensors, run_labelled
 from swan_surgery.channels.solving.mapping import Flags, LabelledTensors, Solution, Trace, solve
+from swan_surgery.errors import PathError
 from swan_surgery.models.attributes import Followers, Hypotheses, follow_
 from swan_surgery.models.slicing import cut_
 
@@ -73,6 +74,10 @@ def rehearse(
     label_tensors(mode.labels, shell, fields)
     try:
         run_labelled(mode, shell, shell, trace.inputs.args, trace.inputs.kwargs)
+    except PathError:
+        # At that size the cut model says so itself. At the given one, a number was learned elsewhere.
+        following = min(len(mode.labels.recording.ops), len(trace.recording.ops) - 1)
+        return mode.failures + ([] if trace.is_elsewhere else [Failure(following)])
     except Diverged as diverged:
         return [*mode.failures, Failure(diverged.index)]
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError):
