@@ -14,7 +14,13 @@ from swan_surgery.channels.data.channel_map import ChannelMap
 from swan_surgery.channels.labels.recording import Reason, Recording
 from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.solving.assembly import assemble
-from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, record, start_labels
+from swan_surgery.channels.solving.mapping import (
+    LabelledTensors,
+    Solution,
+    Trace,
+    record,
+    start_labels,
+)
 from swan_surgery.channels.solving.sizes import Pins, first_difference, free_labels, size_pins
 from swan_surgery.errors import InputError, ModelError, TraceError
 from swan_surgery.models.copies import copy_of, shell_of, without_collection
@@ -98,33 +104,24 @@ def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: b
     except Exception as err:
         raise TraceError(_run_message(model, inputs, err)) from err
 
-    def run(candidates: Iterable[Inputs], *, training: bool) -> Trace | str:
-        """The run on the first inputs that the model takes; else why it takes none."""
-        message = ""
-        for candidate in candidates:
-            try:
-                # A copy of its own: a run may fill a cache, or change a buffer.
-                found = record(duplicate(model), candidate, labelled, training=training)
-            except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
-                message = f"{type(err).__name__}: {err}".splitlines()[0]
-                continue
-            if candidate is not inputs and not _takes(evaluated, found):
-                message = "pixels become samples at another size"
-                continue
-            return Trace(training=training, recording=found, inputs=candidate)
-        return message
+    run = _runner(duplicate, model, labelled, inputs, evaluated)
+    given = Trace(training=False, recording=evaluated, inputs=inputs)
 
-    runs = _at_two_sizes(
-        Trace(training=False, recording=evaluated, inputs=inputs), run, labelled, larger=on_meta
-    )
+    def settled(runs: _Runs) -> Solution:
+        pins = [*_ignore_pins(runs.traces, labelled, ignored), *runs.pins]
+        return settle(runs.traces, labelled, pins, lambda: duplicate(model), runs.witnesses)
+
+    runs, others, trained = _at_two_sizes(given, run, labelled, larger=on_meta)
+    solution = None if runs is None else settled(runs)
+    if runs is None or solution is None or not _is_made_at(given, solution):
+        runs = _each_at_both(given, trained, others, run, labelled)
+        solution = settled(runs)
     notes: list[str] = []
     if runs.message and evaluated.unused:
         notes.append(
             f"train mode could not be run on these inputs ({runs.message}); parts that run only in "
             f"training were not mapped ({', '.join(evaluated.unused[:3])}, ...)"
         )
-    pins = [*_ignore_pins(runs.traces, labelled, ignored), *runs.pins]
-    solution = settle(runs.traces, labelled, pins, lambda: duplicate(model), runs.witnesses)
     plain_layers = frozenset(
         name for name, m in stand_in.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
     )
@@ -144,21 +141,76 @@ class _Runs:
     message: str
 
 
+Run = Callable[..., Trace | str]
+
+
+def _runner(
+    duplicate: Callable[[nn.Module], nn.Module],
+    model: nn.Module,
+    labelled: LabelledTensors,
+    inputs: Inputs,
+    evaluated: Recording,
+) -> Run:
+    def run(candidates: Iterable[Inputs], *, training: bool) -> Trace | str:
+        """The run on the first inputs that the model takes; else why it takes none."""
+        message = ""
+        for candidate in candidates:
+            try:
+                # A copy of its own: a run may fill a cache, or change a buffer.
+                found = record(duplicate(model), candidate, labelled, training=training)
+            except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
+                message = f"{type(err).__name__}: {err}".splitlines()[0]
+                continue
+            if candidate is not inputs and not _takes(evaluated, found):
+                message = "pixels become samples at another size"
+                continue
+            return Trace(training=training, recording=found, inputs=candidate)
+        return message
+
+    return run
+
+
 def _at_two_sizes(
-    evaluated: Trace, run: Callable[..., Trace | str], labelled: LabelledTensors, *, larger: bool
-) -> _Runs:
-    """Train mode is run at another size than eval mode; only where the two differ, each at both."""
-    inputs = evaluated.inputs
-    others = tuple(at_other_sizes(inputs, larger=larger))
+    given: Trace, run: Run, labelled: LabelledTensors, *, larger: bool
+) -> tuple[_Runs | None, tuple[Inputs, ...], Trace | str]:
+    """Train mode at another size than eval mode: enough where the two do the same to channels.
+
+    Returns:
+        the two runs, or None where they differ; the other sizes that are left to try; and the run in
+        train mode, or why there is none.
+    """
+    others = tuple(at_other_sizes(given.inputs, larger=larger))
     trained = run(others, training=True)
-    if isinstance(trained, Trace):
-        others = (trained.inputs,)
-        if not _differ(evaluated, trained, labelled):
-            return _Runs(_numbered([evaluated, trained]), [], [], "")
+    if not isinstance(trained, Trace):
+        return None, others, trained
+    same = not _differ(given, trained, labelled)
+    runs = _Runs(_numbered([given, trained]), [], [], "") if same else None
+    return runs, (trained.inputs,), trained
+
+
+def _is_made_at(given: Trace, solution: Solution) -> bool:
+    """Whether the given size makes all calls whose numbers are replaced."""
+    frames = (op.frame for op in given.recording.ops if op.frame is not None)
+    made = {(frame.call, frame.site) for frame in frames}
+    return all(
+        ((place.module, place.function, place.number), place.site) in made
+        for place in solution.resizes
+    )
+
+
+def _each_at_both(
+    given: Trace,
+    trained: Trace | str,
+    others: tuple[Inputs, ...],
+    run: Run,
+    labelled: LabelledTensors,
+) -> _Runs:
+    """Each mode at both sizes, where they differ."""
+    inputs = given.inputs
     here = run((inputs, inputs.map(doubled)), training=True)
-    traces = [trace for trace in (evaluated, here) if isinstance(trace, Trace)]
+    traces = [trace for trace in (given, here) if isinstance(trace, Trace)]
     witnesses, more = [], []
-    for before, after in ((evaluated, run(others, training=False)), (here, trained)):
+    for before, after in ((given, run(others, training=False)), (here, trained)):
         if not isinstance(after, Trace):
             continue
         before_ = before if isinstance(before, Trace) else None

@@ -1,7 +1,9 @@
 """Which numbers in a module's code repeat a width, and what they become when it shrinks."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +66,10 @@ def scaling(full: float, seen: float, labels: Tensor, remains: Tensor) -> Scaled
     return next((new for new in found if same_number(new.factor(left).times(seen), full)), None)
 
 
+# A call in the code of a module, and where it stands.
+_Site = tuple[tuple[str, str, int], str]
+
+
 @dataclass(slots=True)
 class Resizes:
     """Numbers that are replaced; `tried` are operations where that was attempted, and their modules.
@@ -74,6 +80,7 @@ class Resizes:
     recordings: Sequence[Recording]
     accepted: dict[Place, New] = field(default_factory=dict)
     tried: dict[tuple[int, int], str] = field(default_factory=dict)
+    _calls: dict[int, dict[_Site, set[tuple[Any, ...]]]] = field(default_factory=dict)
 
     def try_on(
         self,
@@ -114,8 +121,7 @@ class Resizes:
 
     def _is_made_here(self, frame: Frame) -> bool:
         """Whether the given size makes the same call."""
-        ops = (op for recording in self.recordings[:1] for op in recording.ops)
-        return any(frame.is_same_call(op.frame) and op.frame.site == frame.site for op in ops)
+        return (frame.call, frame.site) in self._calls_of(self.recordings[0])
 
     def moves(self, op: OpRecord, failure: Failure) -> bool:
         """Whether a number that did not stay is another at other sizes of the inputs."""
@@ -129,16 +135,18 @@ class Resizes:
 
     def _is_steady(self, frame: Frame, leaf: int) -> bool:
         """Whether a call was given the same number in all runs, at whatever size."""
-        for op in (op for recording in self.recordings for op in recording.ops):
-            other = op.frame
-            if (
-                other is not None
-                and frame.is_same_call(other)
-                and frame.site == other.site
-                and (len(other.leaves) <= leaf or other.leaves[leaf] != frame.leaves[leaf])
-            ):
-                return False
-        return True
+        place = frame.call, frame.site
+        given = (leaves for own in self.recordings for leaves in self._calls_of(own).get(place, ()))
+        return all(len(own) > leaf and own[leaf] == frame.leaves[leaf] for own in given)
+
+    def _calls_of(self, recording: Recording) -> Mapping[_Site, set[tuple[Any, ...]]]:
+        """The numbers of every call of a recording, by call and place in the code."""
+        found = self._calls.get(id(recording))
+        if found is None:
+            found = self._calls[id(recording)] = defaultdict(set)
+            for frame in (op.frame for op in recording.ops if op.frame is not None):
+                found[frame.call, frame.site].add(frame.leaves)
+        return found
 
     def forget(self, module: str) -> None:
         """Drop what was learned about a module while one of its attributes was guessed wrongly."""

@@ -21,7 +21,7 @@ from swan_surgery.channels.rehearsal.numbers import (
 )
 from swan_surgery.channels.rehearsal.rehearsing import Diverged, Failure, Prediction, RehearsalMode
 from swan_surgery.channels.runs.tracing import label_tensors, named_tensors, run_labelled
-from swan_surgery.channels.solving.mapping import Flags, LabelledTensors, Solution, Trace, solve
+from swan_surgery.channels.solving.mapping import LabelledTensors, Solution, Trace, solve
 from swan_surgery.errors import PathError
 from swan_surgery.models.attributes import Followers, Hypotheses, follow_
 from swan_surgery.models.slicing import cut_
@@ -126,9 +126,9 @@ def settle(
                 hypotheses.accepted,
                 resizes.accepted,
             ):
-                remains = closing_pattern(solution, turn, least)[solution.component]
+                closing = turn, least
                 if _follows_by_code(
-                    traces, trace, failure, solution, hypotheses, resizes, model, remains
+                    traces, trace, failure, solution, hypotheses, resizes, model, closing
                 ):
                     failed = True
                     continue
@@ -154,7 +154,7 @@ def _follows_by_code(
     hypotheses: Hypotheses,
     resizes: Resizes,
     model: nn.Module,
-    remains: Flags,
+    closing: tuple[int, int],
 ) -> bool:
     """Whether there is an attribute or a number in the code to try for what did not follow."""
     if failure.labels_only:
@@ -173,7 +173,7 @@ def _follows_by_code(
     def shrinks(labels: Tensor) -> bool:
         return bool(solution.prunable[solution.component[labels.clamp(min=0).numpy()]].any())
 
-    scale = _scale(trace, failure.index, shrinks, torch.from_numpy(remains))
+    scale = _scale(trace, failure.index, shrinks, solution, closing)
     if resizes.try_on(op, failure, twins, shrinks, scale, trace):
         return True
     fields = [f.reshape(-1) for own in (*op.inputs, *op.outputs) for f in own]
@@ -200,10 +200,17 @@ def _guess(
     return hypotheses.try_next((trace.number, index), model, op.module, shrinking)
 
 
-def _scale(trace: Trace, index: int, shrinks: Callable[[Tensor], bool], remains: Tensor) -> Scale:
+def _scale(
+    trace: Trace,
+    index: int,
+    shrinks: Callable[[Tensor], bool],
+    solution: Solution,
+    closing: tuple[int, int],
+) -> Scale:
     """How a number in front of an operation may depend on the widths that its module met so far."""
 
     def scaled(full: float, seen: float) -> Scaled | None:
+        remains = torch.from_numpy(closing_pattern(solution, *closing)[solution.component])
         module = trace.recording.ops[index].module
         known: set[bytes] = set()
         for op in reversed(trace.recording.ops[: index + 1]):
