@@ -131,12 +131,8 @@ def _unrepeated(field: Tensor) -> Tensor:
                 field = field.narrow(axis, 0, period)
                 break
         size = field.shape[axis]
-        changes = (
-            (field.narrow(axis, 1, size - 1) != field.narrow(axis, 0, size - 1))
-            .transpose(0, axis)
-            .flatten(1)
-            .any(1)
-        )
+        rows = field.movedim(axis, 0).reshape(size, -1)
+        changes = (rows[1:] != rows[:-1]).any(1)
         starts = [0, *(changes.nonzero().reshape(-1) + 1).tolist()]
         run = starts[1] if len(starts) > 1 else size
         if starts == list(range(0, size, run)):
