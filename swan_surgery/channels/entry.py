@@ -13,8 +13,14 @@ from swan_surgery.channels.data.channel_map import ChannelMap
 from swan_surgery.channels.labels.recording import Reason, Recording
 from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.solving.assembly import assemble
-from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, record, start_labels
-from swan_surgery.channels.solving.two_sizes import at_two_sizes, takes
+from swan_surgery.channels.solving.mapping import (
+    LabelledTensors,
+    Solution,
+    Trace,
+    record,
+    start_labels,
+)
+from swan_surgery.channels.solving.two_sizes import Runs, solve_at_two_sizes, takes
 from swan_surgery.channels.solving.unread import unread_widths
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError, TraceError
@@ -124,22 +130,27 @@ def _map(
             return Trace(training=training, recording=found, inputs=candidate)
         return message
 
-    first = Trace(training=False, recording=evaluated, inputs=inputs)
-    runs = at_two_sizes(first, run, labelled, larger=on_meta)
-    _check_free(runs.traces, free)
-    pins = [*_ignore_pins(runs.traces, labelled, ignored), *runs.pins]
-    solution = settle(runs.traces, labelled, pins, duplicate, runs.witnesses)
+    given = Trace(training=False, recording=evaluated, inputs=inputs)
+
+    def settled(runs: Runs) -> Solution:
+        _check_free(runs.traces, free)
+        pins = [*_ignore_pins(runs.traces, labelled, ignored), *runs.pins]
+        return settle(runs.traces, labelled, pins, duplicate, runs.witnesses)
+
+    solution, message = solve_at_two_sizes(given, run, settled, labelled, larger=on_meta)
 
     def run_all(private: nn.Module) -> None:
-        for trace in runs.traces:
+        for trace in solution.traces:
             with torch.no_grad(), streams_kept():
                 private.train(trace.training)(*trace.inputs.args, **trace.inputs.kwargs)
 
     solution.followers = {**solution.followers, **unread_widths(stand_in, solution, run_all)}
-    plain_layers = frozenset(
-        name for name, m in stand_in.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
-    )
-    return assemble(solution, plain_layers, _notes(evaluated, runs.message))
+    return assemble(solution, _plain_layers(stand_in), _notes(evaluated, message))
+
+
+def _plain_layers(model: nn.Module) -> frozenset[str]:
+    layers = (_ConvNd, nn.Linear)
+    return frozenset(name for name, m in model.named_modules() if isinstance(m, layers))
 
 
 def _notes(evaluated: Recording, message: str) -> tuple[str, ...]:

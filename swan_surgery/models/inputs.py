@@ -13,6 +13,9 @@ from swan_surgery.errors import InputError
 
 
 _SEQUENCE = 3  # [batch, length, features], or features before length
+_LARGE = 128  # pixels, from where on an image may lose some
+_MEDIUM = 48  # and from where on it need not double
+_STRIDE = 32  # networks halve images up to five times
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,13 @@ def at_other_sizes(inputs: Inputs, *, larger: bool = True) -> Iterator[Inputs]:
 
     Args:
         inputs: example inputs; axis 0 is taken for the batch, the last axes from the second on for space.
-        larger: repeat them, which every network takes that halves its images; False halves them, which
-            costs less where they have data.
+        larger: small images grow, which every network takes that halves them several times; False
+            halves them, which costs less where they have data.
     """
     spaces: list[Inputs] = []
     for square, middle in ((False, False), (True, False), (False, True)):
-        factors = partial(_factors, square=square, middle=middle)
-        space = inputs.map(partial(_repeated if larger else _shortened, factors=factors))
+        sizes = partial(_other_sizes, square=square, middle=middle, larger=larger)
+        space = inputs.map(partial(_of_sizes, sizes=sizes))
         if all(_shapes(space) != _shapes(other) for other in (inputs, *spaces)):
             spaces.append(space)
     yield from (space.map(doubled) for space in spaces)
@@ -61,23 +64,40 @@ def at_other_sizes(inputs: Inputs, *, larger: bool = True) -> Iterator[Inputs]:
     yield from spaces
 
 
-def _factors(tensor: Tensor, *, square: bool, middle: bool) -> list[int]:
-    """By how much each axis changes: images by two numbers, unless they must stay `square`."""
+def _other_sizes(tensor: Tensor, *, square: bool, middle: bool, larger: bool) -> list[int]:
+    """Images change by two amounts, unless they must stay `square`; large ones by little.
+
+    So that they take the same path through the code: windows, say, that do or do not fit.
+    """
+    sizes = list(tensor.shape)
     if tensor.ndim > _SEQUENCE:
-        return [1, 1, *(2 if square or axis % 2 else 3 for axis in range(1, tensor.ndim - 1))]
-    if tensor.ndim == _SEQUENCE:
-        return [1, 2, 1] if middle else [1, 1, 2]
-    # A matrix of numbers holds features, one of integers or masks texts.
-    return [1, 2] if tensor.ndim == 2 and not tensor.is_floating_point() else [1] * tensor.ndim
+        least = min(sizes[2:])
+        for axis in range(2, tensor.ndim):
+            times = 2 if square or axis % 2 == 0 else 3
+            if least >= _LARGE:
+                sizes[axis] -= _STRIDE * (times - 1)
+            elif least >= _MEDIUM and larger and not square:
+                sizes[axis] += _STRIDE
+            else:
+                sizes[axis] = sizes[axis] * times if larger else -(-sizes[axis] // times)
+    elif tensor.ndim == _SEQUENCE:
+        axis = 1 if middle else 2
+        sizes[axis] = sizes[axis] * 2 if larger else -(-sizes[axis] // 2)
+    elif tensor.ndim == 2 and not tensor.is_floating_point():
+        # A matrix of numbers holds features, one of integers or masks texts.
+        sizes[1] = sizes[1] * 2 if larger else -(-sizes[1] // 2)
+    return sizes
 
 
-def _repeated(tensor: Tensor, factors: Callable[[Tensor], list[int]]) -> Tensor:
-    return tensor.repeat(factors(tensor))
-
-
-def _shortened(tensor: Tensor, factors: Callable[[Tensor], list[int]]) -> Tensor:
-    for axis, factor in enumerate(factors(tensor)):
-        tensor = tensor.narrow(axis, 0, -(-tensor.shape[axis] // factor))
+def _of_sizes(tensor: Tensor, sizes: Callable[[Tensor], list[int]]) -> Tensor:
+    """Repeated and shortened to other sizes."""
+    wanted = sizes(tensor)
+    if list(tensor.shape) == wanted or not tensor.numel():
+        return tensor
+    times = [-(-new // old) for new, old in zip(wanted, tensor.shape, strict=True)]
+    tensor = tensor.repeat(times)
+    for axis, size in enumerate(wanted):
+        tensor = tensor.narrow(axis, 0, size)
     return tensor.contiguous()
 
 

@@ -1,7 +1,9 @@
 """Which numbers in a module's code repeat a width, and what they become when it shrinks."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,10 @@ New = Tensor | float | Scaled
 Shrinks = Callable[[Tensor], bool]
 
 
+# A call in the code of a module, and where it stands.
+_Site = tuple[tuple[str, str, int], str]
+
+
 @dataclass(slots=True)
 class Resizes:
     """Numbers that are replaced; `tried` are operations where that was attempted, and their modules.
@@ -52,6 +58,7 @@ class Resizes:
     recordings: Sequence[Recording]
     accepted: dict[Place, New] = field(default_factory=dict)
     tried: dict[tuple[int, int], str] = field(default_factory=dict)
+    _calls: dict[int, dict[_Site, set[tuple[Any, ...]]]] = field(default_factory=dict)
 
     def share_heads(self, op: OpRecord, *, training: bool) -> None:
         """Let the number of heads of a call follow: torch's own form of it would derive their width."""
@@ -89,6 +96,8 @@ class Resizes:
         if frame is None or frame.function not in RESIZABLE or place in self.tried:
             return False
         self.tried[place] = frame.module
+        if trace.is_elsewhere and not self._is_made_here(frame):
+            return False  # a number of a call that is not made at the given size has no place
         new = dict(_numbers(op, frame, failure.leaves, shrinks))
         for leaf, value in new.items():
             if isinstance(value, Tensor) or value == -1 or self._is_steady(frame, leaf):
@@ -104,6 +113,10 @@ class Resizes:
                 self.accepted.setdefault(replace(key, training=not training), value)
         return bool(new)
 
+    def _is_made_here(self, frame: Frame) -> bool:
+        """Whether the given size makes the same call."""
+        return (frame.call, frame.site) in self._calls_of(self.recordings[0])
+
     def moves(self, op: OpRecord, failure: Failure) -> bool:
         """Whether a number that did not stay is another at other sizes of the inputs."""
         frame = op.frame
@@ -116,16 +129,18 @@ class Resizes:
 
     def _is_steady(self, frame: Frame, leaf: int) -> bool:
         """Whether a call was given the same number in all runs, at whatever size."""
-        for op in (op for recording in self.recordings for op in recording.ops):
-            other = op.frame
-            if (
-                other is not None
-                and frame.is_same_call(other)
-                and frame.site == other.site
-                and (len(other.leaves) <= leaf or other.leaves[leaf] != frame.leaves[leaf])
-            ):
-                return False
-        return True
+        place = frame.call, frame.site
+        given = (leaves for own in self.recordings for leaves in self._calls_of(own).get(place, ()))
+        return all(len(own) > leaf and own[leaf] == frame.leaves[leaf] for own in given)
+
+    def _calls_of(self, recording: Recording) -> Mapping[_Site, set[tuple[Any, ...]]]:
+        """The numbers of every call of a recording, by call and place in the code."""
+        found = self._calls.get(id(recording))
+        if found is None:
+            found = self._calls[id(recording)] = defaultdict(set)
+            for frame in (op.frame for op in recording.ops if op.frame is not None):
+                found[frame.call, frame.site].add(frame.leaves)
+        return found
 
     def forget(self, module: str) -> None:
         """Drop what was learned about a module while one of its attributes was guessed wrongly."""

@@ -15,6 +15,7 @@ from swan_surgery.channels.rehearsal.skipping import skipping
 from swan_surgery.channels.runs.tracing import label_tensors, run_labelled
 from swan_surgery.channels.solving.arrays import Flags
 from swan_surgery.channels.solving.mapping import Solution, Trace
+from swan_surgery.errors import PathError
 from swan_surgery.models.attributes import Followers, follow_
 from swan_surgery.models.slicing import cut_
 from swan_surgery.models.tensors import named_tensors
@@ -81,6 +82,11 @@ def _run(
     try:
         with skipping(mode, shell, names) if skips else nullcontext():
             run_labelled(mode, shell, shell, trace.inputs.args, trace.inputs.kwargs)
+    except PathError as err:
+        # At that size the cut model says so itself. At the given one, a number was learned elsewhere.
+        if not trace.is_elsewhere:
+            mode.note(failure_of(err, mode.next_index, names=names, makers=mode.makers))
+        return mode.failures, trace.is_elsewhere
     except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
         mode.note(failure_of(err, mode.next_index, names=names, makers=mode.makers))
         return mode.failures, False

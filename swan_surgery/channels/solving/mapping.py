@@ -66,12 +66,14 @@ class Trace:
     """One recorded run, in one mode, and which alternative of each tie is in force.
 
     `number` tells the runs of a map apart: the same mode may have been run at two sizes of the inputs.
+    `is_elsewhere` says that one took another path at another size, and so is there beside the same mode's.
     """
 
     training: bool
     recording: Recording
     inputs: Inputs
     number: int = 0
+    is_elsewhere: bool = False
     choices: dict[int, int] = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swan_surgery.calls.functions import SCALING
 from swan_surgery.channels.labels.fields import Fields, axes_of
 from swan_surgery.channels.labels.recording import OpRecord, Reason, Recording, Weighting
 from swan_surgery.channels.rules.registry import facts_named
@@ -42,13 +43,47 @@ def first_difference(one: Recording, two: Recording, free: Tensor | None = None)
     for weighting in two.weightings:
         if not _counts_the_same(by_call.get(weighting.frame.call), weighting):
             return two.ops[weighting.index]
-    return None
+    return _first_other_call(one, two, free)
+
+
+def _first_other_call(one: Recording, two: Recording, free: Tensor | None) -> OpRecord | None:
+    """The first call of a torch function, of those that gates and numbers are told by, made elsewhere."""
+    first, second = _calls(one, free), _calls(two, free)
+    scaling, others = set(map(_place, second[True])), second[False]
+    for before in first[True]:
+        if _place(before) not in scaling:
+            return before
+    for before, after in zip(first[False], others, strict=False):
+        if _place(before) != _place(after):
+            return after
+    longer = max(first[False], others, key=len)
+    return longer[min(len(first[False]), len(others))] if len(first[False]) != len(others) else None
+
+
+def _calls(recording: Recording, free: Tensor | None) -> dict[bool, list[OpRecord]]:
+    """Operations on labels that tracked functions made; True: those that only scale."""
+    found: dict[bool, list[OpRecord]] = {False: [], True: []}
+    for op in recording.ops:
+        if op.frame is not None and any(map(any, (_of(op.inputs, free), _of(op.outputs, free)))):
+            found[op.frame.function in SCALING].append(op)
+    return found
+
+
+def _place(op: OpRecord) -> tuple[tuple[str, str, int], str] | None:
+    return None if op.frame is None else (op.frame.call, op.frame.site)
 
 
 def _steps(recording: Recording, free: Tensor | None) -> Iterator[OpRecord]:
     for op in recording.ops:
-        if not op.is_pointwise and any(map(any, (_of(op.inputs, free), _of(op.outputs, free)))):
+        inputs, outputs = _of(op.inputs, free), _of(op.outputs, free)
+        if not op.is_pointwise and any(map(any, (inputs, outputs))) and not _keeps(inputs, outputs):
             yield op
+
+
+def _keeps(inputs: tuple[Fields, ...], outputs: tuple[Fields, ...]) -> bool:
+    """Whether an operation hands labels on as they are, as a slice of pixels does."""
+    labelled = [own for own in inputs if own]
+    return len(labelled) == 1 and all(_same_fields((own,), (labelled[0],)) for own in outputs)
 
 
 def _of(fields: tuple[Fields, ...], free: Tensor | None) -> tuple[Fields, ...]:
@@ -96,12 +131,8 @@ def _unrepeated(field: Tensor) -> Tensor:
                 field = field.narrow(axis, 0, period)
                 break
         size = field.shape[axis]
-        changes = (
-            (field.narrow(axis, 1, size - 1) != field.narrow(axis, 0, size - 1))
-            .transpose(0, axis)
-            .flatten(1)
-            .any(1)
-        )
+        rows = field.movedim(axis, 0).reshape(size, -1)
+        changes = (rows[1:] != rows[:-1]).any(1)
         starts = [0, *(changes.nonzero().reshape(-1) + 1).tolist()]
         run = starts[1] if len(starts) > 1 else size
         if starts == list(range(0, size, run)):

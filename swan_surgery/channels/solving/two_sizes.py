@@ -4,14 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from swan_surgery.channels.labels.recording import Recording
-from swan_surgery.channels.solving.mapping import LabelledTensors, Trace
+from swan_surgery.channels.solving.mapping import LabelledTensors, Solution, Trace
 from swan_surgery.channels.solving.sizes import Pins, first_difference, free_labels, size_pins
 from swan_surgery.models.inputs import at_other_sizes, doubled
 
 
+# Runs a model in one mode on the first of some inputs that it takes; else says why it takes none.
+Run = Callable[..., Trace | str]
+
+
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """The runs that a map is made of, what is pinned by their differences, and why train mode did not run.
+    """The runs that a map is made of, and what is pinned by their differences.
 
     `witnesses` are runs at another size that say nothing new of labels.
     """
@@ -19,34 +23,70 @@ class Runs:
     traces: list[Trace]
     witnesses: list[Recording]
     pins: Pins
-    message: str
 
 
-def at_two_sizes(
-    evaluated: Trace, run: Callable[..., Trace | str], labelled: LabelledTensors, *, larger: bool
-) -> Runs:
-    """Train mode is run at another size than eval mode; only where the two differ, each at both."""
-    inputs = evaluated.inputs
-    others = tuple(at_other_sizes(inputs, larger=larger))
+def solve_at_two_sizes(
+    given: Trace,
+    run: Run,
+    settled: Callable[[Runs], Solution],
+    labelled: LabelledTensors,
+    *,
+    larger: bool,
+) -> tuple[Solution, str]:
+    """Run train mode at another size than eval mode; where they differ, each at both.
+
+    Args:
+        given: eval mode at the given size.
+        run: runs the model in a mode.
+        settled: what follows from runs.
+        labelled: the labels of all runs.
+        larger: whether other sizes should be larger.
+
+    Returns:
+        the solution, and why train mode did not run, if so.
+    """
+    others = tuple(at_other_sizes(given.inputs, larger=larger))
     trained = run(others, training=True)
     if isinstance(trained, Trace):
         others = (trained.inputs,)
-        if not _differ(evaluated, trained, labelled):
-            return Runs(_numbered([evaluated, trained]), [], [], "")
-    here = run((inputs, inputs.map(doubled)), training=True)
-    traces = [trace for trace in (evaluated, here) if isinstance(trace, Trace)]
+        if not _differ(given, trained, labelled):
+            solution = settled(Runs(_numbered([given, trained]), [], []))
+            if _is_made_at(given, solution):
+                return solution, ""
+    here = run((given.inputs, given.inputs.map(doubled)), training=True)
+    message = here if isinstance(here, str) and isinstance(trained, str) else ""
+    elsewhere = run(others, training=False)
+    return settled(_each_at_both((given, here), (elsewhere, trained), labelled)), message
+
+
+def _is_made_at(given: Trace, solution: Solution) -> bool:
+    """Whether the given size makes all calls whose numbers are replaced."""
+    frames = (op.frame for op in given.recording.ops if op.frame is not None)
+    made = {(frame.call, frame.site) for frame in frames}
+    return all(
+        ((place.module, place.function, place.number), place.site) in made
+        for place in solution.resizes
+    )
+
+
+def _each_at_both(
+    here: tuple[Trace | str, Trace | str],
+    elsewhere: tuple[Trace | str, Trace | str],
+    labelled: LabelledTensors,
+) -> Runs:
+    """Both modes at the given size and at another; those that do something else to channels add pins."""
+    traces = [trace for trace in here if isinstance(trace, Trace)]
     witnesses, more = [], []
-    for before, after in ((evaluated, run(others, training=False)), (here, trained)):
+    for before, after in zip(here, elsewhere, strict=True):
         if not isinstance(after, Trace):
             continue
         before_ = before if isinstance(before, Trace) else None
         if before_ and not _differ(before_, after, labelled):
             witnesses.append(after.recording)
         else:
-            more.append((before_, after))
+            more.append((before_, replace(after, is_elsewhere=before_ is not None)))
     pins = size_pins(traces, more, labelled)
-    message = here if isinstance(here, str) and not isinstance(trained, Trace) else ""
-    return Runs(_numbered([*traces, *(after for _, after in more)]), witnesses, pins, message)
+    return Runs(_numbered([*traces, *(after for _, after in more)]), witnesses, pins)
 
 
 def _differ(one: Trace, two: Trace, labelled: LabelledTensors) -> bool:
