@@ -17,6 +17,7 @@ from swan_surgery.errors import InputError, ModelError
 from swan_surgery.models.batches import run_on_batch
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.provenance import note_, provenance_of
+from swan_surgery.models.slim_attention import put_back_, write_out_
 from swan_surgery.models.steps import Step, StepKind, register_step
 
 
@@ -107,17 +108,23 @@ def _run(model: nn.Module, *, batch: Any) -> object:
 
 @contextmanager
 def _at_rest(*models: nn.Module) -> Iterator[None]:
-    """Eval mode and no fused attention, which hides its weights; all as before afterwards."""
+    """Eval mode, no fused attention, which hides its weights, and attention written out in both.
+
+    torch's own goes through the positions of a batch in another order than the one written out, which a
+    cut may have put in its place. All is as before afterwards.
+    """
     modes = [(module, module.training) for model in models for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # noqa: FBT003 - torch's own
+        torch.backends.mha.set_fastpath_enabled(False)
         for model in models:
-            model.eval()
+            write_out_(model.eval())
         with torch.random.fork_rng():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for model in models:
+            put_back_(model)
         for module, training in modes:
             module.training = training
 

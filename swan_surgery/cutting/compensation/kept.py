@@ -11,6 +11,7 @@ from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.cutting.step import CUT
 from swan_surgery.errors import InputError
 from swan_surgery.models.provenance import provenance_of
+from swan_surgery.models.steps import shapes_after
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ def kept_between(small: nn.Module, reference: nn.Module) -> Kept:
                 key, kept = (entry.tensor, entry.axis), torch.tensor(entry.kept, dtype=torch.long)
                 positions[key] = positions[key][kept] if key in positions else kept
     kept = Kept(positions)
+    if here is not None:
+        shapes = shapes_after(here.base.shapes, before)
+        for name, tensor in reference.named_parameters():
+            if tuple(tensor.shape) != tuple(shapes.get(name, tensor.shape)):
+                raise InputError(
+                    f"{name!r} has shape {tuple(tensor.shape)} in the reference, but "
+                    f"{tuple(shapes[name])} in the model that the small one was cut from"
+                )
     _check(small, reference, kept)
     return kept
 
@@ -52,6 +61,11 @@ def _check(small: nn.Module, reference: nn.Module, kept: Kept) -> None:
         if name not in own:
             raise InputError(
                 f"the reference has no parameter {name!r}; give the model it was cut from"
+            )
+        if (own[name].dtype, own[name].device) != (parameter.dtype, parameter.device):
+            raise InputError(
+                f"{name!r} is {parameter.dtype} on {parameter.device} in the small model, "
+                f"{own[name].dtype} on {own[name].device} in the reference; bring them together first"
             )
         for axis, size in enumerate(parameter.shape):
             index = kept.axis(name, axis)

@@ -1,6 +1,5 @@
 """Small model and reference side by side, layer by layer: sums over all batches, new weights, on to the next."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from swan_surgery.cutting.compensation.kept import Kept, kept_outputs
 from swan_surgery.cutting.compensation.lockstep import Pass
-from swan_surgery.cutting.compensation.reads import Key, Memory, Norm, Read, Watching
+from swan_surgery.cutting.compensation.reads import Key, Memory, Norm, Read, Region, Watching
 from swan_surgery.cutting.compensation.rows import (
     Positions,
     draw,
@@ -20,14 +19,13 @@ from swan_surgery.cutting.compensation.rows import (
     weight_matrix,
     write_weight_,
 )
-from swan_surgery.cutting.compensation.solving import Sums, error, solve
+from swan_surgery.cutting.compensation.solving import Rows, Sums, solve
 from swan_surgery.cutting.compensation.streams import Following, Stream
 
 
 ROWS = 16_384  # 32 positions of 512 images
-ROWS_PER_INPUT = 12
+ROWS_PER_INPUT = 10
 HELD_OUT = 5  # the last fifth of every batch's rows asks whether new weights are better
-RESOLVED_WITH_ALL = 1_024  # up to so many inputs, held-out rows join the final solution
 # Relative squared errors below are rounding of the sums (products in float32 or float64).
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}
 
@@ -64,7 +62,7 @@ class Settings:
 
     damping: float = 0.01
     streams: bool = True
-    norms: str = "all"
+    norms: str = "auto"
 
 
 @dataclass
@@ -103,13 +101,24 @@ def in_lockstep(
     """Solve for the small model's weights, in execution order; both models are in eval mode."""
     sides = _Side(small, calls[0]), _Side(reference, calls[0])
     layers = _Layers(sides, kept, settings)
-    here = sides[0].passes(calls, when="before", streams=settings.streams)
-    there = sides[1].passes(calls, when="after", streams=settings.streams)
+    if layers.shared:
+        # What is read more than once is solved for at its last read: others need that before.
+        _walk(layers, calls)
+        layers.phase = "single"
+    _walk(layers, calls)
+    return layers.done
+
+
+def _walk(layers: "_Layers", calls: Sequence[Call]) -> None:
+    """One pass of all batches through both models."""
+    sides, streams = layers.sides, layers.settings.streams
+    here = sides[0].passes(calls, when="before", streams=streams)
+    there = sides[1].passes(calls, when="after", streams=streams)
     try:
         while True:
             events = [own.next() for own in here]
             if events[0] is None:
-                return layers.done
+                return
             keys = {event.key for event in events if event is not None}
             if len(keys) > 1:
                 raise RuntimeError("batches take different paths through the model")
@@ -135,9 +144,22 @@ class _Layers:
     def __init__(self, sides: tuple[_Side, _Side], kept: Kept, settings: Settings) -> None:
         self.sides, self.kept, self.settings = sides, kept, settings
         self.done: list[LayerCompensation] = []
-        self.uses = Counter(key[0] for key in sides[0].following.order)
+        self.aims: dict[
+            str, Tensor
+        ] = {}  # norm of a stream's writer -> the mean its input shall have
+        uses = sides[0].following.regions
+        self.shared = {region: count for region, count in uses.items() if count > 1}
+        self.phase = "shared" if self.shared else "single"
+        self.seen: dict[Region, int] = {}
+        self.kept_back: dict[
+            Region, tuple[Sums, Rows]
+        ] = {}  # of shared weights, until their last read
 
     def mend(self, events: list[Any], twins: list[Any]) -> None:
+        first = events[0]
+        is_shared = isinstance(first, Read) and first.region in self.shared
+        if is_shared != (self.phase == "shared"):
+            return
         if any(twin is None for twin in twins):
             self._leave(events[0], "the reference does not read it here")
         elif isinstance(events[0], Norm):
@@ -160,8 +182,11 @@ class _Layers:
         if kept is not None:
             kept = kept.to(mean.device)
             mean_was, var_was = mean_was[kept], var_was[kept]
+        aim = self.aims.pop(first.key[0], None)
+        if aim is not None:
+            mean_was = aim  # what the stream had lost by then is in it; its size stays as aimed at
         first.mean.add_((mean - mean_was).to(first.mean.dtype))
-        if self.settings.norms == "all":
+        if aim is None or self.settings.norms == "all":
             ratio = (var / var_was.clamp_min(1e-12)).clamp(1e-4, 1e4)
             first.var.mul_(ratio.to(first.var.dtype))
 
@@ -171,51 +196,61 @@ class _Layers:
         kept = kept_outputs(self.kept, first, twins[0], small=small, reference=reference)
         if kept is None:
             return self._leave(first, "its outputs cannot be told from the reference's")
-        if self.uses[first.key[0]] > 1 and not first.part:
-            return self._leave(first, "read more than once")
         counts = [row_count(twin) for twin in twins]
         if counts != [own.rows for own in events]:
             return self._leave(first, "its rows are not the reference's")
         old = weight_matrix(first).double()
-        train, test = self._sums(events, twins, kept, old.shape)
+        sums, held = self._rows(events, twins, kept, old.shape)
+        if first.region in self.shared:
+            seen = self.seen.get(first.region, 0) + 1
+            self.seen[first.region] = seen
+            if seen < self.shared[first.region]:
+                self.kept_back[first.region] = sums, held
+                return None
         centred = first.bias is not None or first.key in self.sides[0].following.norms
-        before = error(test, old, centred=centred)
+        before = held.error(old, centred=centred)
         if before <= ROUNDING.get(first.input.dtype, 1e-6):
             return self._leave(first, "nothing to mend", before)
-        new = solve(train, old, centred=centred, damping=self.settings.damping)
-        after = before if new is None else error(test, new, centred=centred)
+        new = solve(sums, old, centred=centred, damping=self.settings.damping)
+        after = before if new is None else held.error(new, centred=centred)
         if new is None or not after < before:
             new = old
             self._leave(first, "not better on held-out rows", before)
         else:
-            if old.shape[2] <= RESOLVED_WITH_ALL:
-                final = solve(
-                    train.together(test), old, centred=centred, damping=self.settings.damping
-                )
-                new = new if final is None else final
             write_weight_(first, new)
             self.done.append(LayerCompensation(first.key[0], before, after))
+        norm = self.sides[0].following.norms.get(first.key)
+        if (
+            norm is not None
+            and self.settings.streams
+            and first.key in self.sides[0].following.streams
+        ):
+            self.aims[norm] = sums.means()[1].flatten()
         if first.bias is not None:
-            _, _, x, y, _ = train.together(test).moments(centred=True)
+            x, y = sums.means()
             bias = y - (new @ x[:, :, None])[..., 0]
             first.bias.copy_(bias.flatten().to(first.bias.dtype))
         return None
 
-    def _sums(
+    def _rows(
         self, events: list[Read], twins: list[Read], kept: Tensor, shape: torch.Size
-    ) -> tuple[Sums, Sums]:
+    ) -> tuple[Sums, Rows]:
+        """What the batches say about a weight of shape [G, n_out, n_in]; the last rows are held out."""
         wanted = max(ROWS, ROWS_PER_INPUT * shape[2])
-        train, test = Sums(), Sums()
+        sums, held = self.kept_back.pop(events[0].region, None) or (Sums(), Rows())
         generator = torch.Generator().manual_seed(len(self.done))
         for one, two in zip(events, twins, strict=True):
             assert two.output is not None  # noqa: S101 - stopped after it had run
             at = draw(row_count(two), -(-wanted // len(events)), generator)
-            x = input_rows(one, at, two.output.shape[2:])
-            y = self._wanted(one, two, at, kept).unflatten(1, (shape[0], -1))
-            cut = len(x) - len(x) // HELD_OUT
-            train.add(x[:cut], y[:cut])
-            test.add(x[cut:] if cut < len(x) else x, y[cut:] if cut < len(x) else y)
-        return train, test
+            x = input_rows(one, at, two.output.shape[2:]).transpose(0, 1)
+            y = self._wanted(one, two, at, kept).unflatten(1, (shape[0], -1)).transpose(0, 1)
+            if x.dtype not in ROUNDING:
+                x, y = x.float(), y.float()
+            cut = x.shape[1] - x.shape[1] // HELD_OUT
+            sums.add(x[:, :cut], y[:, :cut])
+            start = cut if cut < x.shape[1] else 0  # a single row is its own judge
+            held.parts.append((x[:, start:], y[:, start:]))
+        return sums, held
 
     def _wanted(self, one: Read, two: Read, at: Positions, kept: Tensor) -> Tensor:
         """What the read shall give: what the reference's gave, and what its stream has lost by now."""

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 Event = TypeVar("Event")
 
 
-class _Abandoned(BaseException):  # noqa: N818 - not an error: it only unwinds the pass
+class _Abandoned(BaseException):
     """Unwinds a pass that nobody needs any more."""
 
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 Key = tuple[str, int]  # a parameter, and the how-manieth of its reads in one pass
+Region = tuple[str, int, tuple[int, ...]]  # a parameter, where in its memory, and the shape there
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,12 +43,9 @@ class Read:
     partner: Tensor | None = None
 
     @property
-    def part(self) -> bool:
-        """Whether the weight is a part of its parameter, as in fused queries, keys and values."""
-        return (
-            self.weight.numel() * self.weight.element_size()
-            < self.weight.untyped_storage().nbytes()
-        )
+    def region(self) -> Region:
+        """Where the weight lies: fused queries, keys and values are three regions of one parameter."""
+        return self.key[0], self.weight.storage_offset(), tuple(self.weight.shape)
 
     @property
     def rows(self) -> int:
@@ -165,7 +163,8 @@ class Watching(TorchDispatchMode):
         return Read(key, x, weight, bias, settings, partner=partner)
 
     def _norm(self, op: Any, args: Any) -> Norm | None:
-        named = {a.name: value for a, value in zip(op._schema.arguments, args, strict=False)}
+        schema = op._schema  # noqa: SLF001 - torch's only way to an operation's names
+        named = {a.name: value for a, value in zip(schema.arguments, args, strict=False)}
         mean, var = named.get("running_mean"), named.get("running_var")
         name = self.memory.name(mean)
         if name is None or mean is None or var is None or named.get("training"):

@@ -62,8 +62,7 @@ def input_rows(read: Read, positions: Positions, spatial: torch.Size) -> Tensor:
     ]
     patches = x.movedim(1, -1)[(batch[:, None], *where)]  # [R, taps, C]
     rows, count, channels = patches.shape
-    patches = patches.transpose(1, 2).reshape(rows, groups, channels // groups * count)
-    return patches
+    return patches.transpose(1, 2).reshape(rows, groups, channels // groups * count)
 
 
 def weight_matrix(read: Read) -> Tensor:

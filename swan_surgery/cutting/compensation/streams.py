@@ -1,5 +1,6 @@
 """What becomes of a read's output: the batch-norm behind it, and what it is added to (found by one dry run)."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from swan_surgery.cutting.compensation.reads import Key, Memory, Read, Watching
+from swan_surgery.cutting.compensation.reads import Key, Memory, Read, Region, Watching
 
 
 aten = torch.ops.aten
@@ -55,7 +56,7 @@ class Following(Watching):
         self.chains: Any = WeakTensorKeyDictionary()  # tensor -> Chain
         self.norms: dict[Key, str] = {}
         self.streams: dict[Key, Stream] = {}
-        self.order: list[Key] = []
+        self.regions: Counter[Region] = Counter()
 
     def __torch_dispatch__(
         self, op: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -74,7 +75,7 @@ class Following(Watching):
     def _remember(self, found: object) -> None:
         if isinstance(found, Read):
             assert found.output is not None  # noqa: S101 - it has run
-            self.order.append(found.key)
+            self.regions[found.region] += 1
             self.chains[found.output] = Chain(found.key, self.number)
 
     def _follow(self, op: Any, args: Any, kwargs: dict[str, Any], out: Tensor) -> None:
@@ -89,7 +90,7 @@ class Following(Watching):
         if chain is None or out is args[0]:
             self.chains.pop(out, None)  # written over
             return
-        moved = _moved(chain, packet, args, out, self.memory)
+        moved = _moved(chain, packet, args, self.memory)
         if moved is not None:
             self.chains[out] = moved
             if moved.norm is not None:
@@ -102,7 +103,7 @@ class Following(Watching):
             self.streams[chain.key] = Stream(chain, number)
 
 
-def _moved(chain: Chain, packet: Any, args: Any, out: Tensor, memory: Memory) -> Chain | None:
+def _moved(chain: Chain, packet: Any, args: Any, memory: Memory) -> Chain | None:
     shape = args[0].shape
     if packet in (aten.view, aten._unsafe_view, aten.reshape, aten.unsqueeze, aten.squeeze):  # noqa: SLF001
         return replace(chain, undo=(*chain.undo, lambda x: x.reshape(shape)))
@@ -110,7 +111,8 @@ def _moved(chain: Chain, packet: Any, args: Any, out: Tensor, memory: Memory) ->
         one, two = args[1:3]
         return replace(chain, undo=(*chain.undo, lambda x: x.transpose(one, two)))
     if packet is aten.permute:
-        back = [list(d % len(shape) for d in args[1]).index(i) for i in range(len(shape))]
+        order = [d % len(shape) for d in args[1]]
+        back = [order.index(i) for i in range(len(shape))]
         return replace(chain, undo=(*chain.undo, lambda x: x.permute(back)))
     if packet in (aten.clone, aten.detach, aten.alias):
         return chain
