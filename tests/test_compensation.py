@@ -215,6 +215,31 @@ def test_two_cuts_in_a_row_are_compensated_against_the_first_model() -> None:
     swan.compensate(cut_channel(once, data, channel=0), once, data.split(60))
 
 
+def test_prune_by_score_compensates_against_the_base_model() -> None:
+    model, data = model_and_data("conv")
+    gated = swan.swanify(model, data[:2])
+    scores = swan.importance(gated, "magnitude")
+    plain = swan.prune_by_score(gated, scores, macs=0.6)
+    small = swan.prune_by_score(gated, scores, macs=0.6, compensate=data.split(60))
+    wanted = model(data)
+    assert (small(data) - wanted).square().mean() < (plain(data) - wanted).square().mean()
+
+
+def test_prune_makes_up_for_what_the_budget_closes_beyond_the_gates() -> None:
+    model, data = model_and_data("conv")
+    gated = swan.swanify(model, data[:2])
+    with torch.no_grad():
+        gated.gates.logits[1:3] = -5.0
+    aimed = swan.prune(gated)(data)
+    plain, small = (
+        swan.prune(gated, macs=0.5, compensate=batches) for batches in (None, data.split(60))
+    )
+    assert (small(data) - aimed).square().mean() < (plain(data) - aimed).square().mean()
+    nearer = swan.prune(gated, macs=0.5, compensate=data.split(60), reference=model)
+    wanted = model(data)
+    assert (nearer(data) - wanted).square().mean() < (plain(data) - wanted).square().mean()
+
+
 def test_a_file_holds_the_weights_and_says_that_they_were_solved_for(tmp_path) -> None:
     model, data = model_and_data("conv")
     small = cut_channel(model, data, channel=0)

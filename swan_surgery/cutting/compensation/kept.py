@@ -10,8 +10,8 @@ from swan_surgery.cutting.compensation.reads import Read
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.cutting.step import CUT
 from swan_surgery.errors import InputError
-from swan_surgery.models.provenance import provenance_of
-from swan_surgery.models.steps import shapes_after
+from swan_surgery.models.provenance import Provenance, provenance_of
+from swan_surgery.models.steps import Step, shapes_after
 
 
 @dataclass(frozen=True)
@@ -26,33 +26,46 @@ class Kept:
 
 
 def kept_between(small: nn.Module, reference: nn.Module) -> Kept:
-    """What the cuts kept that lie between two models, by the notes that they carry.
+    """What the small model kept of the reference, by the notes that both carry.
 
     Raises:
-        InputError: the small model was not cut from the reference.
+        InputError: the small model was not cut from the reference, or not from a model like it.
     """
     here, there = provenance_of(small), provenance_of(reference)
-    steps = () if here is None else here.steps
-    before = () if there is None else there.steps
-    if steps[: len(before)] != before:
-        raise InputError("the reference has steps behind it that the small model has not")
-    positions: dict[tuple[str, int], Tensor] = {}
-    for step in steps[len(before) :]:
+    positions = _positions(here)
+    for key, available in _positions(there).items():
+        own = positions.get(key)
+        if own is None or not bool(torch.isin(own, available).all()):
+            raise InputError(
+                f"the reference has lost channels of {key[0]!r} that the small model has"
+            )
+        positions[key] = torch.searchsorted(available, own)
+    if here is not None:
+        _check_base(here, () if there is None else there.steps, reference)
+    kept = Kept(positions)
+    _check(small, reference, kept)
+    return kept
+
+
+def _positions(provenance: Provenance | None) -> dict[tuple[str, int], Tensor]:
+    """What all cuts together left of the base model's axes."""
+    found: dict[tuple[str, int], Tensor] = {}
+    for step in () if provenance is None else provenance.steps:
         if step.kind == CUT:
             for entry in PruningPlan.from_json(step.data["plan"]).positions:
                 key, kept = (entry.tensor, entry.axis), torch.tensor(entry.kept, dtype=torch.long)
-                positions[key] = positions[key][kept] if key in positions else kept
-    kept = Kept(positions)
-    if here is not None:
-        shapes = shapes_after(here.base.shapes, before)
-        for name, tensor in reference.named_parameters():
-            if tuple(tensor.shape) != tuple(shapes.get(name, tensor.shape)):
-                raise InputError(
-                    f"{name!r} has shape {tuple(tensor.shape)} in the reference, but "
-                    f"{tuple(shapes[name])} in the model that the small one was cut from"
-                )
-    _check(small, reference, kept)
-    return kept
+                found[key] = found[key][kept] if key in found else kept
+    return found
+
+
+def _check_base(small: Provenance, steps: tuple[Step, ...], reference: nn.Module) -> None:
+    shapes = shapes_after(small.base.shapes, steps)
+    for name, tensor in reference.named_parameters():
+        if tuple(tensor.shape) != tuple(shapes.get(name, tensor.shape)):
+            raise InputError(
+                f"{name!r} has shape {tuple(tensor.shape)} in the reference, but "
+                f"{tuple(shapes[name])} in the model that the small one was cut from"
+            )
 
 
 def _check(small: nn.Module, reference: nn.Module, kept: Kept) -> None:
