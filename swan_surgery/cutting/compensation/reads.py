@@ -6,7 +6,7 @@ attention), a read is a convolution or a matrix product, one of whose operands l
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -74,23 +74,28 @@ class Norm:
     var: Tensor
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Which parameter or buffer a tensor's memory belongs to."""
 
-    names: dict[int, str] = field(default_factory=dict)
+    parameters: Mapping[int, str]
+    buffers: Mapping[int, str]
 
     @classmethod
     def of(cls, model: nn.Module) -> "Memory":
         """Of all parameters and buffers; tied ones go by their first name."""
-        names: dict[int, str] = {}
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            names.setdefault(_address(tensor), name)
-        return cls(names)
+        parameters: dict[int, str] = {}
+        for name, tensor in model.named_parameters():
+            parameters.setdefault(_address(tensor), name)
+        return cls(parameters, {_address(tensor): name for name, tensor in model.named_buffers()})
 
-    def name(self, tensor: object) -> str | None:
+    def parameter(self, tensor: object) -> str | None:
         """The name, or None of what is not in a parameter's memory."""
-        return self.names.get(_address(tensor)) if isinstance(tensor, Tensor) else None
+        return self.parameters.get(_address(tensor)) if isinstance(tensor, Tensor) else None
+
+    def buffer(self, tensor: object) -> str | None:
+        """The name, or None of what is not in a buffer's memory."""
+        return self.buffers.get(_address(tensor)) if isinstance(tensor, Tensor) else None
 
 
 def _address(tensor: Tensor) -> int:
@@ -155,8 +160,8 @@ class Watching(TorchDispatchMode):
         return None
 
     def _read(self, x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any) -> Read | None:
-        name = self.memory.name(weight)
-        if name is None or (bias is not None and self.memory.name(bias) is None):
+        name = self.memory.parameter(weight)
+        if name is None or (bias is not None and self.memory.parameter(bias) is None):
             return None
         key = self._next(name)
         partner = self.kept.get(self.partners.get(key, -1))
@@ -166,7 +171,7 @@ class Watching(TorchDispatchMode):
         schema = op._schema  # noqa: SLF001 - torch's only way to an operation's names
         named = {a.name: value for a, value in zip(schema.arguments, args, strict=False)}
         mean, var = named.get("running_mean"), named.get("running_var")
-        name = self.memory.name(mean)
+        name = self.memory.buffer(mean)
         if name is None or mean is None or var is None or named.get("training"):
             return None
         return Norm(self._next(name), args[0], mean, var)

@@ -117,6 +117,6 @@ def _moved(chain: Chain, packet: Any, args: Any, memory: Memory) -> Chain | None
     if packet in (aten.clone, aten.detach, aten.alias):
         return chain
     if "batch_norm" in str(packet) and chain.norm is None:
-        name = next((n for n in map(memory.name, args[3:5]) if n is not None), None)
+        name = next((n for n in map(memory.buffer, args[3:5]) if n is not None), None)
         return None if name is None else replace(chain, norm=name)
     return None
