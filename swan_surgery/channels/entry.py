@@ -15,6 +15,7 @@ from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.solving.assembly import assemble
 from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, record, start_labels
 from swan_surgery.channels.solving.unread import unread_widths
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError, TraceError
 from swan_surgery.models.copies import copy_of, shell_of, without_collection
 from swan_surgery.models.inputs import Inputs, as_inputs, doubled
@@ -137,7 +138,7 @@ def _map(
     def run(private: nn.Module) -> None:
         for trace in traces:
             own = train_inputs if trace.training else inputs
-            with torch.no_grad(), torch.random.fork_rng():
+            with torch.no_grad(), streams_kept():
                 private.train(trace.training)(*own.args, **own.kwargs)
 
     solution.followers = {**solution.followers, **unread_widths(stand_in, solution, run)}

@@ -13,7 +13,9 @@ from torch import nn
 
 from swan_surgery.cutting.compensation.kept import kept_between
 from swan_surgery.cutting.compensation.layers import LayerCompensation, Settings, in_lockstep
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
+from swan_surgery.gates import GatedModel
 from swan_surgery.models.batches import run_on_batch
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.provenance import note_, provenance_of
@@ -81,10 +83,11 @@ def compensate(
         True
     """
     for model, name in ((small, "small"), (reference, "reference")):
-        if not isinstance(model, nn.Module) or hasattr(model, "gates"):
+        given: object = model
+        if not isinstance(given, nn.Module) or isinstance(given, GatedModel):
             raise ModelError(
                 f"{name} must be a plain torch.nn.Module; got {type(model).__name__}"
-                + ("; swan.unswanify(gated) gives the dense one" if hasattr(model, "gates") else "")
+                f"; swan.unswanify(gated) gives the dense model of a gated one"
             )
         check_data(model, to="compensate")
     if not damping > 0:
@@ -119,7 +122,7 @@ def _at_rest(*models: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for model in models:
             write_out_(model.eval())
-        with torch.random.fork_rng():
+        with streams_kept():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -133,5 +133,5 @@ def _axis_of(view: Tensor, parameter: Tensor) -> int | None:
 
 
 def _offset(view: Tensor, parameter: Tensor, axis: int) -> int:
-    away = view.storage_offset() - parameter.storage_offset()
-    return away // parameter.stride(axis) % parameter.shape[axis]
+    away = int(view.storage_offset() - parameter.storage_offset())
+    return away // int(parameter.stride(axis)) % parameter.shape[axis]

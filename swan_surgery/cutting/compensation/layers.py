@@ -237,7 +237,7 @@ class _Layers:
     ) -> tuple[Sums, Rows]:
         """What the batches say about a weight of shape [G, n_out, n_in]; the last rows are held out."""
         wanted = max(ROWS, ROWS_PER_INPUT * shape[2])
-        sums, held = self.kept_back.pop(events[0].region, None) or (Sums(), Rows())
+        sums, held = self.kept_back.pop(events[0].region, (Sums(), Rows()))
         generator = torch.Generator().manual_seed(len(self.done))
         for one, two in zip(events, twins, strict=True):
             assert two.output is not None  # noqa: S101 - stopped after it had run
@@ -272,7 +272,7 @@ class _Layers:
         """By what a change of the read's output arrives in the stream, per channel."""
         if stream.chain.norm is None:
             return torch.ones(())
-        norm = self.sides[0].model.get_submodule(stream.chain.norm.rpartition(".")[0])
+        norm: Any = self.sides[0].model.get_submodule(stream.chain.norm.rpartition(".")[0])
         if getattr(norm, "running_var", None) is None or not hasattr(norm, "eps"):
             return None
         scale: Tensor = (norm.running_var + norm.eps).rsqrt()

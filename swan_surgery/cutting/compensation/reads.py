@@ -6,7 +6,7 @@ attention), a read is a convolution or a matrix product, one of whose operands l
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Read:
     @property
     def region(self) -> Region:
         """Where the weight lies: fused queries, keys and values are three regions of one parameter."""
-        return self.key[0], self.weight.storage_offset(), tuple(self.weight.shape)
+        return self.key[0], int(self.weight.storage_offset()), tuple(self.weight.shape)
 
     @property
     def rows(self) -> int:
@@ -136,9 +136,7 @@ class Watching(TorchDispatchMode):
             self.before(found)
             out = op(*args, **kwargs)
             if isinstance(found, Read):
-                self.after(
-                    Read(*(getattr(found, n) for n in _INPUTS), output=out, partner=found.partner)
-                )
+                self.after(replace(found, output=out))
             else:
                 self.after(found)
             self._let_go(found.key)
@@ -188,7 +186,6 @@ class Watching(TorchDispatchMode):
                 self.kept.pop(number, None)
 
 
-_INPUTS = ("key", "input", "weight", "bias", "settings")
 _NORMS = {
     getattr(aten, name)
     for name in (

@@ -72,9 +72,10 @@ def weight_matrix(read: Read) -> Tensor:
         return w.t().unsqueeze(0)
     transposed, groups = read.settings[3], read.settings[5]
     if transposed:  # [in, out / G, k...] -> flipped, [G, out / G, in / G * taps]
-        w = w.flip(tuple(range(2, w.ndim))).unflatten(0, (groups, -1)).transpose(1, 2)
+        flipped: Tensor = w.flip(tuple(range(2, w.ndim)))
+        w = flipped.reshape(groups, -1, *w.shape[1:]).transpose(1, 2)
         return w.flatten(2)
-    return w.unflatten(0, (groups, -1)).flatten(2)
+    return w.reshape(groups, w.shape[0] // groups, -1)
 
 
 def write_weight_(read: Read, matrix: Tensor) -> None:
