@@ -74,7 +74,9 @@ def _candidates(model: nn.Module, solution: Solution) -> Iterator[tuple[Attribut
                 yield own, fields[0]
 
 
-def _axes(name: str, module: nn.Module, tokens: set[str], width: int) -> list[tuple[str, int, int]]:
+def _axes(
+    name: str, module: nn.Module, tokens: set[str], width: int
+) -> list[tuple[tuple[str, int], int]]:
     """Tensor, axis and positions per count: what an attribute of such a name and width may count."""
     wanted = tokens & (_INTO | _OUT | _GROUPS)
     layers: list[tuple[tuple[str, int], int]] = []
