@@ -93,6 +93,9 @@ def test_public_functions_and_classes_have_docstrings() -> None:
     assert not offences(FILES, missing)
 
 
+_THREE = ("calibrate", "report", "export", "compensate")
+
+
 def test_at_most_two_positional_arguments_at_the_surface() -> None:
     def too_many(file: Path) -> list[str]:
         found = []
