@@ -155,7 +155,9 @@ def _as_it_runs(model: nn.Module, mode: _CountingMode) -> Iterator[None]:
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     plain = nullcontext() if on_cpu else sdpa_kernel(SDPBackend.MATH)
     try:
-        with warnings.catch_warnings(), streams_kept(), torch.no_grad(), plain:
+        # In inference mode a dispatch mode would meet linear and conv2d whole.
+        inference = torch.inference_mode(mode=False)
+        with warnings.catch_warnings(), streams_kept(), inference, torch.no_grad(), plain:
             warnings.simplefilter("ignore")  # the model's own warnings are for its own runs
             yield
     finally:
