@@ -104,6 +104,13 @@ class _CountingMode(TorchDispatchMode):
     ) -> Any:
         """Run the operation and note what it costs."""
         kwargs = kwargs or {}
+        if isinstance(op, torch._ops.OpOverload) and not _is_priced(op):  # noqa: SLF001 - as below
+            with (
+                self
+            ):  # what a model runs in inference mode comes in one piece: its parts are priced
+                parts = op.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         out = op(*args, **kwargs)
         if not isinstance(op, torch._ops.OpOverload):  # noqa: SLF001 - an operation over functions
             self.uncounted[f"higher_order::{op.name()}"] += 1
@@ -120,6 +127,10 @@ class _CountingMode(TorchDispatchMode):
             return out
         self.calls[self.running[-1]].append(macs)
         return out
+
+
+def _is_priced(op: Any) -> bool:
+    return facts_of(op).macs is not None or str(op.overloadpacket) in FORMULAS
 
 
 def _computes(args: tuple[Any, ...], out: Any) -> bool:
