@@ -51,8 +51,8 @@ def check(case: Case, *, traced: bool = True):
         assert_equal_outputs(torch.fx.symbolic_trace(case.model)(*case.inputs), first)
 
 
-# Their Python loops over steps and heads need numbers, which torch.fx has none of.
-NEED_NUMBERS = ("cell", "functional_attention")
+# Their loops over steps and `len` need numbers, which torch.fx has none of.
+NEED_NUMBERS = ("cell", "functional_attention", "recurrent")
 
 
 @pytest.mark.parametrize("name", BLOCKS)
