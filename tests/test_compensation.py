@@ -321,3 +321,22 @@ def test_random_networks_are_compensated_without_a_fault(
     done = swan.compensate(small, case.model, [call, call])
     assert all(not layer.after > layer.before for layer in done.layers)
     assert all(bool(tensor.isfinite().all()) for tensor in small.parameters())
+
+
+def test_channels_that_hardly_vary_are_not_blown_up() -> None:
+    """Untrained networks: activations fade with depth, statistics are those of the constructor."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for width in (3, 16, 16, 16):
+        layers += [nn.Conv2d(width, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(16, 4, 1)).double().eval()
+    with torch.no_grad():
+        for layer in model[:-1:3]:
+            layer.weight.mul_(1e-3)
+    data = torch.randn(64, 3, 6, 6, dtype=torch.float64)
+    gated = swan.swanify(model, data[:1])
+    scores = swan.importance(gated, "random", generator=torch.Generator().manual_seed(0))
+    plain = swan.prune_by_score(gated, scores, macs=0.5)
+    small = swan.prune_by_score(gated, scores, macs=0.5, compensate=data.split(16))
+    wanted = model(data)
+    assert (small(data) - wanted).square().mean() < (plain(data) - wanted).square().mean()

@@ -25,6 +25,7 @@ from swan_surgery.cutting.compensation.streams import Following, Stream
 
 ROWS = 16_384  # 32 positions of 512 images
 ROWS_PER_INPUT = 10
+MOST_RESCALED = 10.0  # of a variance: what is left of a channel is not blown up beyond that
 HELD_OUT = 5  # the last fifth of every batch's rows asks whether new weights are better
 # Relative squared errors below are rounding of the sums (products in float32 or float64).
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -58,11 +59,10 @@ class LayerCompensation:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How strongly weights are held; whether residual streams and norms are mended along."""
+    """How strongly weights are held; whether residual streams are mended along."""
 
     damping: float = 0.01
     streams: bool = True
-    norms: str = "auto"
 
 
 @dataclass
@@ -173,8 +173,6 @@ class _Layers:
 
     def _norm(self, events: list[Norm], twins: list[Norm]) -> None:
         """Statistics follow the change of the data's: what is unchanged stays bit for bit."""
-        if self.settings.norms == "none":
-            return
         first = events[0]
         mean, var = _moments([event.input for event in events])
         mean_was, var_was = _moments([twin.input for twin in twins])
@@ -186,8 +184,10 @@ class _Layers:
         if aim is not None:
             mean_was = aim  # what the stream had lost by then is in it; its size stays as aimed at
         first.mean.add_((mean - mean_was).to(first.mean.dtype))
-        if aim is None or self.settings.norms == "all":
-            ratio = (var / var_was.clamp_min(1e-12)).clamp(1e-4, 1e4)
+        if aim is None:
+            # A channel that hardly varied, beside the others, says nothing of its scale.
+            floor = 1e-3 * var_was.mean() + torch.finfo(torch.float64).tiny
+            ratio = ((var + floor) / (var_was + floor)).clamp(1 / MOST_RESCALED, MOST_RESCALED)
             first.var.mul_(ratio.to(first.var.dtype))
 
     def _read(self, events: list[Read], twins: list[Read]) -> None:
