@@ -179,9 +179,19 @@ def test_an_unknown_operation_that_meets_no_channel_is_no_matter() -> None:
 LITERAL = {
     "slice": lambda x: torch.cat((x[:, 2:6], x[:, :2]), 1),
     "narrow": lambda x: torch.cat((x.narrow(1, 4, 2), x.narrow(1, 0, 4)), 1),
+}
+MADE = {
     "expand": lambda x: x * x.new_ones(1, 1, 1, 1).expand(2, 6, 4, 4),
     "zeros": lambda x: x + torch.zeros(2, 6, 4, 4, dtype=x.dtype),
 }
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_constant_made_for_the_channels_follows_by_its_written_width(name: str) -> None:
+    inner = Inner(MADE[name])
+    model = Net(lambda m, x: m.b(m.inner(m.a(x))), a=conv(3, 6), b=conv(6, 2), inner=inner)
+    gated = assert_closed_equals_cut(prepared(model), image(2, 3, 4, 4))
+    assert gated.channels.layer("a").out_units == tuple(range(6))
 
 
 def test_a_split_of_unequal_literal_lengths_follows_even_if_one_is_the_batch() -> None:

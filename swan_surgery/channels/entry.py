@@ -20,7 +20,7 @@ from swan_surgery.channels.solving.mapping import (
     record,
     start_labels,
 )
-from swan_surgery.channels.solving.two_sizes import Runs, solve_at_two_sizes, takes
+from swan_surgery.channels.solving.two_sizes import Runs, solve_at_two_sizes
 from swan_surgery.channels.solving.unread import unread_widths
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError, TraceError
@@ -115,20 +115,8 @@ def _map(
     except Exception as err:
         raise TraceError(_run_message(model, inputs, err)) from err
 
-    def run(candidates: Iterable[Inputs], *, training: bool) -> Trace | str:
-        """The run on the first inputs that the model takes; else why it takes none."""
-        message = ""
-        for candidate in candidates:
-            try:
-                found = record(duplicate, candidate, labelled, training=training, free_outputs=free)
-            except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
-                message = f"{type(err).__name__}: {err}".splitlines()[0]
-                continue
-            if candidate is not inputs and not takes(evaluated, found):
-                message = "pixels become samples at another size"
-                continue
-            return Trace(training=training, recording=found, inputs=candidate)
-        return message
+    def run(own: Inputs, *, training: bool) -> Recording:
+        return record(duplicate, own, labelled, training=training, free_outputs=free)
 
     given = Trace(training=False, recording=evaluated, inputs=inputs)
 

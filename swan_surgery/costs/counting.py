@@ -10,11 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -58,7 +60,7 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
     mode = _CountingMode()
     copy = copy_of(base).eval()
     try:
-        with _as_it_runs(copy, mode), mode:
+        with _as_it_runs(copy, mode), mode, _EinsumMode(mode):
             copy(*inputs.args, **inputs.kwargs)
     except Exception as err:  # the model's own code may raise anything
         first = str(err).splitlines()[0] if str(err) else ""
@@ -94,6 +96,7 @@ class _CountingMode(TorchDispatchMode):
         self.entered: dict[str, None] = {}
         self.calls: dict[str, list[int]] = defaultdict(list)
         self.uncounted: Counter[str] = Counter()
+        self.is_paused = False
 
     def __torch_dispatch__(
         self,
@@ -104,6 +107,15 @@ class _CountingMode(TorchDispatchMode):
     ) -> Any:
         """Run the operation and note what it costs."""
         kwargs = kwargs or {}
+        if self.is_paused:
+            return op(*args, **kwargs)
+        if isinstance(op, torch._ops.OpOverload) and not _is_priced(op):  # noqa: SLF001 - as below
+            with (
+                self
+            ):  # what a model runs in inference mode comes in one piece: its parts are priced
+                parts = op.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         out = op(*args, **kwargs)
         if not isinstance(op, torch._ops.OpOverload):  # noqa: SLF001 - an operation over functions
             self.uncounted[f"higher_order::{op.name()}"] += 1
@@ -120,6 +132,47 @@ class _CountingMode(TorchDispatchMode):
             return out
         self.calls[self.running[-1]].append(macs)
         return out
+
+
+class _EinsumMode(TorchFunctionMode):
+    """Prices an einsum of two operands as written: at a width of one torch takes another way, without products."""
+
+    def __init__(self, counting: _CountingMode) -> None:
+        super().__init__()
+        self.counting = counting
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function; of an einsum note the product of all its sizes instead of what it runs."""
+        kwargs = kwargs or {}
+        counting = self.counting
+        macs = _einsum_macs(args) if func is torch.einsum and not counting.is_paused else None
+        if macs is None:
+            return func(*args, **kwargs)
+        counting.is_paused = True
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            counting.is_paused = False
+        counting.calls[counting.running[-1]].append(macs)
+        return out
+
+
+def _einsum_macs(args: tuple[Any, ...]) -> int | None:
+    """The product of all sizes of an equation of two operands; None of any other."""
+    operands = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
+    if not isinstance(args[0], str) or "." in args[0] or len(operands) != 2:
+        return None
+    sizes: dict[str, int] = {}
+    letters = args[0].replace(" ", "").split("->")[0].split(",")
+    for own, operand in zip(letters, operands, strict=True):
+        sizes |= dict(zip(own, operand.shape, strict=True))
+    return prod(sizes.values())
+
+
+def _is_priced(op: Any) -> bool:
+    return facts_of(op).macs is not None or str(op.overloadpacket) in FORMULAS
 
 
 def _computes(args: tuple[Any, ...], out: Any) -> bool:
@@ -155,7 +208,9 @@ def _as_it_runs(model: nn.Module, mode: _CountingMode) -> Iterator[None]:
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     plain = nullcontext() if on_cpu else sdpa_kernel(SDPBackend.MATH)
     try:
-        with warnings.catch_warnings(), streams_kept(), torch.no_grad(), plain:
+        # In inference mode a dispatch mode would meet linear and conv2d whole.
+        inference = torch.inference_mode(mode=False)
+        with warnings.catch_warnings(), streams_kept(), inference, torch.no_grad(), plain:
             warnings.simplefilter("ignore")  # the model's own warnings are for its own runs
             yield
     finally:

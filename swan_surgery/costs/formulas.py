@@ -1,23 +1,61 @@
-"""Multiply-adds of ATen operations by the shapes of what enters and leaves; bias and scaling are free."""
+"""Multiply-adds of ATen operations by the shapes of what enters and leaves; bias and scaling are free.
 
+Convolutions and matrix products are counted by fvcore's own formulas (which it calls flops: one multiply-add is
+one); it has none for the rest.
+"""
+
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from torch import Tensor
 
 
+with warnings.catch_warnings():  # importing fvcore meets torch's deprecation of torch.jit.script
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn.jit_handles import addmm_flop_jit, bmm_flop_jit, conv_flop_count
+
+
 # MACs of one call by its positional arguments and what it returned.
 Formula = Callable[[tuple[Any, ...], Any], int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A tensor as fvcore's handles see one: the shape of a value in a traced graph."""
+
+    shape: tuple[int, ...]
+
+    def isCompleteTensor(self) -> bool:  # noqa: N802 - torch's name
+        """It has a shape."""
+        return True
+
+    def type(self) -> "_Value":
+        """Holds the sizes."""
+        return self
+
+    def sizes(self) -> list[int]:
+        """The shape."""
+        return list(self.shape)
+
+
+def _by_fvcore(handle: Callable[[list[Any], list[Any]], Any]) -> Formula:
+    """A formula of fvcore's for operations on tensors alone."""
+
+    def macs(args: tuple[Any, ...], out: Tensor) -> int:
+        values = [_Value(tuple(a.shape)) for a in args if isinstance(a, Tensor)]
+        return int(handle(values, [_Value(tuple(out.shape))]))
+
+    return macs
+
+
 def _convolution(args: tuple[Any, ...], out: Tensor) -> int:
     """Each position of the output (transposed: of the input) meets the whole kernel once."""
-    x, weight = args[:2]
+    x, weight = (list(tensor.shape) for tensor in args[:2])
     is_transposed = bool(args[6]) if len(args) > 6 else False
-    spatial = weight.ndim - 2
-    batch = prod(out.shape[: -1 - spatial])
-    return int(batch * weight.numel() * prod((x if is_transposed else out).shape[-spatial:]))
+    return int(conv_flop_count(x, weight, list(out.shape), transposed=is_transposed))
 
 
 def _plain_convolution(args: tuple[Any, ...], out: Tensor) -> int:
@@ -66,10 +104,12 @@ FORMULAS: Mapping[str, Formula] = {
     ),
     **dict.fromkeys(("aten.cudnn_convolution", "aten.mkldnn_convolution"), _plain_convolution),
     "torchvision.deform_conv2d": _deformed,
-    **dict.fromkeys(("aten.mm", "aten.bmm", "aten.linear", "aten._grouped_mm"), _product(0)),
+    "aten.bmm": _by_fvcore(bmm_flop_jit),
+    "aten.addmm": _by_fvcore(addmm_flop_jit),
+    **dict.fromkeys(("aten.mm", "aten.linear", "aten._grouped_mm"), _product(0)),
     **dict.fromkeys(("aten.mv", "aten.dot", "aten.vdot"), _product(0)),
     **dict.fromkeys(
-        ("aten.addmm", "aten.addmm_", "aten._addmm_activation", "aten.addmv", "aten.addmv_"),
+        ("aten.addmm_", "aten._addmm_activation", "aten.addmv", "aten.addmv_"),
         _product(1),
     ),
     **dict.fromkeys(("aten.baddbmm", "aten.baddbmm_"), _product(1)),

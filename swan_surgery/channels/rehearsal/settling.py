@@ -177,6 +177,8 @@ def _answer(state: _State, trace: Trace, failure: Failure, went: Went, least: in
         where = _where(trace, failure)
         met = nearest_before(trace, failure, went, 2 ** state.reach[where]) or state.all_that(went)
         state.reach[where] += 1
+    if not met:
+        return False  # whatever failed, no channel can go
     labels = [field[field > 0].reshape(-1) for field in met]
     if least == 1:
         # Axes of two are closed apart: at width one they alone are to blame.

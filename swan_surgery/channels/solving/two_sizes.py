@@ -1,16 +1,16 @@
 """Runs a model at two sizes of its inputs, and keeps the recordings that say something of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from swan_surgery.channels.labels.recording import Recording
 from swan_surgery.channels.solving.mapping import LabelledTensors, Solution, Trace
 from swan_surgery.channels.solving.sizes import Pins, first_difference, free_labels, size_pins
-from swan_surgery.models.inputs import at_other_sizes, doubled
+from swan_surgery.models.inputs import Inputs, at_other_sizes, doubled
 
 
-# Runs a model in one mode on the first of some inputs that it takes; else says why it takes none.
-Run = Callable[..., Trace | str]
+# Records a model on inputs in one mode; raises whatever the model raises.
+Run = Callable[..., Recording]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def solve_at_two_sizes(
 
     Args:
         given: eval mode at the given size.
-        run: runs the model in a mode.
+        run: records the model on inputs in a mode.
         settled: what follows from runs.
         labelled: the labels of all runs.
         larger: whether other sizes should be larger.
@@ -46,16 +46,17 @@ def solve_at_two_sizes(
         the solution, and why train mode did not run, if so.
     """
     others = tuple(at_other_sizes(given.inputs, larger=larger))
-    trained = run(others, training=True)
+    trained = _first_taken(others, run, given, training=True)
     if isinstance(trained, Trace):
         others = (trained.inputs,)
         if not _differ(given, trained, labelled):
             solution = settled(Runs(_numbered([given, trained]), [], []))
             if _is_made_at(given, solution):
                 return solution, ""
-    here = run((given.inputs, given.inputs.map(doubled)), training=True)
+    same = (given.inputs, given.inputs.map(doubled))
+    here = _first_taken(same, run, given, training=True)
     message = here if isinstance(here, str) and isinstance(trained, str) else ""
-    elsewhere = run(others, training=False)
+    elsewhere = _first_taken(others, run, given, training=False)
     return settled(_each_at_both((given, here), (elsewhere, trained), labelled)), message
 
 
@@ -97,7 +98,25 @@ def _differ(one: Trace, two: Trace, labelled: LabelledTensors) -> bool:
     return first_difference(one.recording, two.recording, free) is not None
 
 
-def takes(evaluated: Recording, other: Recording) -> bool:
+def _first_taken(
+    candidates: Iterable[Inputs], run: Run, given: Trace, *, training: bool
+) -> Trace | str:
+    """The run on the first inputs that the model takes; else why it takes none."""
+    message = ""
+    for candidate in candidates:
+        try:
+            found = run(candidate, training=training)
+        except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
+            message = f"{type(err).__name__}: {err}".splitlines()[0]
+            continue
+        if candidate is not given.inputs and not _takes(given.recording, found):
+            message = "pixels become samples at another size"
+            continue
+        return Trace(training=training, recording=found, inputs=candidate)
+    return message
+
+
+def _takes(evaluated: Recording, other: Recording) -> bool:
     """Whether a model took inputs twice as many: `view(-1, 8, 4, 4)` takes pixels for samples."""
     pairs = zip(evaluated.lengths, other.lengths, strict=False)
     return all(after in (before, 2 * before) for before, after in pairs)
