@@ -17,23 +17,27 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 _LOCK = Lock()
 _MAPPING: list[int] = []  # the threads that map a model, once for each run under way
-_COMPILE: Any = utils._hop_compile_and_call  # noqa: SLF001 - what torch's control flow goes through
+_DOOR = "_hop_compile_and_call"  # what torch's control flow goes through, in the versions we know
+_COMPILE: Any = getattr(utils, _DOOR, None)
 
 
 @contextmanager
 def control_flow_joined() -> Iterator[None]:
     """Inside the block, this thread's control flow runs all of its branches, and is not compiled."""
+    if _COMPILE is None:
+        yield
+        return
     thread = get_ident()
     with _LOCK:
         _MAPPING.append(thread)
-        utils._hop_compile_and_call = _run_or_compile  # noqa: SLF001 - there is no other access
+        setattr(utils, _DOOR, _run_or_compile)
     try:
         yield
     finally:
         with _LOCK:
             _MAPPING.remove(thread)
             if not _MAPPING:
-                utils._hop_compile_and_call = _COMPILE  # noqa: SLF001
+                setattr(utils, _DOOR, _COMPILE)
 
 
 def _run_or_compile(function: Any, args: Any, kwargs: Any = None) -> Any:

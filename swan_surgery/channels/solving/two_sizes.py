@@ -82,7 +82,10 @@ def _each_at_both(
         if not isinstance(after, Trace):
             continue
         before_ = before if isinstance(before, Trace) else None
-        if before_ and not _differ(before_, after, labelled):
+        # Both ways: in one mode, a number that only one size multiplies by counts as well.
+        if before_ and not any(
+            _differ(*pair, labelled) for pair in ((before_, after), (after, before_))
+        ):
             witnesses.append(after.recording)
         else:
             more.append((before_, replace(after, is_elsewhere=before_ is not None)))
