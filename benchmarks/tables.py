@@ -54,7 +54,7 @@ def source_line(results: Sequence[Result]) -> str:
 
 
 def cost_is_exact(cut: Mapping[str, Any]) -> bool:
-    """Predicted equals counted: MACs by fvcore, by torch's counter where it runs, and parameters."""
+    """Predicted equals counted: MACs as counted in a run, by torch's counter where it runs, and parameters."""
     by_torch = cut["torch_counter_macs"]
     return bool(
         cut["hard_macs"] == cut["counted_macs"]

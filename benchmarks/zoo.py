@@ -1,4 +1,4 @@
-"""Every model of torchvision, every family of timm, transformers: converted, exact, at what price?
+"""Every model of torchvision, every family of timm, transformers, other libraries: converted, exact, at what price?
 
     python benchmarks/zoo.py                              # all suites; continues where it stopped
     python benchmarks/zoo.py --suite timm --models 'res*' # only these
@@ -42,8 +42,8 @@ from tables import zoo_cells, zoo_row, zoo_totals
 from zoo_models import PEER_SECONDS, SUITES, suite
 
 
-LIMIT_SECONDS = {"torchvision": 1200, "timm": 600, "transformers": 600}
-LIMIT_GIB = {"torchvision": 14.0, "timm": 8.0, "transformers": 8.0}
+LIMIT_SECONDS = {"torchvision": 1200, "timm": 600, "transformers": 600, "libraries": 600}
+LIMIT_GIB = {"torchvision": 14.0, "timm": 8.0, "transformers": 8.0, "libraries": 8.0}
 LOCK = Lock()
 
 

@@ -23,7 +23,7 @@ import swan_surgery as swan
 
 BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4}
 # CPU seconds after which Torch-Pruning hangs; timm's models are the smallest of their families.
-PEER_SECONDS = {"torchvision": 120, "timm": 60, "transformers": 120}
+PEER_SECONDS = {"torchvision": 120, "timm": 60, "transformers": 120, "libraries": 120}
 Draw = Callable[[torch.Generator, int], Any]
 
 
@@ -78,7 +78,7 @@ class Case:
 
 
 class Suite(Protocol):
-    """A module with models: `zoo_torchvision`, `zoo_timm`, `zoo_transformers`."""
+    """A module with models: `zoo_torchvision`, `zoo_timm`, `zoo_transformers`, `zoo_libraries`."""
 
     def names(self) -> list[str]:
         """Every model of the suite."""
@@ -87,7 +87,7 @@ class Suite(Protocol):
         """A model as its library initialises it, on the CPU."""
 
 
-SUITES = ("torchvision", "timm", "transformers")
+SUITES = ("torchvision", "timm", "transformers", "libraries")
 
 
 def suite(name: str) -> Suite:

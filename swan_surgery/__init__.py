@@ -3,12 +3,19 @@
 Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` any.
 """
 
+# First, because it is about Ctrl-C while the others are imported.
+import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
+
+
+# isort: split
+
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map, register_rule
 from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.costs.macs import count_macs, expected_macs, hard_macs, marginal_macs
 from swan_surgery.costs.params import count_params, expected_params, hard_params
+from swan_surgery.cutting.compensation import Compensation, compensate
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.cutting.pruning import prune, prune_by_score
 from swan_surgery.errors import (
@@ -48,6 +55,7 @@ __all__ = [
     "ArtifactError",
     "BudgetError",
     "ChannelMap",
+    "Compensation",
     "CosineRamp",
     "CostError",
     "EmptyLayerError",
@@ -75,6 +83,7 @@ __all__ = [
     "acting_gates",
     "calibrate",
     "channel_map",
+    "compensate",
     "count_macs",
     "count_params",
     "distillation_loss",

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
+from swan_surgery.models.batches import run_on_batch
 from swan_surgery.models.checks import check_data
 
 
@@ -120,11 +121,10 @@ def _observing(model: nn.Module, moments: Mapping[_BatchNorm, _Moments]) -> Iter
 
 
 def _run(model: nn.Module, loader: Iterable[Any], num_batches: int | None) -> int:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     used = 0
     with torch.no_grad(), streams_kept():
         for batch in islice(loader, num_batches):
-            _forward(model, batch, device)
+            run_on_batch(model, batch)
             used += 1
     return used
 
@@ -146,11 +146,3 @@ def _restore(norm: _BatchNorm, before: list[Tensor | None]) -> None:
     for tensor, value in zip(own, before, strict=True):
         if tensor is not None and value is not None:
             tensor.copy_(value)
-
-
-def _forward(model: nn.Module, batch: Any, device: torch.device) -> None:
-    if isinstance(batch, Mapping):
-        model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-        return
-    first = batch[0] if isinstance(batch, (tuple, list)) else batch
-    model(first.to(device))

@@ -10,7 +10,7 @@ SwanError
 - GateError (ValueError): the gates hold values that mean nothing
 - BudgetError (ValueError): no set of open gates meets the budget
 - EmptyLayerError (ValueError): a layer would keep no channel
-- CostError (RuntimeError): two independent counters disagree, or the model no longer fits its map
+- CostError (RuntimeError): the model no longer fits its map
 - PathError (RuntimeError): an input takes another path through the code than the one mapped
 - VerificationError (RuntimeError): the pruned model computes something else
 - MissingExtraError (ImportError): an optional package is not installed
@@ -81,7 +81,7 @@ class EmptyLayerError(SwanError, ValueError):
 
 
 class CostError(SwanError, RuntimeError):
-    """A cost cannot be told: two counters disagree, or the model no longer fits its channel map."""
+    """A cost cannot be told: the model no longer fits its channel map."""
 
 
 class PathError(SwanError, RuntimeError):

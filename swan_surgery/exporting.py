@@ -214,10 +214,12 @@ def _to_onnx(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
     with needed_from("export"):
         import_module("onnxscript")  # the exporter's own need, said before it runs
     with _torch_errors(".onnx"):
+        own = inputs.map(Tensor.cpu)
         program = torch.onnx.export(
             model.to("cpu"),
-            inputs.map(Tensor.cpu).args,
-            kwargs=dict(inputs.map(Tensor.cpu).kwargs),
+            # It takes a dict at the end for arguments by name, where there are no others.
+            own.args if own.kwargs else (*own.args, {}),
+            kwargs=dict(own.kwargs),
             dynamo=True,
             dynamic_shapes=shapes,
             verbose=False,

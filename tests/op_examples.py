@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.closing import image, prepared
 
@@ -25,7 +26,8 @@ class Example:
 
     `module.own` is a norm's or a weight's worth of parameters, `module.gain` has shape (width,).
     `gated`: whether channels of the first convolution must be gateable. `inference`: composite
-    operations reach a dispatch mode in one piece only under `torch.inference_mode()`.
+    operations reach a dispatch mode in one piece only under `torch.inference_mode()`. `layer` makes
+    `module.layer`, for operations that want parameters of their own.
     """
 
     function: Callable[[nn.Module, Tensor], Tensor]
@@ -34,6 +36,7 @@ class Example:
     rank: int = 2
     gated: bool = True
     inference: bool = False
+    layer: Callable[[], nn.Module] = nn.Identity
 
 
 class ExampleNet(nn.Module):
@@ -49,6 +52,7 @@ class ExampleNet(nn.Module):
         self.register_buffer("mean", torch.zeros(example.width))
         self.register_buffer("variance", torch.ones(example.width))
         self.matrix = nn.Parameter(torch.ones(5, example.width))
+        self.layer = example.layer()
         self.example = example
 
     def forward(self, x: Tensor) -> Tensor:
@@ -334,6 +338,72 @@ add("linspace", lambda m, x: column(x, torch.linspace(0.0, 1.0, 8, dtype=x.dtype
 add("eye", lambda m, x: maps(pixels(x) @ torch.eye(8, dtype=x.dtype, device=x.device)), gated=False)
 add("lift_fresh", lambda m, x: x * torch.tensor(0.5))
 add("_local_scalar_dense", lambda m, x: x * torch.ones(1, device="cpu").item())
+
+
+# --- recurrent layers -------------------------------------------------------------------------
+
+
+def recurrent(m: nn.Module, x: Tensor) -> Tensor:
+    return maps(m.layer(pixels(x))[0])
+
+
+def one_step(m: nn.Module, x: Tensor) -> Tensor:
+    state = m.layer(x.mean((2, 3)))
+    return (state[0] if isinstance(state, tuple) else state)[:, :, None, None]
+
+
+def packed(m: nn.Module, x: Tensor) -> Tensor:
+    data = pack_padded_sequence(pixels(x), torch.tensor([16, 16]), batch_first=True)
+    return maps(pad_packed_sequence(data, batch_first=True)[0])
+
+
+LAYER = {"batch_first": True}
+add("lstm", recurrent, out=6, inference=True, layer=lambda: nn.LSTM(8, 6, **LAYER))
+add("gru", recurrent, out=6, inference=True, layer=lambda: nn.GRU(8, 6, **LAYER))
+add("rnn_tanh", recurrent, out=6, inference=True, layer=lambda: nn.RNN(8, 6, **LAYER))
+add("rnn_relu", recurrent, out=6, inference=True, layer=lambda: nn.RNN(8, 6, nonlinearity="relu", **LAYER))  # fmt: skip
+add("lstm_cell", one_step, out=6, inference=True, layer=lambda: nn.LSTMCell(8, 6))
+add("gru_cell", one_step, out=6, inference=True, layer=lambda: nn.GRUCell(8, 6))
+add("rnn_tanh_cell", one_step, out=6, inference=True, layer=lambda: nn.RNNCell(8, 6))
+add("rnn_relu_cell", one_step, out=6, inference=True, layer=lambda: nn.RNNCell(8, 6, nonlinearity="relu"))  # fmt: skip
+add("_pack_padded_sequence", packed)
+add("_pad_packed_sequence", packed, inference=True)
+# --- rows at positions -----------------------------------------------------------------------
+
+
+def rows(x: Tensor) -> Tensor:
+    """Positions along the third axis."""
+    return torch.tensor([2, 0, 2, 1], device=x.device)
+
+
+def places(x: Tensor) -> Tensor:
+    """The same, one for every value."""
+    return rows(x)[:, None].expand_as(x)
+
+
+def unpooled(x: Tensor, rank: int) -> Tensor:
+    pool, unpool = ((F.max_pool2d, F.max_unpool2d), (F.max_pool3d, F.max_unpool3d))[rank - 2]
+    values, indices = pool(x, 2, return_indices=True)
+    return unpool(values, indices, 2)
+
+
+def deformed(m: nn.Module, x: Tensor) -> Tensor:
+    """Sampled between the pixels, the lower half of the channels elsewhere than the upper."""
+    offset = torch.full((x.shape[0], 4, 4, 4), 0.3, dtype=x.dtype, device=x.device)
+    mask = torch.full((x.shape[0], 2, 4, 4), 0.6, dtype=x.dtype, device=x.device)
+    return torchvision.ops.deform_conv2d(x, offset, kernel(m), m.matrix[:, 0], mask=mask)
+
+
+add("index_add", lambda m, x: x.index_add(2, rows(x), F.relu(x)))
+add("index_copy", lambda m, x: x.index_copy(2, rows(x)[2:], F.relu(x)[:, :, :2]))
+add("index_fill", lambda m, x: x.index_fill(2, rows(x), 0.0))
+add("gather", lambda m, x: x.gather(2, x.argsort(2)))
+add("scatter", lambda m, x: x.scatter(2, places(x)[:, :, 1:2], F.relu(x)))
+add("scatter_add", lambda m, x: torch.zeros_like(x).scatter_add_(2, places(x), F.relu(x)))
+add("scatter_reduce", lambda m, x: x.scatter_reduce(2, places(x), F.relu(x), "mean"))
+add("max_unpool2d", lambda m, x: unpooled(x, 2))
+add("max_unpool3d", lambda m, x: unpooled(x, 3), rank=3)
+add("torchvision.deform_conv2d", deformed, out=5)
 
 
 ELSEWHERE = {

@@ -24,6 +24,7 @@ from tests import (  # noqa: F401  importing a block file registers its kinds
     random_norm_blocks,
     random_rare_attention_blocks,
     random_rare_blocks,
+    random_sequence_blocks,
     random_sharing_blocks,
     random_split_blocks,
     random_transformer_blocks,

@@ -32,6 +32,16 @@ def with_sibling_set(values: Tensor) -> Tensor:
     return other
 
 
+def at_zero(x, count):
+    return torch.zeros(count, dtype=torch.int64, device=x.device)
+
+
+def degrees(x):
+    """How many rows came together: the same for every channel."""
+    count = torch.zeros(2, x.shape[1]).to(x).index_add(0, at_zero(x, 3), ones(x, 3, x.shape[1]))
+    return along_channels(count[0])
+
+
 # The values differ from channel to channel: position i would count for another channel after a cut.
 VARYING = {
     "cumsum": lambda x: ones(x).cumsum(0),
@@ -42,6 +52,8 @@ VARYING = {
     "cummin": lambda x: ones(x).cummin(0)[1],
     "buckets of what differs": lambda x: torch.bucketize(ones(x).cumsum(0), ones(x, 3)),
     "sort": lambda x: ones(x).sort()[1],
+    "index_add": lambda x: ones(x).index_add(0, at_zero(x, 1), ones(x, 1)),
+    "gather": lambda x: ones(x).cumsum(0).gather(0, at_zero(x, x.shape[1])),
     "topk": lambda x: ones(x).topk(x.shape[1])[1],
     "tril": lambda x: torch.tril(ones(x, x.shape[1], x.shape[1])).sum(0),
     "pad": lambda x: F.pad(ones(x, x.shape[1] - 1), (0, 1)),
@@ -70,6 +82,8 @@ COUNTING = {
     "trace, which has no rule": lambda x: ones(x, x.shape[1], x.shape[1]).trace(),
     "boundaries": lambda x: 1 + torch.bucketize(2 * ones(x, 1), ones(x)),
     "boundaries of a number": lambda x: 1 + torch.bucketize(2.0, ones(x)),
+    "rows added up": lambda x: ones(x, 1).index_add(0, at_zero(x, x.shape[1]), ones(x)).sum(),
+    "rows scattered": lambda x: ones(x, 1).scatter_add(0, at_zero(x, x.shape[1]), ones(x)).sum(),
     "sum of a detached copy": lambda x: ones(x).detach().sum(),
 }
 
@@ -81,6 +95,7 @@ EQUAL = {
     "filled": lambda x: along_channels(torch.empty(x.shape[1]).fill_(2.0).to(x)),
     "all set through a view": lambda x: along_channels(ones(x).view(-1).fill_(3.0)),
     "spatial sum": lambda x: ones(x, *x.shape[2:]).sum(),
+    "rows added up beside the channels": degrees,
     "spatial ramp": lambda x: ones(x, x.shape[3]).cumsum(0),
 }
 

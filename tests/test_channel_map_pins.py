@@ -61,6 +61,9 @@ OVER_CHANNELS = {
     "prod": (lambda x: x * x.prod(1, keepdim=True), "aten.prod"),
     "argmax": (lambda x: x * x.argmax(1, keepdim=True), "aten.argmax"),
     "cummax": (lambda x: x - x.cummax(1).values, "aten.cummax"),
+    "gather": (lambda x: x.gather(1, x.argsort(2)[:, :, :1, :1].clamp(max=0)), "aten.gather"),
+    "index_add": (lambda x: x.index_add(1, torch.arange(4), x), "aten.index_add"),
+    "scatter_add": (lambda x: x.scatter_add(1, torch.zeros_like(x).long(), x), "aten.scatter_add"),
     "cummin": (lambda x: x - x.cummin(1).values, "aten.cummin"),
     "boundaries": (
         lambda x: torch.bucketize(x.mean((0, 2, 3)), x[0, :, 0, 0].contiguous()) * x,
@@ -176,9 +179,19 @@ def test_an_unknown_operation_that_meets_no_channel_is_no_matter() -> None:
 LITERAL = {
     "slice": lambda x: torch.cat((x[:, 2:6], x[:, :2]), 1),
     "narrow": lambda x: torch.cat((x.narrow(1, 4, 2), x.narrow(1, 0, 4)), 1),
+}
+MADE = {
     "expand": lambda x: x * x.new_ones(1, 1, 1, 1).expand(2, 6, 4, 4),
     "zeros": lambda x: x + torch.zeros(2, 6, 4, 4, dtype=x.dtype),
 }
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_constant_made_for_the_channels_follows_by_its_written_width(name: str) -> None:
+    inner = Inner(MADE[name])
+    model = Net(lambda m, x: m.b(m.inner(m.a(x))), a=conv(3, 6), b=conv(6, 2), inner=inner)
+    gated = assert_closed_equals_cut(prepared(model), image(2, 3, 4, 4))
+    assert gated.channels.layer("a").out_units == tuple(range(6))
 
 
 def test_a_split_of_unequal_literal_lengths_follows_even_if_one_is_the_batch() -> None:
@@ -192,14 +205,20 @@ def test_a_split_of_unequal_literal_lengths_follows_even_if_one_is_the_batch() -
 def test_a_literal_that_cannot_be_replaced_pins_and_names_the_module(name: str) -> None:
     channels = between(LITERAL[name], 6)
     assert channels.layer("a").out_units == (PINNED,) * 6
-    (pin,) = {(pin.reason, pin.module) for pin in pins_of(channels, "a")}
-    assert pin == ("the forward code repeats this width, or depends on it", "inner")
-    assert all(pin.op.startswith("aten.") for pin in pins_of(channels, "a"))
+    (pin,) = {(pin.reason, pin.op, pin.module) for pin in pins_of(channels, "a")}
+    assert pin[2] == "inner"
+    if name == "narrow":  # refused before any operation
+        assert pin[0].startswith("the code refuses another width (RuntimeError at tests")
+        assert "x.narrow(1, 4, 2)" in pin[0]
+        assert pin[1] == "forward"
+    else:
+        assert pin[0] == "the forward code repeats this width, or depends on it"
+        assert pin[1].startswith("aten.")
 
 
-def test_a_literal_that_splits_the_width_pins() -> None:
+def test_a_literal_that_splits_the_width_follows_with_blocks_tied() -> None:
     channels = between(lambda x: F.relu(x.reshape(2, 2, 3, 16)).reshape(2, 6, 4, 4), 6)
-    assert channels.layer("a").out_units == (PINNED,) * 6
+    assert channels.layer("a").out_units == (0, 1, 2) * 2
 
 
 REPLACED = {

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -334,6 +335,62 @@ def test_version():
     result = invoke("--version")
     assert result.exit_code == 0
     assert result.stdout.startswith("swan-surgery ")
+
+
+def talks():
+    print("said in Python")  # noqa: T201 - that is what it is for
+    os.write(1, b"said past Python\n")
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), torch.randn(2, 1, 8, 8)
+
+
+def leaves():
+    sys.exit(7)
+
+
+def test_what_a_model_prints_goes_to_stderr(capfd):
+    """In this process, and by the file descriptor, where Python's own stdout does not help."""
+    with pytest.raises(SystemExit) as left:
+        app(["inspect", "tests.test_cli:talks", "--json"])
+    out, err = capfd.readouterr()
+    assert left.value.code == 0
+    assert json.loads(out)["units"] == 4
+    assert "said in Python" in err
+    assert "said past Python" in err
+
+
+def test_a_model_that_ends_the_program_is_an_error():
+    result = invoke("inspect", "tests.test_cli:leaves", "--json")
+    assert result.exit_code == 2
+    assert "sys.exit(7)" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 1.0])
+def test_an_interrupt_while_the_command_is_imported_says_nothing(delay, tmp_path):
+    """At the first import of torch, and some time later."""
+    (tmp_path / "swan-surgery").write_text(
+        "import os, signal, sys, threading, time\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch':\n"
+        "            def strike():\n"
+        f"                time.sleep({delay})\n"
+        "                os.kill(os.getpid(), signal.SIGINT)\n"
+        "            threading.Thread(target=strike, daemon=True).start()\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from swan_surgery.cli import main\n"
+        "main()\n"
+    )
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, tmp_path / "swan-surgery", "latency", "resnet18"],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

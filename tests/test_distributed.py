@@ -9,6 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -199,3 +202,46 @@ def finish_worker(rank: int) -> dict[str, list]:
 def test_ranks_finish_alike_on_different_data(two_ranks) -> None:
     first, second = (found["finish"] for found in two_ranks)
     assert first == second
+
+
+@pytest.fixture
+def mesh(tmp_path) -> Iterator[DeviceMesh]:
+    threads = torch.get_num_threads()
+    with process_group(0, 1, str(tmp_path)):
+        yield init_device_mesh("cpu", (1,))
+    torch.set_num_threads(threads)
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_sharded_models_are_refused_with_what_works(mesh) -> None:
+    x = torch.randn(2, 3)
+    whole = FullyShardedDataParallel(plain(), device_id=torch.device("cpu"))
+    for model in (fully_shard(plain(), mesh=mesh), whole):
+        with pytest.raises(swan.ModelError, match=r"is sharded .* swanify it before\."):
+            swan.swanify(model, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_the_refusal_of_sharded_models_says_works(mesh, tmp_path, in_place) -> None:
+    x, model = torch.randn(2, 3), plain()
+    gated = swan.swanify(model, x, in_place=in_place)
+    with torch.no_grad():
+        gated.gates.logits[::2] = -3.0
+    fully_shard(gated, mesh=mesh)
+    optimizer = torch.optim.SGD(gated.model.parameters(), lr=0.1)
+    gated(x).square().sum().backward()
+    optimizer.step()
+    wanted = gated.eval()(x)
+    for refused in (swan.prune, lambda own: swan.save(own, tmp_path / "x.swan")):
+        with pytest.raises(swan.ModelError, match="full_state_dict=True"):
+            refused(gated)
+    again = swan.swanify(model, x, in_place=in_place)
+    options = StateDictOptions(full_state_dict=True)
+    again.load_state_dict(get_model_state_dict(gated, options=options))
+    torch.testing.assert_close(swan.prune(again).eval()(x), wanted)

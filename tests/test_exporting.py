@@ -24,6 +24,23 @@ def small(name: str = "vgg") -> tuple[nn.Module, tuple[Tensor, ...]]:
     return swan.prune(gated), tuple(x[:1] for x in gated.example_inputs.args)
 
 
+class TakesADict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, batch):
+        return {"out": self.b(torch.relu(self.a(batch["x"])))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_dict_as_the_last_argument_is_one_argument(suffix, tmp_path) -> None:
+    batch = ({"x": torch.randn(2, 4)},)
+    small = swan.prune(swan.swanify(TakesADict(), batch), macs=0.5)
+    assert swan.export(small, tmp_path / f"x{suffix}", batch).has_dynamic_batch
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", ["vgg", "shufflenet", "two_stems"])

@@ -1,5 +1,8 @@
 """Plans for traced graphs: where gates go, what is pinned when none can, and how sites are named."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -127,3 +130,28 @@ def test_tracing_that_fails_is_a_trace_error() -> None:
     model = Net(lambda m, x: m.b(m.a(x) if x.sum() < 0 else -m.a(x)), a=conv(3, 4), b=conv(4, 2))
     with pytest.raises(swan.TraceError, match=r"torch\.fx cannot trace Net"):
         planned(prepared(model))
+
+
+def test_threads_may_gate_and_run_models_side_by_side() -> None:
+    """torch.fx changes what every call of every module does while it traces."""
+    wanted = swan.swanify(plain(), image(*X)).channels
+    running = plain()
+    outs = outputs(running, image(*X))
+    done = threading.Event()
+
+    def gate(_: int) -> bool:
+        return all(swan.swanify(plain(), image(*X)).channels == wanted for _ in range(3))
+
+    def run() -> bool:
+        right = True
+        while not done.is_set():
+            right = right and torch.equal(outputs(running, image(*X))[0], outs[0])
+        return right
+
+    with ThreadPoolExecutor(4) as pool:
+        other = pool.submit(run)
+        try:
+            assert all(pool.map(gate, range(3)))
+        finally:
+            done.set()
+        assert other.result()

@@ -1,10 +1,12 @@
 """SwanTrainerCallback in real Trainer runs of a few steps: budget, pruning, logs, checkpoints, resuming."""
 
 import copy
+import inspect
 import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from transformers import (
@@ -228,6 +230,45 @@ def test_a_transformer(tmp_path) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_the_trainer_finds_columns_labels_and_configuration_as_in_the_base_model(tmp_path) -> None:
+    """What it reads off the signature of forward; without the labels no evaluation has a loss."""
+    torch.manual_seed(0)
+    config = BertConfig(  # type: ignore[call-arg]  # transformers takes more than it says
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=16, num_labels=3,
+    )  # fmt: skip
+    rows = [
+        {"input_ids": row, "labels": torch.tensor(i % 3), "unused": torch.tensor(i)}
+        for i, row in enumerate(torch.randint(50, (8, 8)))
+    ]
+    base = BertForSequenceClassification(config).eval()
+    example = {"input_ids": rows[0]["input_ids"][None]}
+    for in_place in (None, True):
+        gated = swan.swanify(base, example, in_place=in_place)
+        assert inspect.signature(gated.forward) == inspect.signature(base.forward)
+        args = arguments(tmp_path, remove_unused_columns=True)
+        found = Trainer(gated, args, eval_dataset=rows).evaluate()
+        wanted = Trainer(base, args, eval_dataset=rows).evaluate()
+        assert found["eval_loss"] == pytest.approx(wanted["eval_loss"], rel=1e-5)
+    assert gated.config is gated.model.config
+
+
+def test_save_pretrained_of_a_pruned_transformer_says_what_to_do(tmp_path) -> None:
+    config = BertConfig(  # type: ignore[call-arg]  # transformers takes more than it says
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=16, num_labels=3,
+    )  # fmt: skip
+    base = BertForSequenceClassification(config).eval()
+    small = swan.prune(swan.swanify(base, {"input_ids": torch.arange(8)[None]}), macs=0.5)
+    swan.save(small, tmp_path / "x.swan")
+    loaded = swan.load(tmp_path / "x.swan", BertForSequenceClassification(config))
+    for model in (small, copy.deepcopy(small), loaded):
+        with pytest.warns(swan.SwanWarning, match=r"cannot load this pruned model.* swan\.save"):
+            model.save_pretrained(tmp_path / "folder")
+        kept = load_file(tmp_path / "folder" / "model.safetensors")
+        assert all(torch.equal(tensor, model.state_dict()[n]) for n, tensor in kept.items())
+
+
 class TestRefused:
     def refused(self, match, folder, gated=None, callback=None, **options) -> None:
         own, made = make("gradient")
@@ -238,10 +279,20 @@ class TestRefused:
             )  # fmt: skip
 
     def test_another_model(self, tmp_path) -> None:
-        self.refused("is no part of GatedModel, which is trained", tmp_path, gated_classifier())
+        self.refused(
+            "is no part of GatedClassifier, which is trained", tmp_path, gated_classifier()
+        )
 
     def test_columns_that_would_be_dropped(self, tmp_path) -> None:
-        self.refused("remove_unused_columns=False", tmp_path, remove_unused_columns=True)
+        class TakesAnything(Classifier):
+            def forward(self, **batch):
+                return super().forward(**batch)
+
+        example = {"pixels": torch.zeros(2, 3, 8, 8), "labels": torch.tensor([0, 1])}
+        gated = swan.swanify(TakesAnything(), example)
+        callback = SwanTrainerCallback(swan.Objective(gated, macs=0.5))
+        options = {"remove_unused_columns": True}
+        self.refused("remove_unused_columns=False", tmp_path, gated, callback, **options)
 
     def test_callbacks_that_would_be_made_anew(self, tmp_path) -> None:
         self.refused(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.cutting.verification import relative_error, tensor_error
+from swan_surgery.models import as_inputs
 from swan_surgery.models.outputs import iter_tensors
 from tests.closing import TOLERANCE, close_, image, prepared
 
@@ -141,3 +142,65 @@ def test_reports_measure_any_output(name) -> None:
     close_(gated, 0, 3, 9)
     report = swan.report(model, swan.prune(gated), x)
     assert "MACs" in str(report)
+
+
+class TestOutputsThatAreGivenUp:
+    X = image(2, 3, 8, 8)
+
+    def model(self) -> nn.Module:
+        def make(logits, h):
+            tokens = h.flatten(2).mT
+            return logits, {"maps": [h, tokens], "flat": h.flatten(1)}
+
+        return prepared(Returning(make))
+
+    @pytest.mark.parametrize("in_place", [False, True])
+    def test_they_pin_nothing_and_the_pruned_model_returns_what_stays(self, in_place) -> None:
+        model = self.model()
+        whole = swan.swanify(model, self.X, in_place=in_place)
+        assert "conv" in {pin.layer for pin in whole.channels.pins if pin.op == "output"}
+        gated = swan.swanify(model, self.X, free_outputs=["1.maps.*", "1.flat"], in_place=in_place)
+        assert {pin.layer for pin in gated.channels.pins} == {"fc"}
+        assert gated.channels.num_units == whole.channels.num_units + 6
+        units = gated.channels.layer("conv").out_units
+        close_(gated, *units[:2])
+        small = swan.prune(gated)  # compares what stays
+        logits, rest = small(self.X)
+        kept = [i for i, unit in enumerate(units) if unit not in units[:2]]
+        assert logits.shape == (2, 2)
+        wanted = gated(self.X)[1]["maps"][0]
+        torch.testing.assert_close(rest["maps"][0], wanted[:, kept], rtol=1e-9, atol=1e-12)
+        assert rest["maps"][1].shape[2] == len(kept)
+        assert rest["flat"].shape[1] == wanted[:, kept].flatten(1).shape[1]
+        again = swan.swanify(model, self.X, free_outputs="1.*")
+        assert again.free_outputs == ("1.*",)
+
+    def test_a_wrong_channel_in_one_is_found(self) -> None:
+        gated = swan.swanify(self.model(), self.X, free_outputs="1.*")
+        close_(gated, *gated.channels.layer("conv").out_units[:2])
+        small = swan.prune(gated)
+        mask = gated.gates.open_mask()
+        inputs = as_inputs(self.X)
+        assert relative_error(gated, small, mask, inputs) < TOLERANCE
+        with torch.no_grad():
+            small.conv.weight[0] += 1
+            small.fc.weight.zero_()
+            gated.model.fc.weight.zero_()
+        assert relative_error(gated, small, mask, inputs) > 1e-3
+
+    def test_a_pattern_that_matches_nothing(self) -> None:
+        with pytest.raises(
+            swan.InputError,
+            match=r"free_outputs='2\.\*' matches none .* in eval '0', '1\.maps\.0', '1\.maps\.1'",
+        ):
+            swan.swanify(self.model(), self.X, free_outputs="2.*")
+
+    def test_they_are_remembered_in_files_and_costs(self, tmp_path) -> None:
+        model = self.model()
+        gated = swan.swanify(model, self.X, free_outputs="1.*")
+        swan.save(gated, tmp_path / "gated.swan")
+        back = swan.load(tmp_path / "gated.swan", model=self.model())
+        assert back.channels.num_units == gated.channels.num_units
+        assert back.free_outputs == ("1.*",)
+        gated.example_inputs = gated.example_inputs.map(lambda x: torch.cat([x, x]))
+        assert swan.hard_macs(gated) == 2 * swan.hard_macs(back)

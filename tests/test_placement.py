@@ -441,3 +441,16 @@ def test_no_way_around_the_gates_through_a_tuple(name: str) -> None:
     assert_closed_equals_cut(prepared(Net(run, **layers)), image(*X))
     gated = swan.swanify(prepared(Net(run, **layers)), image(*X), in_place=False)
     assert gated.channels.num_units == 2
+
+
+def test_what_weights_sum_among_themselves_in_one_node_is_not_closed_by_a_gate_beside_it() -> None:
+    """`multi_dot` sums over the rows of `b` twice: in what `b` puts out, and where weights meet."""
+
+    def run(m, x):
+        rows = F.relu(m.b(F.relu(m.a(x)))).movedim(1, -1).flatten(0, 2)
+        weights = (m.b.weight[:, :2, 0, 0], m.last.weight[:, :, 0, 0], m.b.weight[:, :4, 0, 0])
+        return torch.linalg.multi_dot([rows, *weights])
+
+    layers = {"a": nn.Conv2d(3, 8, 3, padding=1), "b": nn.Conv2d(8, 6, 3, padding=1)}
+    net = Net(run, **layers, last=conv(6, 2), unused=conv(6, 3))
+    assert assert_closed_equals_cut(prepared(net), image(2, 3, 8, 8)) is not None

@@ -26,6 +26,21 @@ class Rows(nn.Module):
         return (self.scale * x).view(-1, 3, 4), x.view(-1, 6, 2)
 
 
+class Spelled(nn.Module):
+    def __init__(self, rows: int = 3) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"rows": self.rows}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(**state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), self.rows, -1)
+
+
 def resized(training: bool = False) -> Rows:
     """The second view makes three rows of four."""
     module = Rows().train(training)
@@ -115,6 +130,16 @@ class TestResized:
         assert twin(X)[1].shape == (2, 12, 1)
         assert module(X)[1].shape == (2, 3, 4)
         assert type(twin) is type(module)
+
+    def test_a_state_of_its_own_that_knows_nothing_of_the_numbers(self) -> None:
+        """As einops' layers pickle: their arguments alone, from which they are built anew."""
+        module = Spelled()
+        resize_(module, ("view", 1), 2, 4, training=False)
+        module.eval()
+        twin = copy.deepcopy(module).eval()
+        assert twin(X).shape == module(X).shape == (2, 4, 3)
+        twin.replacements[False].clear()
+        assert module(X).shape == (2, 4, 3)
 
     def test_calls_of_a_resized_child_count_for_its_parent(self) -> None:
         class Parent(nn.Module):

@@ -53,10 +53,14 @@ def check(case: Case, *, modes: tuple[bool, ...] = (False, True)):
         assert_equal_outputs(torch.fx.symbolic_trace(case.model)(*case.inputs), first)
 
 
+# Their loops over steps and `len` need numbers, which torch.fx has none of.
+NEED_NUMBERS = ("cell", "functional_attention", "recurrent")
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_block_option_runs(name):
     for part in option_specs(BLOCKS, name):
-        check(build(simple_network(part)), modes=(False,))
+        check(build(simple_network(part)), modes=(False,) if name not in NEED_NUMBERS else ())
         # Behind itself too: a second copy meets the first one's width, size and strides.
         check(build(simple_network(part, part)), modes=())
 

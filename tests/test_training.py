@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import swan_surgery as swan
+from swan_surgery.environment.locking import alone_in
 from swan_surgery.experiments.classifier import (
     Data,
     TrainSettings,
@@ -90,6 +91,16 @@ def whole(tmp_path_factory):
     """A run without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     return run(folder)[0], folder
+
+
+def test_a_second_training_in_one_folder_is_refused_and_leaves_the_first_alone(tmp_path) -> None:
+    (tmp_path / "checkpoint.safetensors").write_text("of the first")
+    with (
+        alone_in(tmp_path, "training"),
+        pytest.raises(swan.WritingError, match="another training is under way in "),
+    ):
+        run_experiment(net(), TINY, data(), folder=tmp_path, narrator=Listener(1000), fresh=True)
+    assert (tmp_path / "checkpoint.safetensors").read_text() == "of the first"
 
 
 class TestRun:

@@ -28,10 +28,12 @@ REDUCTIONS = {
     "var_mean": torch.var_mean,
     "norm": torch.norm,
     "vector_norm": torch.linalg.vector_norm,
+    "linalg_vector_norm": torch.linalg.vector_norm,
     "amax": torch.amax,
     "amin": torch.amin,
 }
 NORMS = ("layer_norm", "rms_norm", "group_norm")
+OF_VECTORS = {"normalize": F.normalize, "linalg_norm": torch.linalg.norm}
 
 DIMS = [
     {"dim": 1},
@@ -57,6 +59,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "var_mean": SPREADS,
     "norm": POWERS,
     "vector_norm": ORDERS,
+    "linalg_vector_norm": ORDERS,
 }
 CASES = [
     (name, dims | options)
@@ -77,7 +80,7 @@ def activations() -> Tensor:
 
 
 def test_every_statistic_has_a_case_and_is_one_that_the_map_may_weigh() -> None:
-    assert {*REDUCTIONS, *NORMS} == WEIGHTED.keys() == WEIGHABLE
+    assert {*REDUCTIONS, *NORMS, *OF_VECTORS} == WEIGHTED.keys() == WEIGHABLE
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
@@ -103,7 +106,11 @@ def test_a_closed_channel_of_zeros_does_no_harm(name: str) -> None:
     """0 ** -1 is infinite, and infinite * 0 is no number."""
     x = activations()
     x[:, 1] = 0
-    options = {"norm": {"p": -1}, "vector_norm": {"ord": -1}}.get(name, {})
+    options = {
+        "norm": {"p": -1},
+        "vector_norm": {"ord": -1},
+        "linalg_vector_norm": {"ord": -1},
+    }.get(name, {})
     got = WEIGHTED[name](along(1, 4), x, dim=1, **options)
     torch.testing.assert_close(got, REDUCTIONS[name](x[:, KEPT], dim=1, **options), **TIGHT)
 
@@ -121,6 +128,28 @@ def test_positional_arguments(name: str, args: tuple) -> None:
     x = activations()
     got = WEIGHTED[name](along(1, 4), x, *args)
     torch.testing.assert_close(got, REDUCTIONS[name](x[:, KEPT], *args), **TIGHT)
+
+
+@pytest.mark.parametrize("options", [{}, {"p": 1.0}, {"p": 3.5}, {"p": math.inf}, {"eps": 200.0}])
+def test_normalize(options: dict) -> None:
+    x = activations()
+    got = WEIGHTED["normalize"](along(1, 4), x, dim=1, **options)[:, KEPT]
+    torch.testing.assert_close(got, F.normalize(x[:, KEPT], dim=1, **options), **TIGHT)
+    x[:, KEPT] = 0
+    assert not WEIGHTED["normalize"](along(1, 4), x)[:, KEPT].any()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ord": 1}, {"dim": 1, "keepdim": True}, {"ord": 2, "dim": 1}]
+)
+def test_linalg_norm_of_vectors(options: dict) -> None:
+    x = activations()[:, :, 0, 0]
+    if "ord" in options and "dim" not in options:
+        x, gates = x[0], GATES
+    else:
+        gates = along(1, 2)
+    got = WEIGHTED["linalg_norm"](gates, x, **options)
+    torch.testing.assert_close(got, torch.linalg.norm(x[..., KEPT], **options), **TIGHT)
 
 
 @pytest.mark.parametrize("affine", ["weight and bias", "weight", "none"])
@@ -215,7 +244,8 @@ def test_wider_gates_do_not_widen_the_model(name: str, dtype: torch.dtype) -> No
         wanted = getattr(F, name)(x, *args)
         got = WEIGHTED[name](gates, x, *args)
     else:
-        wanted, got = REDUCTIONS[name](x, dim=1), WEIGHTED[name](gates, x, dim=1)
+        wanted = (REDUCTIONS | OF_VECTORS)[name](x, dim=1)
+        got = WEIGHTED[name](gates, x, dim=1)
     bound = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
     torch.testing.assert_close(got, wanted, **bound)  # compares dtypes, too
 

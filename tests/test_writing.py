@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 import swan_surgery as swan
+from swan_surgery.environment.locking import alone_in
 from swan_surgery.environment.writing import replacing
 
 
@@ -66,6 +69,49 @@ def test_threads_may_write_one_path_and_one_of_them_is_the_last(tmp_path) -> Non
             done.result()
     assert torch.equal(swan.load(path, nn.Linear(2, 2)).weight, model.weight)
     assert [p.name for p in tmp_path.iterdir()] == ["x.swan"]
+
+
+def test_what_is_written_beside_it_comes_along(tmp_path) -> None:
+    with replacing(tmp_path / "x.onnx") as temporary:
+        temporary.write_text("net")
+        temporary.with_name("x.onnx.data").write_text("weights")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "x.onnx": "net",
+        "x.onnx.data": "weights",
+    }
+
+
+def test_the_next_save_clears_what_a_killed_one_left_and_nothing_of_one_that_runs(tmp_path) -> None:
+    code = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "from swan_surgery.environment.writing import replacing\n"
+        f"with replacing(Path({str(tmp_path / 'x.swan')!r})) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with replacing(tmp_path / "running.swan") as running:
+        running.write_text("half")
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+        assert len(list(tmp_path.iterdir())) == 2
+        swan.save(nn.Linear(2, 2), tmp_path / "y.swan")
+        left = {p.name for p in tmp_path.iterdir()}
+        assert left == {"y.swan", running.parent.name}
+        running.write_text("whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"y.swan", "running.swan"}
+
+
+def test_two_in_one_folder(tmp_path) -> None:
+    def second() -> None:
+        with alone_in(tmp_path, "training"):
+            pass
+
+    with (
+        alone_in(tmp_path, "training"),
+        pytest.raises(swan.WritingError, match="another training is under way in "),
+    ):
+        second()
+    second()
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder"])

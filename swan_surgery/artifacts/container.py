@@ -29,6 +29,11 @@ _CHUNK = 1 << 22
 _LONGEST_HEADER = 100_000_000
 
 
+# What files end in that cannot be opened, and headers of another shape.
+_UNREADABLE = (OSError, SafetensorError)
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
 def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a file whole or not at all; an older one stays until the new one is complete.
 
@@ -52,16 +57,24 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ArtifactError: no such file, not one of ours, damaged, or written by a newer version.
     """
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file")
     try:
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file")
         return _read(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as err:
+    except (*_UNREADABLE, *_MALFORMED) as err:
         if isinstance(err, ArtifactError):
             raise
         raise ArtifactError(
             f"{path} is not a whole file written by swan.save ({type(err).__name__}: {err})"
         ) from err
+
+
+def file_in(path: Path, name: str) -> Path:
+    """The path itself, or the file of a name in it where it is a folder."""
+    try:
+        return path / name if path.is_dir() else path
+    except OSError:  # `read` says what is wrong with it
+        return path
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

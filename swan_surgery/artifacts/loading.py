@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from swan_surgery.artifacts.container import read
+from swan_surgery.artifacts.container import file_in, read
 from swan_surgery.artifacts.folders import WEIGHTS
 from swan_surgery.artifacts.saving import map_digest
 from swan_surgery.artifacts.structures import decode, unpack
@@ -55,12 +56,13 @@ def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = N
     """
     check_model(model)
     path = Path(path)
-    header, tensors = read(path / WEIGHTS if path.is_dir() else path)
+    header, tensors = read(file_in(path, WEIGHTS))
+    private = copy_of(model)
     try:
-        return _rebuilt(path, header, tensors, model, example_inputs)
+        return _rebuilt(path, header, tensors, private, example_inputs)
     except ArtifactError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as err:
+    except Exception as err:  # checked where it matters; whatever else a header may lead to
         raise ArtifactError(f"{path} holds what swan.save does not write: {err!r}") from err
 
 
@@ -68,21 +70,21 @@ def _rebuilt(
     path: Path,
     header: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    model: nn.Module,
+    result: nn.Module,
     example_inputs: Any,
 ) -> nn.Module:
+    """`result`: a private copy of the base model."""
     provenance = Provenance.from_json(unpack(header["provenance"]))
     try:
         check_steps(provenance.steps, written_by=header["library"])
     except ArtifactError as err:
         raise ArtifactError(f"{path}: {err}") from None
-    differs = difference(provenance.base, architecture_of(model))
+    differs = difference(provenance.base, architecture_of(result))
     if differs is not None:
         raise ArtifactError(
             f"{path} was saved from another model: {differs}; pass model= as it was before swanify, "
             f"a new {provenance.base.name}"
         )
-    result = copy_of(model)
     shapes = shapes_after(provenance.base.shapes, provenance.steps)
     for step in provenance.steps:
         result = apply_step(result, step)
@@ -94,7 +96,12 @@ def _rebuilt(
     }
     _fill_(result, own, header, shapes)
     for name, width in header["bare_norms"].items():
-        result.get_submodule(name).num_features = int(width)  # type: ignore[assignment]
+        norm = result.get_submodule(name)
+        if not isinstance(norm, _InstanceNorm) or norm.affine or not 0 < width <= norm.num_features:
+            raise ArtifactError(
+                f"{path} sets the width of {name!r} to {width!r}, which it cannot have"
+            )
+        norm.num_features = int(width)
     frozen = set(header["frozen"])
     for name, parameter in result.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -151,7 +158,13 @@ def _gated(
 ) -> GatedModel:
     inputs = _inputs(gating, tensors) if example_inputs is None else as_inputs(example_inputs)
     try:
-        gated = swanify(base, inputs, ignore=gating["ignore"], in_place=gating["in_place"])
+        gated = swanify(
+            base,
+            inputs,
+            ignore=gating["ignore"],
+            free_outputs=gating.get("free_outputs", ()),
+            in_place=gating["in_place"],
+        )
     except SwanError as err:
         raise ArtifactError(f"{path}: the model could not be gated again: {err}") from err
     if map_digest(gated.channels) != gating["map"]:

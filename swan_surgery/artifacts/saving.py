@@ -17,7 +17,7 @@ from swan_surgery.artifacts.structures import encode, pack
 from swan_surgery.channels import ChannelMap
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
-from swan_surgery.gates.checks import check_model
+from swan_surgery.gates.checks import check_model, check_whole
 from swan_surgery.models.architecture import all_tensors, architecture_of, shapes_of
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.provenance import Provenance, provenance_of
@@ -60,6 +60,7 @@ def contents(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, GatedModel):
+        check_whole(model)
         header, tensors = _plain(model.model)
         gating, own = _gating(model)
         return {**header, "kind": "gated", "gating": gating}, {**tensors, **own}
@@ -147,6 +148,7 @@ def _gating(gated: GatedModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors |= {f"inputs/{index}": t.detach().clone().contiguous() for index, t in enumerate(given)}
     gating = {
         "ignore": list(gated.ignored),
+        "free_outputs": list(gated.free_outputs),
         "in_place": gated.runs_in_place,
         "mode": bank.mode,
         "min_width": bank.min_width,

@@ -1,7 +1,30 @@
 """The arguments of a call, leaf by leaf: the numbers among them, read and replaced by position."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import isclose
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """Stands for the number that the code computes, times `value`."""
+
+    value: float
+
+    def times(self, number: float) -> float:
+        """The product; whole numbers stay whole."""
+        product = number * self.value
+        return round(product) if isinstance(number, int) else product
+
+
+# What takes the place of a number among the arguments.
+Replacement = float | Factor
+
+
+def same_number(one: float, two: float) -> bool:
+    """Whether two numbers are the same but for rounding."""
+    return one == two or isclose(one, two, rel_tol=1e-12)
 
 
 def leaves_of(value: Any) -> Iterator[Any]:
@@ -21,7 +44,7 @@ def numbers_of(args: Any, kwargs: Any) -> tuple[Any, ...]:
     return tuple(leaf if type(leaf) in (int, float) else None for leaf in leaves_of((args, kwargs)))
 
 
-def replaced(value: Any, numbers: Mapping[int, float]) -> Any:
+def replaced(value: Any, numbers: Mapping[int, Replacement]) -> Any:
     """The same arguments with the leaves at the given positions replaced."""
     position = -1
 
@@ -33,6 +56,7 @@ def replaced(value: Any, numbers: Mapping[int, float]) -> Any:
         if isinstance(item, dict):
             return {key: rebuild(part) for key, part in item.items()}
         position += 1
-        return numbers.get(position, item)
+        new = numbers.get(position, item)
+        return new.times(item) if isinstance(new, Factor) else new
 
     return rebuild(value)

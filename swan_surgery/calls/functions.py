@@ -15,24 +15,30 @@ class FunctionFacts:
 
     Attributes:
         numbers: what the Python numbers among its arguments are. `"sizes"` of what it returns, axis
-            by axis; lengths of `"pieces"` of an axis; `"factors"`, which must not follow a width
-            (`(C // heads) ** -0.5`). None: they are never replaced.
+            by axis; of the `"parts"` of one axis, which is named first; lengths of `"pieces"` of an
+            axis; `"factors"`, which must not follow a width (`(C // heads) ** -0.5`); how many
+            `"heads"` share an axis, of a function that has a form in `calls.slim_forms`. None: they
+            are never replaced.
         infers: one size may be given as -1.
         statistics: ATen operations by which it takes a statistic over channels that can count each
             with its gate. The weighted form stands in `gates.weighted_statistics`.
         multiplies: it is made of products, whose multiply-adds are priced where it is called.
+        is_whole: it is one ATen operation, which torch takes apart into others; the channel map has a
+            rule for the whole of it.
     """
 
-    numbers: Literal["sizes", "pieces", "factors"] | None = None
+    numbers: Literal["sizes", "parts", "pieces", "factors", "heads"] | None = None
     infers: bool = False
     statistics: tuple[str, ...] = ()
     multiplies: bool = False
+    is_whole: bool = False
 
 
 FUNCTIONS: Mapping[str, FunctionFacts] = {
     "view": FunctionFacts(numbers="sizes", infers=True),
     "reshape": FunctionFacts(numbers="sizes", infers=True),
     "expand": FunctionFacts(numbers="sizes"),
+    "unflatten": FunctionFacts(numbers="parts"),
     "new_zeros": FunctionFacts(numbers="sizes"),
     "new_ones": FunctionFacts(numbers="sizes"),
     "new_empty": FunctionFacts(numbers="sizes"),
@@ -58,9 +64,22 @@ FUNCTIONS: Mapping[str, FunctionFacts] = {
     "var_mean": FunctionFacts(statistics=("aten.var_mean",)),
     "norm": FunctionFacts(statistics=("aten.linalg_vector_norm", "aten.norm")),
     "vector_norm": FunctionFacts(statistics=("aten.linalg_vector_norm",)),
+    "linalg_vector_norm": FunctionFacts(statistics=("aten.linalg_vector_norm",)),
+    "linalg_norm": FunctionFacts(statistics=("aten.linalg_vector_norm",)),
+    "normalize": FunctionFacts(statistics=("aten.linalg_vector_norm", "aten.norm")),
     "amax": FunctionFacts(statistics=("aten.amax",)),
     "amin": FunctionFacts(statistics=("aten.amin",)),
     "einsum": FunctionFacts(multiplies=True),
+    "multi_head_attention_forward": FunctionFacts(numbers="heads"),
+    "lstm": FunctionFacts(is_whole=True),
+    "gru": FunctionFacts(is_whole=True),
+    "rnn_tanh": FunctionFacts(is_whole=True),
+    "rnn_relu": FunctionFacts(is_whole=True),
+    "lstm_cell": FunctionFacts(is_whole=True),
+    "gru_cell": FunctionFacts(is_whole=True),
+    "rnn_tanh_cell": FunctionFacts(is_whole=True),
+    "rnn_relu_cell": FunctionFacts(is_whole=True),
+    "_pad_packed_sequence": FunctionFacts(is_whole=True),
 }
 
 
@@ -70,12 +89,19 @@ def _where(holds: Callable[[FunctionFacts], bool]) -> frozenset[str]:
 
 # The table read the other way round, for those who meet every call of a run.
 SHAPED = _where(lambda facts: facts.numbers == "sizes")
+PARTING = _where(lambda facts: facts.numbers == "parts")
 SPLITTING = _where(lambda facts: facts.numbers == "pieces")
 SCALING = _where(lambda facts: facts.numbers == "factors")
+SHARING = _where(lambda facts: facts.numbers == "heads")
 RESIZABLE = _where(lambda facts: facts.numbers is not None)
 INFERRING = _where(lambda facts: facts.infers)
 WEIGHABLE = _where(lambda facts: bool(facts.statistics))
 MULTIPLYING = _where(lambda facts: facts.multiplies)
+WHOLE = _where(lambda facts: facts.is_whole)
+
+
+# What hands values out as plain numbers or arrays, past all operations of torch.
+LEAVING = frozenset({"numpy", "__array__", "tolist", "__dlpack__", "untyped_storage"})
 
 
 def is_statistic(function: str, op: str) -> bool:

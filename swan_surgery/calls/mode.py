@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from swan_surgery.calls.arguments import leaves_of, replaced
+from swan_surgery.calls.arguments import Replacement, leaves_of, replaced
 from swan_surgery.calls.functions import SCALING
 from swan_surgery.calls.sites import Call, PathGuard, call_site
+from swan_surgery.calls.slim_forms import SLIM_FORMS
 
 
 def counted_name(function: Any, args: Any) -> str | None:
@@ -74,7 +75,7 @@ class Change:
         site: where in the code the call stands (`call_site`); "" where that is not checked.
     """
 
-    numbers: Mapping[int, float] = field(default_factory=dict)
+    numbers: Mapping[int, Replacement] = field(default_factory=dict)
     instead: Callable[..., Any] | None = None
     site: str = ""
 
@@ -132,6 +133,7 @@ class CallMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if change.numbers:
             args, kwargs = replaced((args, kwargs), change.numbers)
+            func = SLIM_FORMS.get(name, func)
         if change.instead is None:
             return func(*args, **kwargs)
         for mode in self._outer:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from swan_surgery.calls.arguments import Replacement
 from swan_surgery.calls.mode import CallMode, Change, guard_of
 from swan_surgery.models.subclasses import maker_of, subclass_of
 
@@ -16,7 +17,7 @@ from swan_surgery.models.subclasses import maker_of, subclass_of
 class Resized(nn.Module):
     """Mixin in front of a module's own class: `replacements` by mode (training or not)."""
 
-    replacements: dict[bool, dict[tuple[str, int], dict[int, float]]]
+    replacements: dict[bool, dict[tuple[str, int], dict[int, Replacement]]]
     call_sites: dict[bool, dict[tuple[str, int], str]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,7 +54,7 @@ def resize_(
     module: nn.Module,
     call: tuple[str, int],
     leaf: int,
-    number: float,
+    number: Replacement,
     *,
     training: bool,
     site: str = "",

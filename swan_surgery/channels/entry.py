@@ -10,13 +10,22 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.channels.data.channel_map import ChannelMap
-from swan_surgery.channels.labels.recording import Reason
+from swan_surgery.channels.labels.recording import Reason, Recording
 from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.solving.assembly import assemble
-from swan_surgery.channels.solving.mapping import LabelledTensors, Trace, record, start_labels
+from swan_surgery.channels.solving.mapping import (
+    LabelledTensors,
+    Solution,
+    Trace,
+    record,
+    start_labels,
+)
+from swan_surgery.channels.solving.two_sizes import Runs, solve_at_two_sizes
+from swan_surgery.channels.solving.unread import unread_widths
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError, TraceError
 from swan_surgery.models.copies import copy_of, shell_of, without_collection
-from swan_surgery.models.inputs import Inputs, as_inputs, doubled
+from swan_surgery.models.inputs import Inputs, as_inputs
 from swan_surgery.models.slim_attention import write_out_
 
 
@@ -25,6 +34,7 @@ def channel_map(
     example_inputs: Any,
     *,
     ignore: Iterable[str] = (),
+    free_outputs: Iterable[str] = (),
 ) -> ChannelMap:
     """Map which channels of a model live and die together.
 
@@ -35,10 +45,11 @@ def channel_map(
         model: any module; on any device, `meta` included.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         ignore: module names or glob patterns whose output channels stay without a gate.
+        free_outputs: outputs whose channels may go, as for `swanify`.
 
     Raises:
         ModelError: not an `nn.Module`.
-        InputError: `ignore` names nothing, or the inputs are of the wrong kind.
+        InputError: `ignore` or `free_outputs` names nothing, or the inputs are of the wrong kind.
         TraceError: the model cannot be run on the inputs.
 
     Example:
@@ -53,13 +64,14 @@ def channel_map(
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     inputs = as_inputs(example_inputs)
     ignored = match_modules(model, ignore)
+    free = (free_outputs,) if isinstance(free_outputs, str) else tuple(free_outputs)
     with without_collection(), torch.inference_mode(mode=False):
         try:
-            return _map(model, inputs, ignored, on_meta=True)
+            return _map(model, inputs, ignored, free, on_meta=True)
         except TraceError:
             if any(tensor.is_meta for tensor in model.parameters()):
                 raise
-            return _map(model, inputs, ignored, on_meta=False)
+            return _map(model, inputs, ignored, free, on_meta=False)
 
 
 def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
@@ -83,50 +95,82 @@ def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _map(model: nn.Module, inputs: Inputs, ignored: Sequence[str], *, on_meta: bool) -> ChannelMap:
-    def duplicate(original: nn.Module) -> nn.Module:
-        return write_out_((shell_of if on_meta else copy_of)(original))
+def _map(
+    model: nn.Module,
+    inputs: Inputs,
+    ignored: Sequence[str],
+    free: Sequence[str],
+    *,
+    on_meta: bool,
+) -> ChannelMap:
+    def duplicate() -> nn.Module:
+        return write_out_((shell_of if on_meta else copy_of)(model))
 
     if on_meta:
         inputs = inputs.on_meta()
-    stand_in = duplicate(model)
+    stand_in = duplicate()
     labelled = start_labels(stand_in)
-    notes: list[str] = []
     try:
-        evaluated = record(stand_in, inputs, labelled, training=False)
+        evaluated = record(duplicate, inputs, labelled, training=False, free_outputs=free)
     except Exception as err:
         raise TraceError(_run_message(model, inputs, err)) from err
-    traces = [Trace(training=False, recording=evaluated)]
-    train_inputs, message = inputs, ""
-    for candidate in (inputs, inputs.map(doubled)):
-        try:
-            # A shell has no data that a run could change.
-            private = stand_in if on_meta else duplicate(model)
-            trained = record(private, candidate, labelled, training=True)
-        except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
-            message = f"{type(err).__name__}: {err}".splitlines()[0]
-            continue
-        traces.append(Trace(training=True, recording=trained))
-        train_inputs = candidate
-        break
-    else:
-        if evaluated.unused:
-            notes.append(
-                f"train mode could not be run on these inputs ({message}); parts that run only in "
-                f"training were not mapped ({', '.join(evaluated.unused[:3])}, ...)"
+
+    def run(own: Inputs, *, training: bool) -> Recording:
+        return record(duplicate, own, labelled, training=training, free_outputs=free)
+
+    given = Trace(training=False, recording=evaluated, inputs=inputs)
+
+    def settled(runs: Runs) -> Solution:
+        _check_free(runs.traces, free)
+        pins = [*_ignore_pins(runs.traces, labelled, ignored), *runs.pins]
+        return settle(runs.traces, labelled, pins, duplicate, runs.witnesses)
+
+    solution, message = solve_at_two_sizes(given, run, settled, labelled, larger=on_meta)
+
+    def run_all(private: nn.Module) -> None:
+        for trace in solution.traces:
+            with torch.no_grad(), streams_kept():
+                private.train(trace.training)(*trace.inputs.args, **trace.inputs.kwargs)
+
+    solution.followers = {**solution.followers, **unread_widths(stand_in, solution, run_all)}
+    return assemble(solution, _plain_layers(stand_in), _notes(evaluated, message))
+
+
+def _plain_layers(model: nn.Module) -> frozenset[str]:
+    layers = (_ConvNd, nn.Linear)
+    return frozenset(name for name, m in model.named_modules() if isinstance(m, layers))
+
+
+def _notes(evaluated: Recording, message: str) -> tuple[str, ...]:
+    if not message or not evaluated.unused:
+        return ()
+    unused = ", ".join(evaluated.unused[:3])
+    note = (
+        f"train mode could not be run on these inputs ({message}); parts that run only in "
+        f"training were not mapped ({unused}, ...)"
+    )
+    return (note,)
+
+
+def _check_free(traces: Sequence[Trace], free: Sequence[str]) -> None:
+    """Every pattern names an output in one of the modes.
+
+    Raises:
+        InputError: one does not; lists what the model returns.
+    """
+    modes = {
+        "in training" if trace.training else "in eval": [n for n, _ in trace.recording.returned]
+        for trace in traces
+    }
+    for pattern in free:
+        if not any(fnmatch.filter(names, pattern) for names in modes.values()):
+            listed = "; ".join(
+                f"{mode} {', '.join(map(repr, names)) or 'no tensor'}"
+                for mode, names in modes.items()
             )
-    pins = _ignore_pins(traces, labelled, ignored)
-    solution = settle(
-        traces,
-        labelled,
-        pins,
-        lambda: duplicate(model),
-        lambda training: train_inputs if training else inputs,
-    )
-    plain_layers = frozenset(
-        name for name, m in stand_in.named_modules() if isinstance(m, (_ConvNd, nn.Linear))
-    )
-    return assemble(solution, plain_layers, tuple(notes))
+            raise InputError(
+                f"free_outputs={pattern!r} matches none of the model's outputs. It returns {listed}"
+            )
 
 
 def _run_message(model: nn.Module, inputs: Inputs, err: Exception) -> str:

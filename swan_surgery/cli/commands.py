@@ -18,6 +18,7 @@ from swan_surgery.cli.models import build_model, parse_inputs
 from swan_surgery.cli.shipping import export_command, latency_command, prune_command, report_command
 from swan_surgery.cli.training import train_command
 from swan_surgery.cli.waiting import waiting
+from swan_surgery.environment.interrupts import raise_on_interrupt
 from swan_surgery.environment.machine import own_version
 from swan_surgery.experiments.digits import DemoSettings, run_study
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `swan-surgery` command."""
+    raise_on_interrupt()
     app()
 
 

@@ -20,7 +20,7 @@ from rich.progress import (
 
 from swan_surgery.cli.models import build_model
 from swan_surgery.cli.subjects import with_weights
-from swan_surgery.cli.waiting import on_threads
+from swan_surgery.cli.waiting import foreign_code, on_threads
 from swan_surgery.errors import InputError, WritingError
 from swan_surgery.experiments.classifier import (
     TrainSettings,
@@ -109,7 +109,7 @@ def train_command(
 
 def _run(settings: TrainSettings, folder: Path, *, fresh: bool) -> dict[str, Any]:
     teller = _Teller()
-    with on_threads(settings.threads or None), torch.random.fork_rng():
+    with foreign_code(), on_threads(settings.threads or None), torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         found = load_data(settings)
         subject = build_model(
@@ -123,9 +123,9 @@ def _run(settings: TrainSettings, folder: Path, *, fresh: bool) -> dict[str, Any
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise WritingError(f"cannot make the folder {folder}: {err.strerror}") from err
-        if fresh:
-            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         teller.say(f"{settings.model} on {found.about}.")
-        outcome = run_experiment(model, settings, found, folder=folder, narrator=teller)
+        outcome = run_experiment(
+            model, settings, found, folder=folder, narrator=teller, fresh=fresh
+        )
         teller.say("Measuring both models.")
         return write_outputs(outcome, settings, found, folder)

@@ -1,19 +1,43 @@
 """What is shown while a command works."""
 
+import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import torch
 from rich.console import Console
 
+from swan_surgery.errors import InputError
+
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """A spinner on stderr, so that stdout holds the result alone."""
-    with Console(stderr=True).status(text), warnings.catch_warnings():
+    """A spinner on stderr, so that stdout holds the result alone; models run inside."""
+    with foreign_code(), Console(stderr=True).status(text), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def foreign_code() -> Iterator[None]:
+    """People's own code runs inside: what it prints goes to stderr, and does not end the command.
+
+    Raises:
+        InputError: it called `sys.exit`.
+    """
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)  # what is written past Python as well
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as err:
+        raise InputError(f"the model's own code ended the program: sys.exit({err.code!r})") from err
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 @contextmanager

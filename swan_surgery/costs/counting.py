@@ -1,76 +1,46 @@
-"""Counts with fvcore: MACs per module, and the operations that it has no formula for.
+"""Counts multiply-adds as a model runs: MACs per module, and the operations without a formula.
 
-fvcore calls multiply-adds "flops". It traces with torch.jit, which drops layers whose output nobody
-reads; its own handles for einsum, broadcast matmul and string paddings are replaced by exact ones.
+Every ATen operation of one real run is priced by the shapes that enter and leave it. So what runs has a
+count, whatever Python, autograd functions or checkpoints are around it, and what nobody reads counts
+too: it runs. The channel map prices operations on its own; this is what certifies it.
 """
 
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from swan_surgery.channels.rules.op_facts import OpFacts
-from swan_surgery.channels.rules.registry import macs_formulas
+from swan_surgery.channels.rules.registry import facts_of
+from swan_surgery.costs.formulas import FORMULAS
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
-from swan_surgery.models import Inputs, as_inputs, copy_of
+from swan_surgery.models import as_inputs, copy_of
 from swan_surgery.models.checks import check_arguments, check_data, described
-from swan_surgery.models.outputs import iter_tensors
-
-
-with warnings.catch_warnings():  # importing fvcore meets torch's deprecation of torch.jit.script
-    warnings.simplefilter("ignore", FutureWarning)
-    from fvcore.nn import FlopCountAnalysis
-    from fvcore.nn.jit_handles import conv_flop_count
-
-
-# fvcore's names of the operations whose multiply-adds are counted.
-_COUNTED = (
-    "conv",
-    "linear",
-    "addmm",
-    "matmul",
-    "mm",
-    "bmm",
-    "einsum",
-    "baddbmm",
-    "mv",
-    "attention",
-    "registered",
-)
-
-
-class _Traceable(nn.Module):
-    """What torch.jit can trace: positional arguments in, a tuple of tensors out."""
-
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        super().__init__()
-        self.model = model
-        self._num_args = len(inputs.args)
-        self._names = list(inputs.kwargs)
-
-    def forward(self, *values: Any) -> Any:
-        named = dict(zip(self._names, values[self._num_args :], strict=True))
-        found = tuple(iter_tensors(self.model(*values[: self._num_args], **named)))
-        return found or torch.zeros(())
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorCounts:
-    """What fvcore found in one forward pass.
+    """What was found in one forward pass.
 
     Attributes:
-        macs: of every module by dotted name, children included; `""` is the whole model.
-        uncounted: number of calls of each operation that fvcore has no formula for.
+        macs: of every module that multiplies by dotted name, children included; `""` is the whole model.
+        calls: MACs of every product that a module itself runs, in order; children are not included.
+        uncounted: number of calls of each operation without a formula that is not pointwise.
     """
 
     macs: Mapping[str, int]
+    calls: Mapping[str, tuple[int, ...]]
     uncounted: Mapping[str, int]
 
 
@@ -87,96 +57,178 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
     inputs = as_inputs(example_inputs)
     check_data(base, inputs, to="count MACs")
     check_arguments(base, inputs)
-    wrapper = _Traceable(copy_of(base).eval(), inputs)
-    values = (*inputs.args, *inputs.kwargs.values())
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    mode = _CountingMode()
+    copy = copy_of(base).eval()
     try:
-        with streams_kept():
-            analysis = FlopCountAnalysis(wrapper, values)
-            analysis.unsupported_ops_warnings(enabled=False)
-            analysis.uncalled_modules_warnings(enabled=False)
-            analysis.tracer_warnings("none")
-            analysis.set_op_handle("aten::_convolution_mode", _same_conv_macs)
-            analysis.set_op_handle("aten::einsum", _einsum_macs)
-            analysis.set_op_handle("aten::matmul", _matmul_macs)
-            analysis.set_op_handle("aten::baddbmm", _baddbmm_macs)
-            analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-            for name, facts in macs_formulas().items():
-                analysis.set_op_handle(name.replace(".", "::", 1), _by_formula(facts))
-            counts = analysis.by_module_and_operator()
-            uncounted = dict(analysis.unsupported_ops())
+        with _as_it_runs(copy, mode), mode, _EinsumMode(mode):
+            copy(*inputs.args, **inputs.kwargs)
     except Exception as err:  # the model's own code may raise anything
         first = str(err).splitlines()[0] if str(err) else ""
         raise InputError(
-            f"MACs of {type(base).__name__} cannot be counted on {described(inputs)}: {first}"
+            f"MACs of {type(base).__name__} cannot be counted on {described(inputs)}, because it "
+            f"cannot be run on them: {first}"
         ) from err
+    calls = {name: tuple(own) for name, own in mode.calls.items()}
+    return OperatorCounts(_with_children(calls, mode.entered), calls, dict(mode.uncounted))
+
+
+def _with_children(
+    calls: Mapping[str, tuple[int, ...]], entered: Mapping[str, None]
+) -> Mapping[str, int]:
+    """MACs of every module that ran, and of all that stand above it."""
+    totals: dict[str, int] = dict.fromkeys(("", *entered), 0)
+    for name, own in calls.items():
+        parts = name.split(".") if name else []
+        for end in range(len(parts) + 1):
+            above = ".".join(parts[:end])
+            totals[above] = totals.get(above, 0) + sum(own)
+    return totals
+
+
+class _CountingMode(TorchDispatchMode):
+    """Prices every operation where it runs: `running` holds the names of the modules that do."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.running = [""]
+        self.entered: dict[str, None] = {}
+        self.calls: dict[str, list[int]] = defaultdict(list)
+        self.uncounted: Counter[str] = Counter()
+        self.is_paused = False
+
+    def __torch_dispatch__(
+        self,
+        op: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run the operation and note what it costs."""
+        kwargs = kwargs or {}
+        if self.is_paused:
+            return op(*args, **kwargs)
+        if isinstance(op, torch._ops.OpOverload) and not _is_priced(op):  # noqa: SLF001 - as below
+            with (
+                self
+            ):  # what a model runs in inference mode comes in one piece: its parts are priced
+                parts = op.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = op(*args, **kwargs)
+        if not isinstance(op, torch._ops.OpOverload):  # noqa: SLF001 - an operation over functions
+            self.uncounted[f"higher_order::{op.name()}"] += 1
+            return out
+        facts, own = facts_of(op), FORMULAS.get(str(op.overloadpacket))
+        if facts.macs is not None:
+            macs = facts.macs(_shapes((args, kwargs)), _shapes(out))
+        elif own is not None:
+            macs = own(args, out)
+        else:
+            moves = op.is_view or facts.is_reshape or not facts.is_step
+            if not moves and torch.Tag.pointwise not in op.tags and _computes(args, out):
+                self.uncounted[op.name().partition(".")[0]] += 1
+            return out
+        self.calls[self.running[-1]].append(macs)
+        return out
+
+
+class _EinsumMode(TorchFunctionMode):
+    """Prices an einsum of two operands as written: at a width of one torch takes another way, without products."""
+
+    def __init__(self, counting: _CountingMode) -> None:
+        super().__init__()
+        self.counting = counting
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function; of an einsum note the product of all its sizes instead of what it runs."""
+        kwargs = kwargs or {}
+        counting = self.counting
+        macs = _einsum_macs(args) if func is torch.einsum and not counting.is_paused else None
+        if macs is None:
+            return func(*args, **kwargs)
+        counting.is_paused = True
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            counting.is_paused = False
+        counting.calls[counting.running[-1]].append(macs)
+        return out
+
+
+def _einsum_macs(args: tuple[Any, ...]) -> int | None:
+    """The product of all sizes of an equation of two operands; None of any other."""
+    operands = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
+    if not isinstance(args[0], str) or "." in args[0] or len(operands) != 2:
+        return None
+    sizes: dict[str, int] = {}
+    letters = args[0].replace(" ", "").split("->")[0].split(",")
+    for own, operand in zip(letters, operands, strict=True):
+        sizes |= dict(zip(own, operand.shape, strict=True))
+    return prod(sizes.values())
+
+
+def _is_priced(op: Any) -> bool:
+    return facts_of(op).macs is not None or str(op.overloadpacket) in FORMULAS
+
+
+def _computes(args: tuple[Any, ...], out: Any) -> bool:
+    """Whether real numbers come in and go out."""
+    return all(
+        any(isinstance(leaf, Tensor) and _is_real(leaf) for leaf in tree_leaves(tree))
+        for tree in (args, out)
+    )
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _as_it_runs(model: nn.Module, mode: _CountingMode) -> Iterator[None]:
+    """A run that leaves random numbers alone, tells the mode where it is, and hides no product."""
+    handles = [
+        handle
+        for name, module in model.named_modules()
+        for handle in (
+            module.register_forward_pre_hook(_entering(mode, name)),
+            module.register_forward_hook(_leaving(mode), always_call=True),
+        )
+    ]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    # Kernels of accelerators pad heads to widths of their own; the CPU's needs less memory.
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    plain = nullcontext() if on_cpu else sdpa_kernel(SDPBackend.MATH)
+    try:
+        # In inference mode a dispatch mode would meet linear and conv2d whole.
+        inference = torch.inference_mode(mode=False)
+        with warnings.catch_warnings(), streams_kept(), inference, torch.no_grad(), plain:
+            warnings.simplefilter("ignore")  # the model's own warnings are for its own runs
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-    macs = {
-        name.removeprefix("model").removeprefix("."): sum(int(by_op[op]) for op in _COUNTED)
-        for name, by_op in counts.items()
-        if name.startswith("model")
-    }
-    return OperatorCounts(macs, uncounted)
+        for handle in handles:
+            handle.remove()
 
 
-def _by_formula(facts: OpFacts) -> Callable[[list[Any], list[Any]], Counter[str]]:
-    """A handle for an operation with a formula of the user's."""
+def _entering(mode: _CountingMode, name: str) -> Callable[[nn.Module, Any], None]:
+    def hook(_module: nn.Module, _args: Any) -> None:
+        mode.running.append(name)
+        mode.entered[name] = None
 
-    def count(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        assert facts.macs is not None  # noqa: S101 - chosen for it
-        given, returned = ([s for v in values for s in _shapes(v)] for values in (inputs, outputs))
-        return Counter({"registered": facts.macs(given, returned)})
-
-    return count
+    return hook
 
 
-def _shapes(value: Any) -> Iterator[tuple[int, ...]]:
-    """The shapes of the tensors that a value of a traced graph holds."""
-    if value.node().kind() == "prim::ListConstruct":
-        for item in value.node().inputs():
-            yield from _shapes(item)
-    elif value.type().kind() == "TensorType":
-        yield tuple(value.type().sizes())
+def _leaving(mode: _CountingMode) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _args: Any, _out: Any) -> None:
+        mode.running.pop()
 
-
-def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Multiply-adds of a two-operand einsum: the product of all index sizes.
-
-    fvcore's own handle halves numpy's FLOP estimate, which is a few MACs off.
-    """
-    del outputs
-    equation = str(inputs[0].toIValue()).replace(" ", "").split("->")[0].split(",")
-    sizes: dict[str, int] = {}
-    shapes = [value.type().sizes() for value in inputs[1].node().inputs()]
-    for letters, shape in zip(equation, shapes, strict=True):
-        sizes |= dict(zip(letters[::-1], shape[::-1], strict=False))
-    return Counter({"einsum": prod(sizes.values())})
-
-
-def _same_conv_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """A convolution with `padding="same"` or `"valid"`, which fvcore has no handle for."""
-    x, weight, out = (value.type().sizes() for value in (inputs[0], inputs[1], outputs[0]))
-    return Counter({"conv": conv_flop_count(x, weight, out, transposed=False)})
-
-
-def _matmul_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Multiply-adds of a matmul: output elements times the summed size.
-
-    fvcore's own handle forgets the batch when only the second operand has one.
-    """
-    summed = inputs[0].type().sizes()[-1]
-    return Counter({"matmul": prod(outputs[0].type().sizes()) * summed})
-
-
-def _baddbmm_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Multiply-adds of a batched product that is added to something; fvcore has no handle."""
-    summed = inputs[1].type().sizes()[-1]
-    return Counter({"baddbmm": prod(outputs[0].type().sizes()) * summed})
-
-
-def _attention_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Multiply-adds of q k^T and of the weights times v: [..., L, E], [..., S, E], [..., S, V]."""
-    q, k, _, out = (value.type().sizes() for value in (*inputs[:3], outputs[0]))
-    return Counter({"attention": prod(q) * k[-2] + prod(out) * k[-2]})
+    return hook

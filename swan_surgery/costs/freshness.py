@@ -84,7 +84,12 @@ def _channels_now(gated: GatedModel) -> ChannelMap:
     if same_inputs and structure_of(gated.model) == gated.mapped_structure:
         return gated.channels
     try:
-        found = channel_map(gated.model, gated.own_inputs(), ignore=gated.ignored)
+        found = channel_map(
+            gated.model,
+            gated.own_inputs(),
+            ignore=gated.ignored,
+            free_outputs=gated.free_outputs,
+        )
     except SwanError as err:
         raise CostError(f"{_CHANGED} and cannot be mapped anew ({err}); {_ADVICE}") from err
     by_slots = {frozenset(found.slots(unit)): unit for unit in range(found.num_units)}

@@ -1,12 +1,15 @@
 """MACs: what a model costs, what a gated model would cost, what each unit adds.
 
 One MAC is one multiply-add of a convolution, linear layer or matrix product; bias, normalisation,
-activation and pooling are not counted. FLOPs = 2 x MACs. fvcore counts every layer once (it calls MACs
-"flops"); from then on a layer's MACs scale with the open units on each of its axes.
+activation and pooling are not counted. FLOPs = 2 x MACs. Every layer is counted in one run; from then on
+its MACs scale with the open units on each of its axes.
 """
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -16,12 +19,11 @@ from swan_surgery.channels import CostTerm
 from swan_surgery.costs.counting import count_operators
 from swan_surgery.costs.freshness import channels_now, kept_table
 from swan_surgery.costs.table import CostTable, build_table
-from swan_surgery.errors import CostError
 from swan_surgery.gates import GatedModel
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
-    """MACs of one forward pass in eval mode, counted by fvcore on a copy.
+    """MACs of one forward pass in eval mode, counted as a copy runs.
 
     Args:
         model: any module; of a gated model the base model is counted.
@@ -41,14 +43,13 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
 
 
 def cost_table(gated: GatedModel) -> CostTable:
-    """The MACs of a gated model as a table, certified layer by layer against fvcore.
+    """The MACs of a gated model as a table, certified layer by layer by a run.
 
     Built once, and anew when the model or its example inputs change.
 
     Raises:
         ModelError: `gated` is not a gated model.
-        CostError: fvcore counts other MACs for some layer than the channel map says, or the model was
-            changed and its gates no longer fit.
+        CostError: the model was changed and its gates no longer fit.
     """
 
     def make() -> CostTable:
@@ -58,52 +59,76 @@ def cost_table(gated: GatedModel) -> CostTable:
 
 
 def certified_terms(gated: GatedModel) -> tuple[CostTerm, ...]:
-    """The cost terms that fvcore counts too; layers whose output nobody reads cost nothing there.
+    """The cost terms of the channel map, each certified by what its module costs in a real run.
 
-    Where some modules run for a share of the inputs only, a table of `share_terms(terms, shares)` says
-    what that costs.
+    What the run shows is right: rows that data selects are priced as selected, what only the map has
+    costs nothing, what only the run has stays whatever is closed. Where some modules run for a share
+    of the inputs only, a table of `share_terms(terms, shares)` says what that costs.
 
     Raises:
-        CostError: as `cost_table`.
+        CostError: the model was changed and its gates no longer fit.
+
+    Warns:
+        UserWarning: the run and the map differ although nothing is selected by data.
     """
     channels = channels_now(gated)
-    counted = count_operators(gated.model, gated.own_inputs()).macs
-    terms = tuple(term for term in channels.costs if counted.get(term.module, 1))
-    if channels.selects_by_data:
-        terms = _rescaled(terms, counted)
-    ours = module_macs(terms)
-    wrong = [name for name, macs in counted.items() if name in ours and ours[name] != macs]
-    if counted[""] != ours[""] and not wrong:
-        wrong = [""]
-    if wrong:
-        deepest = max(wrong, key=lambda name: name.count(".") if name else -1)
-        raise CostError(
-            f"module {deepest!r} costs {counted[deepest]:,} MACs by fvcore but "
-            f"{ours.get(deepest, 0):,} by the channel map; please report this model"
+    counted = count_operators(gated.model, gated.own_inputs()).calls
+    by_module: dict[str, list[CostTerm]] = {name: [] for name in counted}
+    for term in channels.costs:
+        by_module.setdefault(term.module, []).append(term)
+    differs = [name for name, own in by_module.items() if _sum(own) != sum(counted.get(name, ()))]
+    if not differs:
+        return channels.costs
+    if not channels.selects_by_data:
+        first = differs[0]
+        warnings.warn(
+            f"module {first!r} costs {sum(counted.get(first, ())):,} MACs as it runs but "
+            f"{_sum(by_module[first]):,} by the channel map ({len(differs)} such modules): it is priced "
+            f"in proportion, and a budget may be missed by a little; swan.count_macs(small, inputs) "
+            f"says what a pruned model costs. Please report this model",
+            UserWarning,
+            stacklevel=2,
         )
-    return terms
+    return tuple(
+        term
+        for name, own in by_module.items()
+        for term in as_counted(own, counted.get(name, ()), module=name)
+    )
 
 
-def _rescaled(terms: tuple[CostTerm, ...], counted: Mapping[str, int]) -> tuple[CostTerm, ...]:
-    """How often layers run that work on what was selected by data, as on boxes, is fvcore's to say.
+def _sum(terms: Iterable[CostTerm]) -> int:
+    return sum(term.macs for term in terms)
 
-    The map took everything to be selected. Only whole multiples are taken over; the rest stays, and
-    is refused.
+
+def as_counted(
+    terms: Sequence[CostTerm], calls: Sequence[int], *, module: str
+) -> tuple[CostTerm, ...]:
+    """The terms of one module, priced at what its calls cost in a run.
+
+    Call by call where there are as many calls as terms, else all in proportion.
     """
-    ours, below = module_macs(terms), dict.fromkeys(counted, 0)
-    for name, macs in counted.items():
-        if name and (parent := name.rpartition(".")[0]) in below:
-            below[parent] += macs
-    own: dict[str, int] = {}
-    for term in terms:
-        own[term.module] = own.get(term.module, 0) + term.macs
-    result = []
-    for term in terms:
-        wanted = counted.get(term.module, ours[term.module]) - below.get(term.module, 0)
-        factor, rest = divmod(term.factor * wanted, own[term.module])
-        macs = term.macs // max(term.factor, 1) * factor
-        result.append(term if rest else replace(term, factor=factor, macs=macs))
-    return tuple(result)
+    if _sum(terms) == sum(calls):
+        return tuple(terms)
+    if len(terms) == len(calls):
+        pairs = zip(terms, calls, strict=True)
+    else:
+        pairs = zip(terms, _parts(sum(calls), [term.macs for term in terms]), strict=True)
+    found = [_priced(term, macs) for term, macs in pairs if macs]
+    rest = sum(calls) - _sum(found)
+    return (*found, CostTerm(module, "run", rest, (), rest)) if rest else tuple(found)
+
+
+def _parts(total: int, shares: Sequence[int]) -> list[int]:
+    """A whole number in whole parts that are in proportion; nothing where all shares are 0."""
+    ends = [total * end // (sum(shares) or 1) for end in accumulate(shares, initial=0)]
+    return [end - start for start, end in pairwise(ends)]
+
+
+def _priced(term: CostTerm, macs: int) -> CostTerm:
+    """The term at other MACs; a rest that is no whole multiple of its axes is left out."""
+    once = prod(sum(axis.counts) + axis.num_fixed for axis in term.axes)
+    factor = macs // max(once, 1)
+    return replace(term, factor=factor, macs=factor * once)
 
 
 def module_macs(terms: Iterable[CostTerm]) -> Mapping[str, int]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from swan_surgery.channels import ChannelMap, RepeatedNumber
 from swan_surgery.errors import EmptyLayerError, InputError
+from swan_surgery.models.steps import Shapes
 
 
 _VERSION = 3
@@ -33,7 +34,7 @@ class AttributeValue:
 
 @dataclass(frozen=True, slots=True)
 class NumberValue:
-    """The new value of a number in a module's code; see `RepeatedNumber`."""
+    """The new value of a number in a module's code, or a factor for it; see `RepeatedNumber`."""
 
     module: str
     function: str
@@ -42,6 +43,7 @@ class NumberValue:
     training: bool
     value: float
     site: str = ""
+    is_factor: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,37 +81,72 @@ class PruningPlan:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> "PruningPlan":
+    def from_json(cls, text: str, *, shapes: Shapes | None = None) -> "PruningPlan":
         """Read what `to_json` wrote.
 
+        Args:
+            text: the JSON.
+            shapes: of the tensors that the plan is for; a plan that keeps what they do not have is
+                refused before its positions are spelled out, whatever size the text claims.
+
         Raises:
-            InputError: not a plan, or of another version.
+            InputError: not a plan, of another version, or for other tensors.
         """
         try:
             data = json.loads(text)
             if data["version"] != _VERSION:
                 raise InputError(f"plan version {data['version']} is not {_VERSION}")
-            kept = [_unpacked(bits) for bits in data["kept"]]
-            positions = tuple(
-                KeptPositions(str(tensor), int(axis), kept[index])
-                for tensor, axis, index in data["positions"]
-            )
+            kept = [_bits(digits) for digits in data["kept"]]
+            units = _bits(data["open_units"])
+            entries = [(str(t), int(axis), int(index)) for t, axis, index in data["positions"]]
+            if shapes is not None:
+                _check_sizes(shapes, int(data["num_units"]), units, kept, entries)
+            sets = [_unpacked(bits) for bits in kept]
+            positions = tuple(KeptPositions(t, axis, sets[index]) for t, axis, index in entries)
             attributes = tuple(AttributeValue(*entry) for entry in data["attributes"])
             numbers = tuple(NumberValue(*entry) for entry in data["numbers"])
-            units = _unpacked(data["open_units"])
-            return cls(int(data["num_units"]), units, positions, attributes, numbers)
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as err:
+            return cls(int(data["num_units"]), _unpacked(units), positions, attributes, numbers)
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as err:
             if isinstance(err, InputError):
                 raise
             raise InputError(f"not a pruning plan: {err}") from err
+
+
+def _check_sizes(
+    shapes: Shapes,
+    num_units: int,
+    units: int,
+    kept: list[int],
+    entries: list[tuple[str, int, int]],
+) -> None:
+    """Every set of positions is that of an axis, and fits it; no axis is cut twice."""
+    # Every unit lies somewhere, every layer keeps something.
+    if not units.bit_length() <= num_units <= sum(map(sum, shapes.values())):
+        raise InputError(f"{units.bit_length()} of {num_units} units are more than the model has")
+    used = {index for _, _, index in entries}
+    if used != set(range(len(kept))) or len({entry[:2] for entry in entries}) < len(entries):
+        raise InputError("sets of positions and axes do not belong together")
+    # Tensors that are plain attributes have no shape here: they are as wide as what meets them.
+    widest = max(map(max, filter(None, shapes.values())), default=0)
+    for tensor, axis, index in entries:
+        shape = shapes.get(tensor, (widest,) * (axis + 1))
+        if not 0 <= axis < len(shape) or kept[index].bit_length() > shape[axis]:
+            raise InputError(f"{tensor!r} of shape {shape} has no such positions on {axis}")
 
 
 def _packed(positions: tuple[int, ...]) -> str:
     return f"{sum(1 << position for position in positions):x}"
 
 
-def _unpacked(bits: str) -> tuple[int, ...]:
-    return tuple(index for index, bit in enumerate(f"{int(bits, 16):b}"[::-1]) if bit == "1")
+def _bits(digits: str) -> int:
+    bits = int(digits, 16)
+    if bits < 0:
+        raise ValueError(f"{digits[:20]!r} is no set of positions")
+    return bits
+
+
+def _unpacked(bits: int) -> tuple[int, ...]:
+    return tuple(index for index, bit in enumerate(f"{bits:b}"[::-1]) if bit == "1")
 
 
 def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
@@ -129,6 +166,11 @@ def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
     positions = []
     for entry in channels.tensors:
         kept = tuple(index for index, unit in enumerate(entry.units) if stays[unit])
+        if not kept:
+            raise EmptyLayerError(
+                f"{entry.tensor!r} would keep none of its {len(entry.units)} channels on axis "
+                f"{entry.axis}; raise gates.min_width to at least 1, or its logits"
+            )
         if len(kept) < len(entry.units):
             positions.append(KeptPositions(entry.tensor, entry.axis, kept))
     open_units = tuple(unit for unit in range(channels.num_units) if stays[unit])
@@ -138,7 +180,16 @@ def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
         if not all(stays[unit] for unit in a.units)
     )
     numbers = tuple(
-        NumberValue(n.module, n.function, n.number, n.leaf, n.training, _number(n, stays), n.site)
+        NumberValue(
+            n.module,
+            n.function,
+            n.number,
+            n.leaf,
+            n.training,
+            _number(n, stays),
+            n.site,
+            n.power != 0,
+        )
         for n in channels.numbers
         if positions
     )
@@ -146,4 +197,7 @@ def make_plan(channels: ChannelMap, mask: Tensor) -> PruningPlan:
 
 
 def _number(entry: RepeatedNumber, stays: list[bool]) -> float:
-    return entry.value if entry.units is None else sum(stays[unit] for unit in entry.units)
+    if entry.units is None:
+        return entry.value
+    left = sum(stays[unit] for unit in entry.units)
+    return (len(entry.units) / max(left, 1)) ** entry.power if entry.power else left

@@ -1,13 +1,15 @@
 """`prune`: from open gates to a smaller dense model of the given class, verified."""
 
 import warnings
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from swan_surgery.costs.latency_table import LatencyTable
+from swan_surgery.cutting.compensation import compensate as compensate_layers
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan_, cut_step
 from swan_surgery.cutting.verification import verify_pruned
@@ -32,6 +34,8 @@ def prune(
     latency_table: LatencyTable | None = None,
     round_to: int | Literal["auto"] = 1,
     verify: bool = True,
+    compensate: Iterable[Any] | None = None,
+    reference: nn.Module | None = None,
 ) -> nn.Module:
     """Remove the closed channels: a plain model of the given class, `forward` and state-dict keys.
 
@@ -50,7 +54,12 @@ def prune(
         round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
             the best of the closed units. "auto" takes the multiple that `latency_table` found to be
             the fastest per MAC.
-        verify: run both models on the example inputs and compare.
+        verify: run both models on the example inputs and compare (before weights are solved for).
+        compensate: batches with which the weights behind the cut are solved for anew, as
+            `swan.compensate` does.
+        reference: what these then aim at: a plain model with the base model's shapes, such as the
+            trained network that was gated. By default the gated model as its hard gates stand, so
+            that what a budget closes beyond these is made up for.
 
     Raises:
         ModelError: `gated` is not a gated model, or on the meta device.
@@ -86,7 +95,12 @@ def prune(
         mask = widest_mask(gated, ranking(gated), limits, round_to=multiple)
     else:
         mask = round_widths(gated, gated.gates.open_mask(), multiple)
-    return cut_to(gated, mask, verify=verify)
+    small = cut_to(gated, mask, verify=verify)
+    if compensate is not None:
+        if reference is None:
+            reference = cut_to(gated, mask | gated.gates.open_mask(), verify=False)
+        compensate_layers(small, reference, compensate)
+    return small
 
 
 def prune_by_score(
@@ -101,6 +115,7 @@ def prune_by_score(
     diminishing: bool = True,
     round_to: int | Literal["auto"] = 1,
     verify: bool = True,
+    compensate: Iterable[Any] | None = None,
 ) -> nn.Module:
     """One-shot pruning: keep the units with the highest scores within a budget; gates play no part.
 
@@ -117,7 +132,9 @@ def prune_by_score(
             those above it, more the fewer they are (`diminishing_returns`): a layer whose channels
             each matter little does not close for that alone. False takes scores as they are.
         round_to: widths become multiples of this many channels; "auto" as in `prune`.
-        verify: run both models on the example inputs and compare.
+        verify: run both models on the example inputs and compare (before weights are solved for).
+        compensate: batches with which the weights behind the cut are solved for anew, so that they give
+            what the base model's gave: `swan.compensate`.
 
     Raises:
         ModelError: `gated` is not a gated model, or on the meta device.
@@ -165,7 +182,10 @@ def prune_by_score(
         scores = DiminishingReturns(gated.channels.unit_groups, len(scores))(scores)
     order = order_by_price(scores, limits if per_cost else (), least)
     mask = widest_mask(gated, order, limits, least=least, round_to=multiple)
-    return cut_to(gated, mask, verify=verify)
+    small = cut_to(gated, mask, verify=verify)
+    if compensate is not None:
+        compensate_layers(small, gated.base_model(), compensate)
+    return small
 
 
 def _multiple(round_to: object, table: LatencyTable | None) -> int:

@@ -1,5 +1,6 @@
 """A cut as a step of a model's provenance: its plan, and how it is done to a fresh model."""
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -7,14 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from swan_surgery.calls.arguments import Factor
 from swan_surgery.calls.functions import RESIZABLE
 from swan_surgery.channels.rehearsal.numbers import Place
 from swan_surgery.costs.macs import cost_table
+from swan_surgery.cutting.own_saving import warn_on_save_pretrained_
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.errors import ArtifactError, CostError, InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import copy_of
-from swan_surgery.models.attributes import Attribute
+from swan_surgery.models.architecture import shapes_of
+from swan_surgery.models.attributes import Attribute, whole_numbers_of
 from swan_surgery.models.slicing import cut_
 from swan_surgery.models.slim_attention import put_back_, write_out_
 from swan_surgery.models.steps import Shapes, Step, StepKind, StepMacs, register_step
@@ -55,36 +59,50 @@ def apply_plan_(copy: nn.Module, plan: PruningPlan) -> nn.Module:
     for a in plan.attributes:
         Attribute(a.module, a.name, a.index).write_(copy, a.value)
     for n in plan.numbers:
-        Place(n.module, n.function, n.number, n.leaf, n.training, n.site).write_(copy, n.value)
-    return put_back_(copy)
+        place = Place(n.module, n.function, n.number, n.leaf, n.training, n.site)
+        place.write_(copy, Factor(n.value) if n.is_factor else n.value)
+    return warn_on_save_pretrained_(put_back_(copy))
 
 
 def _apply(model: nn.Module, step: Step) -> nn.Module:
-    plan = _plan(step)
+    plan = _plan(step, shapes_of(model))
     _check(model, plan)
     return apply_plan(model, plan)
 
 
 def _reshape(shapes: Shapes, step: Step) -> Shapes:
     found = {name: list(shape) for name, shape in shapes.items()}
-    for entry in _plan(step).positions:
-        found[entry.tensor][entry.axis] = len(entry.kept)
+    for entry in _plan(step, shapes).positions:
+        if entry.tensor in found:  # a plain attribute is no part of the state
+            found[entry.tensor][entry.axis] = len(entry.kept)
     return {name: tuple(shape) for name, shape in found.items()}
 
 
-def _plan(step: Step) -> PruningPlan:
-    return PruningPlan.from_json(step.data["plan"])
+def _plan(step: Step, shapes: Shapes) -> PruningPlan:
+    return PruningPlan.from_json(step.data["plan"], shapes=shapes)
 
 
 def _check(model: nn.Module, plan: PruningPlan) -> None:
-    """Nothing but whole numbers that are there already may be written into a model."""
+    """Nothing may be written into a model but what a map of it could ask for: widths that shrink."""
     for entry in plan.attributes:
-        found = Attribute(entry.module, entry.name, entry.index).read(model)
-        if entry.name.startswith("_") or type(found) is not int or type(entry.value) is not int:
-            raise ArtifactError(f"the file sets {entry.module}.{entry.name}, which is no width")
+        owner = model.get_submodule(entry.module)
+        found = {(name, index): number for name, index, number in whole_numbers_of(owner)}
+        before = found.get((entry.name, entry.index))
+        if before is None:
+            raise ArtifactError(
+                f"the file sets {entry.name!r} of module {entry.module!r}, which is no width"
+            )
+        if type(entry.value) is not int or not 0 <= entry.value < before:
+            raise ArtifactError(
+                f"the file sets {entry.name!r} of module {entry.module!r} to {entry.value!r}; a width "
+                f"of {before} can become 0 to {before - 1}"
+            )
     for number in plan.numbers:
-        if number.function not in RESIZABLE or type(number.value) not in (int, float):
-            raise ArtifactError(f"the file replaces numbers in {number.function!r}")
+        is_number = type(number.value) in (int, float) and math.isfinite(number.value)
+        if number.function not in RESIZABLE or not is_number:
+            raise ArtifactError(
+                f"the file replaces a number in {number.function!r} by {number.value!r}"
+            )
 
 
 register_step(CUT, StepKind(_VERSION, _apply, _reshape))

@@ -1,6 +1,6 @@
 """Closed equals cut: compares a gated model with its pruned model on real forward passes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import VerificationError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs, copy_of, doubled
-from swan_surgery.models.outputs import iter_tensors
+from swan_surgery.models.outputs import iter_named_tensors
 
 
 # Relative to the largest output. In float64 a wrong channel cannot hide; float32 rounds.
@@ -100,9 +100,14 @@ def _widened(value: Any) -> Any:
 
 
 def _relative_error(gated: GatedModel, pruned: nn.Module, mask: Tensor, inputs: Inputs) -> float:
-    first = list(iter_tensors(_run(gated, mask, gated, inputs)))
+    first = list(_what_stays(gated, mask, _run(gated, mask, gated, inputs)))
+    skipped = _spread(gated)
     try:
-        second = list(iter_tensors(_run(pruned, None, gated, inputs)))
+        second = [
+            tensor
+            for name, tensor in iter_named_tensors(_run(pruned, None, gated, inputs))
+            if name not in skipped
+        ]
     except (RuntimeError, ValueError, IndexError):
         return float("inf")  # its shapes do not even fit
     if [t.shape for t in first] != [t.shape for t in second]:
@@ -111,6 +116,25 @@ def _relative_error(gated: GatedModel, pruned: nn.Module, mask: Tensor, inputs: 
     for one, two in zip(first, second, strict=True):
         worst = max(worst, tensor_error(one, two))
     return worst
+
+
+def _what_stays(gated: GatedModel, mask: Tensor, output: Any) -> Iterator[Tensor]:
+    """What a gated model returned; of outputs that were given up the positions that stay."""
+    is_open = torch.cat([mask.cpu(), torch.ones(1, dtype=torch.bool)])  # the last is `PINNED`
+    skipped = _spread(gated)
+    for name, tensor in iter_named_tensors(output):
+        if name in skipped:
+            continue
+        for entry in gated.channels.free_outputs:
+            if entry.name == name and entry.axis is not None and not entry.training:
+                kept = is_open[list(entry.units)].nonzero().flatten()
+                tensor = tensor.index_select(entry.axis, kept.to(tensor.device))  # noqa: PLW2901
+        yield tensor
+
+
+def _spread(gated: GatedModel) -> set[str]:
+    """Outputs that were given up and whose channels lie on no axis of their own: nothing to compare."""
+    return {entry.name for entry in gated.channels.free_outputs if entry.axis is None}
 
 
 def tensor_error(one: Tensor, two: Tensor) -> float:

@@ -1,9 +1,11 @@
-"""Blocks that draw random numbers and leave torch's streams as they were."""
+"""Blocks that draw random numbers and leave the streams as they were."""
 
 import functools
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -24,6 +26,17 @@ def streams_kept(seed: int | None = None) -> Iterator[None]:
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         yield
+
+
+@contextmanager
+def pythons_kept() -> Iterator[None]:
+    """The same for the random numbers of Python and numpy, which may decide a model's path."""
+    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - what models may use
+    try:
+        yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpys)  # noqa: NPY002 - as above
 
 
 @functools.cache

@@ -23,6 +23,7 @@ def check_gated(gated: object) -> None:
         raise ModelError(
             f"expected a gated model, got {type(gated).__name__}; call swan.swanify(model) first"
         )
+    check_whole(gated)
 
 
 def check_model(model: object) -> None:
@@ -40,6 +41,7 @@ def check_model(model: object) -> None:
             f"the model is wrapped in {type(model).__name__}; pass the model inside (.module, or "
             f"._orig_mod of a compiled one) and wrap the gated model instead"
         )
+    check_whole(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the model is a TorchScript module; pass the nn.Module it was made from")
     for name, module in model.named_modules():
@@ -57,6 +59,36 @@ def check_model(model: object) -> None:
     quantized = [name for name, t in model.state_dict().items() if _is_quantized(t)]
     if quantized:
         raise ModelError(f"{quantized[0]!r} is a quantized tensor; prune first, then quantize")
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse models whose parameters lie in shards.
+
+    Raises:
+        ModelError: says what works.
+    """
+    shards = [
+        name for name, own in model.named_modules() if _is_a(own, "FSDPModule", "FullySharded")
+    ]
+    pieces = [name for name, parameter in model.named_parameters() if _is_a(parameter, "DTensor")]
+    if shards or pieces:
+        what = (
+            f"parameter {pieces[0]!r} is a DTensor" if pieces else f"module {shards[0]!r} is FSDP"
+        )
+        raise ModelError(
+            f"the model is sharded ({what}), and its channels show on the whole alone: swanify it before. "
+            f"DistributedDataParallel(gated) trains gates and weights, fully_shard(gated) weights; to "
+            f"prune or save, load torch.distributed.checkpoint.state_dict.get_model_state_dict(gated, "
+            f"options=StateDictOptions(full_state_dict=True)) into swan.swanify(model, ...)"
+        )
+
+
+def _is_a(value: object, *names: str) -> bool:
+    """By name: torch.distributed is large, and not in every build."""
+    return any(
+        kind.__name__.startswith(names) and kind.__module__.startswith("torch.distributed")
+        for kind in type(value).__mro__
+    )
 
 
 def _wrapped(model: object) -> object | None:

@@ -29,6 +29,7 @@ def swanify(
     example_inputs: Any = None,
     *,
     ignore: Iterable[str] = (),
+    free_outputs: Iterable[str] = (),
     strict: bool = False,
     in_place: bool | None = None,
 ) -> GatedModel:
@@ -40,6 +41,11 @@ def swanify(
             out where it can be inferred: `(1, in_channels, 224, 224)` for a model that starts with
             a 2-d convolution, `(1, in_features)` for one that starts with a linear layer.
         ignore: module names or glob patterns whose output channels get no gate.
+        free_outputs: outputs that nobody needs whole, as the feature maps that a detector returns beside
+            its boxes: indices, keys and attributes joined by dots, or glob patterns (`"1.*"`, `"feats.*"`;
+            in either mode). They pin nothing. The gated model returns them at full width (what a closed
+            gate stops there may be zero or not), the pruned model returns the channels that stay, and
+            those are compared.
         strict: raise where an operation without a channel rule would pin channels.
         in_place: True: the model's own Python code runs, gates act on its parameters and statistics.
             False: gates go into the graph that torch.fx traces. None: the graph where that is shown to
@@ -50,7 +56,8 @@ def swanify(
 
     Raises:
         ModelError: not an `nn.Module`, already gated, scripted, quantized, or on the meta device.
-        InputError: example inputs cannot be inferred, or do not fit; or `ignore` matches nothing.
+        InputError: example inputs cannot be inferred, or do not fit; or `ignore` or `free_outputs`
+            matches nothing.
         TraceError: the model cannot be run; or `in_place=False` and its trace is not the model.
         UnsupportedOpError: `strict=True` and some channels are pinned by unknown operations.
         NoGateableChannelsError: every channel is pinned.
@@ -66,7 +73,8 @@ def swanify(
     check_model(model)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     match_modules(model, ignore)
-    channels, inputs = _map(model, example_inputs, ignore)
+    free = (free_outputs,) if isinstance(free_outputs, str) else tuple(free_outputs)
+    channels, inputs = _map(model, example_inputs, ignore, free)
     if strict and channels.unknown:
         raise _unsupported(channels)
     if channels.notes:
@@ -85,7 +93,7 @@ def swanify(
         _require_units(gated.channels)
         note_(gated.model, provenance_of(model) or Provenance(architecture_of(model)))
         gated.channels = replace(gated.channels, way=way)
-        gated.ignored = ignore
+        gated.ignored, gated.free_outputs = ignore, free
         return gated
 
 
@@ -154,13 +162,14 @@ def _map(
     model: nn.Module,
     example_inputs: Any,
     ignore: Iterable[str],
+    free: Iterable[str],
 ) -> tuple[ChannelMap, Inputs]:
     if example_inputs is not None:
         inputs = as_inputs(example_inputs)
         check_data(model, inputs, to=_INSERT)
         check_arguments(model, inputs)
         try:
-            return channel_map(model, inputs, ignore=ignore), inputs
+            return channel_map(model, inputs, ignore=ignore, free_outputs=free), inputs
         except TraceError as err:
             own = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
             raise InputError(
@@ -172,7 +181,7 @@ def _map(
     last: TraceError | None = None
     for inputs in candidates:
         try:
-            channels = channel_map(model, inputs, ignore=ignore)
+            channels = channel_map(model, inputs, ignore=ignore, free_outputs=free)
         except TraceError as err:
             last = err
             continue

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from swan_surgery.gates.bank import GateBank
 from swan_surgery.gates.in_place import Acting, ungate_modules_
 from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.architecture import structure_of
+from swan_surgery.models.subclasses import own_class, subclass_of
 
 
 class GatedModel(nn.Module):
@@ -26,6 +28,7 @@ class GatedModel(nn.Module):
             gates, what stays and why, and what is rewritten or weighted.
         example_inputs: what the model was mapped with; costs are for these shapes.
         ignored: the patterns of modules whose channels were to get no gate.
+        free_outputs: the patterns of outputs that the user gave up.
         settings: (module, attribute) -> the plain value that the traced graph was made with.
         acting: when gates act on the base model in place; None where a traced graph runs.
         mapped_structure: what the base model looked like when it was mapped (`structure_of`).
@@ -34,6 +37,7 @@ class GatedModel(nn.Module):
     """
 
     ignored: tuple[str, ...] = ()
+    free_outputs: tuple[str, ...] = ()
     acting: Acting | None = None
 
     def __init__(
@@ -59,6 +63,13 @@ class GatedModel(nn.Module):
         self.kept: dict[str, Any] = {}
         self.training = model.training
         self.sites.train(model.training)
+        made: Any = subclass_of(GatedModel, _like, own_class(model))
+        self.__class__ = made
+
+    @property
+    def config(self) -> Any:
+        """The base model's, where it has one: frameworks look there."""
+        return self.model.config
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,6 +91,9 @@ class GatedModel(nn.Module):
         graph.owning_module = None
         self._graph = graph
         self._graph_forward = type(fx.GraphModule(self, graph)).forward
+        graph.owning_module = (
+            None  # else it would be pickled with that module, which is traced anew
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Code that was made on the spot is made again from its graph."""
@@ -123,6 +137,17 @@ class GatedModel(nn.Module):
             f"{type(self.model).__name__}: {self.channels.num_gated_channels} of "
             f"{self.channels.num_channels} channels gated by {self.channels.num_units} units"
         )
+
+
+def _like(base: type[nn.Module], kind: type[nn.Module]) -> tuple[tuple[type, ...], dict[str, Any]]:
+    """A gated model that takes what a class takes: frameworks ask the signature which columns to keep."""
+
+    @wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return base.forward(self, *args, **kwargs)
+
+    name = f"Gated{kind.__name__}"  # some also ask the name what the model is for
+    return (base,), {"__name__": name, "__qualname__": name, "forward": forward}
 
 
 @contextmanager

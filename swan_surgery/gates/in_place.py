@@ -44,7 +44,10 @@ class _Run:
         """The open mask, asked for once; without gradients, so that autograd keeps nothing of it."""
         if self._is_open is None:
             with torch.no_grad():
-                self._is_open = self._bank.open_mask()
+                is_open = self._bank.open_mask()
+            if torch.compiler.is_compiling():
+                return is_open  # branches of torch.cond must set nothing
+            self._is_open = is_open
         return self._is_open
 
 
@@ -160,6 +163,8 @@ def ungate_modules_(model: nn.Module) -> nn.Module:
             owned: _Owned = vars(module).pop(_OWN)
             if owned.forward is not None:
                 vars(module)["forward"] = owned.forward
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()  # noqa: SLF001 - as they are now
     return model
 
 
@@ -170,6 +175,10 @@ def _gated(
 ) -> tuple[tuple[type, ...], dict[str, Any]]:
     """The subclass of a module's class whose parameters, and forward, are gated."""
     namespace: dict[str, Any] = {name: property(_reader(name)) for name in names}
+    if issubclass(base, nn.RNNBase):
+        # Its forward reads a list of the parameters, and makes it anew where they are others.
+        namespace["_flat_weights"] = property(_read_flat, _keep_flat)
+        namespace["_update_flat_weights"] = lambda _self: None
     if has_statistics:
         namespace["forward"] = _weighed(base)
     return (base,), namespace
@@ -188,6 +197,14 @@ def _reader(name: str) -> Callable[[nn.Module], Tensor]:
         return parameter
 
     return read
+
+
+def _read_flat(self: nn.RNNBase) -> list[Tensor | None]:
+    return [getattr(self, name, None) for name in self._flat_weights_names]
+
+
+def _keep_flat(self: nn.RNNBase, value: list[Tensor | None]) -> None:
+    vars(self)["_flat_weights"] = value
 
 
 def _weighed(base: type[nn.Module]) -> Callable[..., Any]:

@@ -62,9 +62,10 @@ def importance_ranks(model: nn.Module, channels: ChannelMap) -> Tensor:
 
 
 def widths(channels: ChannelMap) -> list[Sequence[int]]:
-    """The distinct sets of units whose width must not reach zero: layers without a pinned channel.
+    """The distinct sets of units whose width must not reach zero: axes without a pinned channel.
 
-    An input axis that holds a whole output axis needs no entry of its own.
+    Those of layers, and of parameters that the code uses by themselves. An input axis that holds a
+    whole output axis needs no entry of its own.
     """
     found: dict[tuple[int, ...], None] = {}
     for layer in channels.layers:
@@ -72,8 +73,9 @@ def widths(channels: ChannelMap) -> list[Sequence[int]]:
         if units and PINNED not in units:
             found[units] = None
     outputs = [set(units) for units in found]
-    for layer in channels.layers:
-        units = tuple(dict.fromkeys(layer.in_units))
+    others = [*(layer.in_units for layer in channels.layers), *(a.units for a in channels.tensors)]
+    for positions in others:
+        units = tuple(dict.fromkeys(positions))
         if not units or PINNED in units or units in found:
             continue
         own = set(units)
@@ -83,7 +85,7 @@ def widths(channels: ChannelMap) -> list[Sequence[int]]:
 
 
 def names_of(channels: ChannelMap, rows: Sequence[Sequence[int]]) -> list[list[str]]:
-    """Per width the layers that have it on their output, or else on their input."""
+    """Per width the layers that have it on their output, else on their input, else the parameters."""
     places = {tuple(units): index for index, units in enumerate(rows)}
     outputs: list[list[str]] = [[] for _ in rows]
     inputs: list[list[str]] = [[] for _ in rows]
@@ -92,4 +94,9 @@ def names_of(channels: ChannelMap, rows: Sequence[Sequence[int]]) -> list[list[s
             index = places.get(tuple(dict.fromkeys(units)))
             if index is not None:
                 names[index].append(layer.name)
-    return [own or other for own, other in zip(outputs, inputs, strict=True)]
+    bare: list[list[str]] = [[] for _ in rows]
+    for entry in channels.tensors:
+        index = places.get(tuple(dict.fromkeys(entry.units)))
+        if index is not None:
+            bare[index].append(entry.tensor)
+    return [next(filter(None, own), []) for own in zip(outputs, inputs, bare, strict=True)]

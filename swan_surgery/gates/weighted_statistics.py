@@ -197,6 +197,27 @@ def vector_norm(
     return norm(w, x, ord, dim, keepdim, dtype=dtype)
 
 
+def linalg_norm(
+    w: Tensor,
+    A: Tensor,  # noqa: N803 - as torch calls it
+    ord: Any = None,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
+) -> Tensor:
+    """`torch.linalg.norm` of vectors, over the channels that the gates leave."""
+    return norm(w, A, ord, dim, keepdim, dtype=dtype)
+
+
+def normalize(
+    w: Tensor, input: Tensor, p: Any = 2.0, dim: Any = 1, eps: float = 1e-12, out: None = None
+) -> Tensor:
+    """`F.normalize`: divided by the p-norm over the channels that the gates leave."""
+    del out
+    return input / norm(w, input, p, dim, keepdim=True).clamp_min(eps)
+
+
 def amax(w: Tensor, input: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
     """`torch.amax` over the channels whose gate is not zero."""
     return input.masked_fill(w == 0, float("-inf")).amax(_axes(dim, input.ndim), keepdim=keepdim)
@@ -219,6 +240,9 @@ WEIGHTED: Mapping[str, Callable[..., Any]] = {
     "var_mean": var_mean,
     "norm": norm,
     "vector_norm": vector_norm,
+    "linalg_vector_norm": vector_norm,
+    "linalg_norm": linalg_norm,
+    "normalize": normalize,
     "amax": amax,
     "amin": amin,
 }

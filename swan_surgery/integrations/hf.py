@@ -3,7 +3,7 @@
 Example:
     >>> gated = swan.swanify(model, example_inputs)  # doctest: +SKIP
     >>> callback = SwanTrainerCallback(swan.Objective(gated, macs=0.5))  # doctest: +SKIP
-    >>> args = TrainingArguments(..., remove_unused_columns=False)  # doctest: +SKIP
+    >>> args = TrainingArguments(...)  # doctest: +SKIP
     >>> Trainer(gated, args, train_dataset=data, callbacks=[callback]).train()  # doctest: +SKIP
     >>> small = callback.pruned  # doctest: +SKIP
 """
@@ -73,9 +73,11 @@ class SwanTrainerCallback(TrainerCallback, ExportableState):
             InputError: arguments that cannot work; says which to set.
         """
         check_inside(self.objective, kwargs["model"])
-        if args.remove_unused_columns and isinstance(kwargs["model"], GatedModel):
+        taken = inspect.signature(kwargs["model"].forward).parameters.values()
+        is_open = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in taken)
+        if args.remove_unused_columns and is_open:
             raise InputError(
-                "the Trainer would drop every column, because a gated model takes any arguments; "
+                "the Trainer would drop every column, because the model's forward names no argument; "
                 "set TrainingArguments(remove_unused_columns=False)"
             )
         if args.restore_callback_states_from_checkpoint:

@@ -20,6 +20,8 @@ from swan_surgery.models.steps import Step, StepMacs
 
 # 1 knew of cuts alone; it is still read.
 _VERSION = 2
+# What reading JSON of another shape ends in; ArithmeticError: an infinite number is no whole one.
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Provenance:
                 else map(_step, data["steps"])
             )
             return cls(Architecture(str(data["class"]), modules, shapes), steps)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
+        except (*_MALFORMED, RecursionError) as err:
             if isinstance(err, InputError):
                 raise
             raise InputError(f"not a provenance: {type(err).__name__}: {err}") from err

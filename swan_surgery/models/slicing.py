@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
+from torchvision.ops import DeformConv2d
 
 from swan_surgery.models.slim_attention import SlimAttention
+from swan_surgery.models.tensors import named_tensors, plain_tensors
 
 
 # tensor name -> axis -> positions that stay, shape (n,), sorted
@@ -21,30 +23,30 @@ Cuts = Mapping[str, Mapping[int, Tensor]]
 
 
 def cut_(model: nn.Module, cuts: Cuts) -> None:
-    """Keep only the given positions of the named parameters and buffers of `model`.
+    """Keep only the given positions of the named tensors of `model`.
 
     Tied parameters stay tied, `requires_grad`, dtype, device and memory format stay as they were;
-    gradients are dropped. `in_channels`, `out_channels`, `groups`, `num_features`, `in_features`
-    and `out_features` follow the tensors.
+    gradients are dropped. `in_channels`, `out_channels`, `groups`, `num_features`, `in_features`,
+    `out_features`, `hidden_size` and the like follow the tensors.
 
     Raises:
         IndexError: a position lies outside its axis.
     """
     wanted: dict[int, Mapping[int, Tensor]] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in named_tensors(model):
         if name in cuts:
             wanted[id(tensor)] = cuts[name]
     done: dict[int, Tensor] = {}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # reading a spectral-normed weight in train mode would change its buffers
     for module in model.modules():
-        own: dict[str, Any] = {**module._parameters, **module._buffers}  # noqa: SLF001 - its store
+        stores: list[dict[str, Any]] = [module._parameters, module._buffers, vars(module)]  # noqa: SLF001
+        own: dict[str, Any] = plain_tensors(module) | module._parameters | module._buffers  # noqa: SLF001
         hit = {key: tensor for key, tensor in own.items() if id(tensor) in wanted}
         for key, tensor in hit.items():
             if id(tensor) not in done:
                 done[id(tensor)] = _cut_tensor(tensor, wanted[id(tensor)])
-            slots: dict[str, Any] = module._parameters  # noqa: SLF001
-            (slots if key in slots else module._buffers)[key] = done[id(tensor)]  # noqa: SLF001
+            next(store for store in stores if key in store)[key] = done[id(tensor)]
         if hit or is_parametrized(module):
             _update_widths_(module)
     for module in model.modules():
@@ -74,9 +76,10 @@ def _cut_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
 
 
 def _update_widths_(module: nn.Module) -> None:
-    if isinstance(module, _ConvNd):
-        per_group = module.weight.shape[0 if module.transposed else 1]
-        if module.transposed:
+    if isinstance(module, (_ConvNd, DeformConv2d)):
+        transposed = bool(getattr(module, "transposed", False))
+        per_group = module.weight.shape[0 if transposed else 1]
+        if transposed:
             depthwise = module.groups == module.in_channels
             module.groups = per_group if depthwise else module.groups
             module.in_channels = per_group
@@ -107,8 +110,23 @@ def _update_other_widths_(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        _update_recurrent_widths_(module)
     elif hasattr(module, "num_features") and (width := _width(module)) is not None:
         setattr(module, "num_features", width)  # noqa: B010 - mypy sees no such attribute
+
+
+def _update_recurrent_widths_(module: nn.RNNBase | nn.RNNCellBase) -> None:
+    if isinstance(module, nn.RNNCellBase):
+        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
+        return
+    first = [module.get_parameter(name) for name in module._flat_weights_names]  # noqa: SLF001 - torch's only access
+    module.input_size = first[0].shape[1]
+    if module.proj_size:
+        module.proj_size, module.hidden_size = module.get_parameter("weight_hr_l0").shape
+    else:
+        module.hidden_size = first[1].shape[1]
+    module._init_flat_weights()  # noqa: SLF001 - the list that torch's forward reads
 
 
 def _width(module: nn.Module) -> int | None:

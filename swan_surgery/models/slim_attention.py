@@ -41,18 +41,14 @@ class SlimAttention(nn.MultiheadAttention):
         elif not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
         q, k, v = (self._by_head(t) for t in self._project(query, key, value, is_self=is_self))
-        bias = self._bias(q, k, key_padding_mask, attn_mask, is_causal=is_causal)
-        weights = None
-        dropout = self.dropout if self.training else 0.0
-        if need_weights:
-            scores = (q * self.head_dim**-0.5) @ k.transpose(-1, -2)
-            scores = scores if bias is None else scores + bias
-            weights = F.dropout(scores.softmax(dim=-1), dropout)
-            out = weights @ v
-            weights = weights.mean(dim=1) if average_attn_weights else weights
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, bias, dropout)
-        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        out, weights = attend(
+            (q, k, v),
+            score_bias(q, k, key_padding_mask, attn_mask, is_causal=is_causal),
+            dropout=self.dropout if self.training else 0.0,
+            need_weights=need_weights,
+            average=average_attn_weights,
+        )
+        out = self.out_proj(out)
         if not is_batched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return (out if self.batch_first else out.transpose(0, 1)), weights
@@ -92,29 +88,60 @@ class SlimAttention(nn.MultiheadAttention):
         )
         return q, k, v
 
-    def _bias(
-        self,
-        q: Tensor,
-        k: Tensor,
-        key_padding_mask: Tensor | None,
-        attn_mask: Tensor | None,
-        *,
-        is_causal: bool,
-    ) -> Tensor | None:
-        """What is added to the scores, broadcastable to [B, H, L, S]; None where nothing is."""
-        bias = None
-        if is_causal and attn_mask is None:
-            shape = (q.shape[2], k.shape[2])
-            attn_mask = torch.ones(shape, dtype=torch.bool, device=q.device).triu(1)
-        if attn_mask is not None:
-            bias = _additive(attn_mask, q.dtype)
-            if bias.ndim == 3:
-                bias = bias.unflatten(0, (q.shape[0], -1))
-        if key_padding_mask is not None:
-            padding = _additive(key_padding_mask, q.dtype)
-            padding = padding.reshape(-1, 1, 1, padding.shape[-1])
-            bias = padding if bias is None else bias + padding
-        return bias
+
+def attend(
+    heads: tuple[Tensor, Tensor, Tensor],
+    bias: Tensor | None,
+    *,
+    dropout: float,
+    need_weights: bool,
+    average: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Scaled dot-product attention, head by head.
+
+    Args:
+        heads: queries, keys and values, [B, H, L, D] and twice [B, H, S, D].
+        bias: of `score_bias`.
+        dropout: of the weights.
+        need_weights: return them, too.
+        average: as their mean over the heads.
+
+    Returns:
+        [B, L, H*D], and the weights, [B, L, S] or [B, H, L, S], or None.
+    """
+    q, k, v = heads
+    if not need_weights:
+        out = F.scaled_dot_product_attention(q, k, v, bias, dropout)
+        return out.transpose(1, 2).flatten(2), None
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = scores if bias is None else scores + bias
+    weights = F.dropout(scores.softmax(dim=-1), dropout)
+    out = (weights @ v).transpose(1, 2).flatten(2)
+    return out, weights.mean(dim=1) if average else weights
+
+
+def score_bias(
+    q: Tensor,
+    k: Tensor,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    *,
+    is_causal: bool,
+) -> Tensor | None:
+    """What is added to the scores, broadcastable to [B, H, L, S]; None where nothing is."""
+    bias = None
+    if is_causal and attn_mask is None:
+        shape = (q.shape[2], k.shape[2])
+        attn_mask = torch.ones(shape, dtype=torch.bool, device=q.device).triu(1)
+    if attn_mask is not None:
+        bias = _additive(attn_mask, q.dtype)
+        if bias.ndim == 3:
+            bias = bias.unflatten(0, (q.shape[0], -1))
+    if key_padding_mask is not None:
+        padding = _additive(key_padding_mask, q.dtype)
+        padding = padding.reshape(-1, 1, 1, padding.shape[-1])
+        bias = padding if bias is None else bias + padding
+    return bias
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,7 @@ stay. Its new class is found again from the base and the purpose, wherever the m
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from torch import nn
@@ -54,12 +54,39 @@ def written_class(module: nn.Module, make: Maker) -> type[nn.Module]:
     return key[1] if key is not None and key[0] is make else type(module)
 
 
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class that somebody wrote, under all that was put on top: it can be found by its name."""
+    kind = type(module)
+    while (key := vars(kind).get("_swan_made")) is not None:
+        kind = key[1]
+    return kind
+
+
 def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
     # Modules are made by `__new__` alone: (copyreg.__newobj__, (class, ...), state, ...).
     _, arguments, *rest = cast(tuple[Any, ...], object.__reduce_ex__(self, max(2, int(protocol))))
-    return _rebuild, (*vars(type(self))["_swan_made"], *arguments[1:]), *rest
+    # The base may give a state of its own, which knows nothing of what the subclass holds.
+    named = [name for kind in _added(self) for name in vars(kind).get("__annotations__", ())]
+    held = {name: vars(self)[name] for name in named if name in vars(self)}
+    return _rebuild, (*vars(type(self))["_swan_made"], held, *arguments[1:]), *rest
 
 
-def _rebuild(make: Maker, base: type[nn.Module], purpose: tuple[Any, ...], *arguments: Any) -> Any:
+def _added(module: nn.Module) -> Iterator[type]:
+    """The classes that makers put in front of the one that was written."""
+    written: type = type(module)
+    while (key := vars(written).get("_swan_made")) is not None:
+        written = key[1]
+    return (kind for kind in type(module).__mro__ if not issubclass(written, kind))
+
+
+def _rebuild(
+    make: Maker,
+    base: type[nn.Module],
+    purpose: tuple[Any, ...],
+    held: dict[str, Any],
+    *arguments: Any,
+) -> Any:
     made = subclass_of(base, make, *purpose)
-    return made.__new__(made, *arguments)
+    module = made.__new__(made, *arguments)
+    vars(module).update(held)
+    return module

@@ -17,23 +17,24 @@ from swan_surgery.reporting.figures import LayerFigures
 # normalisation, pooling, reduction, resampling, bookkeeping. The convention of `count_macs` leaves
 # them out, so that naming them would only hide the others.
 _FREE = re.compile(
-    r"""aten::(
+    r"""aten::_?(
       (add|sub|rsub|mul|div|neg|pow|sqrt|rsqrt|exp|log|abs|square|reciprocal|round|sign)
-    | (sigmoid|tanh|softmax|log_softmax|\w*relu\w*|\w*elu|silu|mish|hard\w+|softplus|leaky_relu)
-    | (\w*_norm|\w*pool\d?d?|\w*pool[123]d_with_indices|upsample_\w+|pixel_(un)?shuffle|\w*dropout\w*)
-    | (mean|sum|prod|var|std|amax|amin|max|min|argmax|argmin|norm|all|any|topk|sort)
-    | (where|clone|lift_fresh|repeat|repeat_interleave|tile|flip|unfold|pad|reflection_pad\w+
-       |replication_pad\w+|embedding|one_hot|bernoulli|bernoulli_|rand\w*|fill|zero|normal|uniform
-       |unflatten|movedim|broadcast_\w+|meshgrid|tensor_split|hsplit|vsplit|expand_as|view_as
-       |reshape_as|swapaxes|triu|tril|linspace|scalar_tensor|numel|len|dim|item|lt|le|ne|logical_\w+
-       |bitwise_\w+|is_\w+|__\w+__|floordiv|ceil|trunc|fmod|minimum|maximum|type|index_select)
+    | (sigmoid|tanh|(safe_|log_)?softmax|\w*relu\w*|\w*elu|silu|mish|hard\w+|softplus|leaky_relu)
+    | (\w*_norm|\w*_norm_\w*|\w*pool\w*|\w*upsample_\w+|pixel_(un)?shuffle|channel_shuffle|\w*dropout\w*)
+    | (mean|sum|prod|var|std|var_mean|std_mean|a?(min|max)|aminmax|argmax|argmin|norm|all|any|topk|sort)
+    | (cum\w+|logcumsumexp|logsumexp|median|mode|kthvalue)
+    | (where|clone|lift_fresh|repeat|repeat_interleave|tile|flip|roll|unfold|im2col|col2im|pad)
+    | (reflection_pad\w+|replication_pad\w+|constant_pad_nd|embedding|embedding_bag|one_hot)
+    | (cat|stack|copy|to_copy|contiguous|fill|zero|zeros_like|ones_like|full_like|empty_like|new_\w+)
+    | (rand\w*|bernoulli|normal|uniform|triu|tril|diag\w*|linspace|index|index_\w+|gather|take\w*)
+    | (scatter\w*|masked_\w+|nonzero|local_scalar_dense|unsafe_\w+|reshape_\w+|resize|set_\w*)
     )_?$""",
     re.VERBOSE,
 )
 
 
 def uncounted_ops(model: nn.Module, inputs: Inputs) -> tuple[tuple[str, int], ...]:
-    """Operations fvcore has no formula for and that are not free, with their number of calls."""
+    """Operations without a formula that are not free, with their number of calls."""
     found = count_operators(model, inputs).uncounted
     open_ops = [(name, int(calls)) for name, calls in found.items() if not _FREE.match(name)]
     return tuple(sorted(open_ops, key=lambda entry: (-entry[1], entry[0])))

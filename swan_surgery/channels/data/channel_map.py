@@ -15,6 +15,7 @@ from swan_surgery.channels.data.entries import (
     CostAxis,
     CostTerm,
     Entry,
+    FreeOutput,
     Layer,
     Pin,
     RepeatedNumber,
@@ -32,6 +33,7 @@ __all__ = [
     "ChannelMap",
     "CostAxis",
     "CostTerm",
+    "FreeOutput",
     "Layer",
     "Pin",
     "RepeatedNumber",
@@ -68,6 +70,7 @@ class ChannelMap:
         statistics: normalisations and reductions over units.
         attributes: Python integers that repeat a width and follow it.
         numbers: numbers in the code of modules that are replaced when a width shrinks.
+        free_outputs: outputs that were given up and shrink: what lies on their axes.
         way: how `swanify` put gates in, and why in that way; empty in a map alone.
     """
 
@@ -84,6 +87,7 @@ class ChannelMap:
     statistics: tuple[Statistic, ...] = ()
     attributes: tuple[AttributeWidth, ...] = ()
     numbers: tuple[RepeatedNumber, ...] = ()
+    free_outputs: tuple[FreeOutput, ...] = ()
     way: str = field(default="", compare=False, metadata=_NO_UNITS)
 
     def __repr__(self) -> str:

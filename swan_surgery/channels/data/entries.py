@@ -157,7 +157,9 @@ class RepeatedNumber:
     """A number in a module's code that repeats a width, or must not follow one.
 
     Among the leaves of the `number`-th call of the torch function `function` in one run of `module`,
-    the one at position `leaf`. It becomes the number of open channels in `units`, or stays `value`.
+    the one at position `leaf`. It becomes the number of open channels in `units`, or stays `value`. With a
+    `power`, it stays what it was at every size of the inputs: what the code computes is multiplied by
+    that power of (channels in `units` / open ones).
     """
 
     module: str
@@ -168,10 +170,29 @@ class RepeatedNumber:
     units: tuple[int, ...] | None
     value: float
     site: str = ""
+    power: float = 0
 
     def renumbered(self, new: Mapping[int, int]) -> "RepeatedNumber":
         """Under new unit numbers."""
         return self if self.units is None else replace(self, units=renumber(self.units, new))
+
+
+@dataclass(frozen=True, slots=True)
+class FreeOutput:
+    """An axis of an output that the user gave up: the unit at each position, in one mode.
+
+    `axis` is None where channels are spread over several axes; `units` are then all that lie there.
+    """
+
+    name: str
+    axis: int | None
+    units: tuple[int, ...]
+    training: bool
+
+    def renumbered(self, new: Mapping[int, int]) -> "FreeOutput | None":
+        """Under new unit numbers; None if no unit is left on it."""
+        units = renumber(self.units, new)
+        return replace(self, units=units) if any(unit != PINNED for unit in units) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from swan_surgery.channels.labels.recording import (
     Call,
     Contraction,
     Frame,
+    OpRecord,
     Reason,
     Recording,
     Weighting,
@@ -27,6 +28,7 @@ class Labels:
         is_probe: this run only looks for heads: fields stay as they are, however entangled.
         splits, heads: what a probe found: fields behind every split, and labels of one head each.
         used: identities of all tensors that entered an operation.
+        keeps_draws: random values must come out the same, as in eval mode.
         mixes_activations: two tensors that are no parameters were multiplied as matrices.
     """
 
@@ -45,11 +47,13 @@ class Labels:
         self.splits: list[tuple[int, Tensor]] = []
         self.heads: list[tuple[Tensor, Tensor]] = []
         self.mixes_activations = False
+        self.keeps_draws = False
         self.used: set[int] = set()
         self._bare: dict[int, Tensor] = {}
         self._derived: dict[int, Tensor] = {}
         self._fields: dict[int, tuple[Tensor, Fields]] = {}
         self._origins: dict[int, list[Tensor]] = {}
+        self._made: dict[int, tuple[Tensor, OpRecord, int]] = {}
         self._varying: dict[int, tuple[Tensor, frozenset[int]]] = {}
         self._views: dict[int, Tensor] = {}
         self._viewed: set[int] = set()
@@ -78,9 +82,29 @@ class Labels:
         """Remember from which tensors a constant was computed, position by position."""
         self._origins[id(tensor)] = operands
 
+    def draw(self, call: Call) -> None:
+        """An operation drew random values: one more or one less would change all that follow."""
+        for tensor in call.outputs if self.keeps_draws else ():
+            for field in self.fields(tensor):
+                self.pin(field, "random values are drawn for each channel", call)
+            along = frozenset(axis for axis, size in enumerate(tensor.shape) if size > 1)
+            self.mark_harmless(tensor, along)
+
     def origins(self, tensor: Tensor) -> list[Tensor]:
         """What a constant was computed from; nothing for one that is no constant."""
         return self._origins.get(id(tensor), []) if self.is_marked(tensor) else []
+
+    def note_made(self, tensor: Tensor, record: OpRecord, place: int) -> None:
+        """Remember which operation made a constant, as its output at `place`."""
+        self._made[id(tensor)] = (tensor, record, place)
+
+    def adopt(self, tensor: Tensor, field: Tensor) -> None:
+        """A constant was made for these channels, and by an operation that must follow them."""
+        fields = (*self.fields(tensor), field)
+        self.assign(tensor, fields)
+        if id(tensor) in self._made:
+            _, record, place = self._made[id(tensor)]
+            record.adopt(place, fields)
 
     def varying(self, tensor: Tensor) -> frozenset[int]:
         """The axes along which a tensor holds data of its own."""
@@ -128,6 +152,8 @@ class Labels:
                 marks[id(copy)] = copy
         if id(source) in self._varying:
             self.mark_harmless(copy, self._varying[id(source)][1])
+        if id(source) in self._made:
+            self.note_made(copy, *self._made[id(source)][1:])
         return copy
 
     def root(self, tensor: Tensor) -> Tensor:
@@ -220,6 +246,21 @@ class Labels:
             field = first
         return field
 
+    def alike(self, field: Tensor, axis: int, call: Call) -> Tensor:
+        """A layer does the same to every sample: a channel on `axis` is the same one in all of them.
+
+        Joins what blocks of channels hold at one position, where blocks were moved to the batch or to
+        the rows (masks of a separation network, say); returns the field of `axis` alone.
+        """
+        others = [other for other in axes_of(field) if other < axis]
+        if axis not in axes_of(field) or not others or self.is_probe:
+            return field
+        first = field
+        for other in others:
+            first = first.narrow(other, 0, 1)
+        self.join(first.expand_as(field), field, call)
+        return first
+
     def weigh(self, field: Tensor, call: Call) -> bool:
         """Record a statistic over channels; False if the function that runs cannot be weighted."""
         frame = self.frame
@@ -242,9 +283,12 @@ class Labels:
         per_group = (
             weight.shape[0] // groups if call.arg("transposed", default=False) else weight.shape[1]
         )
-        depthwise = per_group == 1
-        self.recording.ops[call.index].is_depthwise = depthwise
-        return depthwise
+        return self.is_single(call, now=per_group == 1)
+
+    def is_single(self, call: Call, *, now: bool) -> bool:
+        """Whether a group holds one channel at full width, given whether it does `now`."""
+        self.recording.ops[call.index].is_single = now
+        return now
 
     def contract(self, contraction: Contraction) -> None:
         """Record the cost of a conv, linear or matmul."""

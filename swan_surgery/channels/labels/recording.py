@@ -41,14 +41,21 @@ class Call:
 
     def arg(self, name: str, default: Any = None) -> Any:
         """An argument by its schema name, however it was passed."""
-        if name in self.kwargs:
-            return self.kwargs[name]
-        for position, argument in enumerate(self.op._schema.arguments):  # noqa: SLF001 - torch's only access
-            if argument.name == name:
-                if position < len(self.args):
-                    return self.args[position]
-                return argument.default_value if argument.has_default_value() else default
-        return default
+        return argument(self.op, self.args, self.kwargs, name, default)
+
+
+def argument(
+    op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, default: Any = None
+) -> Any:
+    """An argument of an ATen operation by its schema name, however it was passed."""
+    if name in kwargs:
+        return kwargs[name]
+    for position, declared in enumerate(op._schema.arguments):  # noqa: SLF001 - torch's only access
+        if declared.name == name:
+            if position < len(args):
+                return args[position]
+            return declared.default_value if declared.has_default_value() else default
+    return default
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class Contraction:
     `produced` labels the output channels, `reads` the input channels, `summed` those input channels
     that are summed over (a depthwise convolution sums over none). `gated` labels the axis of a
     bare parameter that is summed over: scaling that parameter gates the input. `is_layer` is false
-    where activations meet activations.
+    where activations meet activations, `of_weights` true where weights meet weights.
     """
 
     op: str
@@ -73,6 +80,7 @@ class Contraction:
     num_in: int
     gated: Tensor | None = None
     is_layer: bool = True
+    of_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +120,39 @@ class Weighting:
     index: int
 
 
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a torch function or a module returned: its structure, and where its tensors came from.
+
+    `leaves` are outputs of operations, as (operation, number of the output).
+    """
+
+    spec: Any
+    leaves: tuple[tuple[int, int], ...]
+
+
+@dataclass(slots=True)
+class ModuleRun:
+    """One run of a module: the operations from `start` on, before `end`; `returned` if it is known."""
+
+    module: str
+    start: int
+    end: int = -1
+    returned: Returned | None = None
+
+
 @dataclass(slots=True)
 class OpRecord:
     """One operation of the run: its fields before and after, and how to tie what it split.
 
-    `numbers` holds the Python numbers of a pointwise operation, which must not follow a width.
-    `frame` is the torch function that called it, if it is one of those that are tracked.
+    `is_pointwise`: it works position by position.
+    `numbers` holds the Python numbers of a pointwise operation, which must not follow a width, `values`
+    small tensors of numbers for which the same holds.
+    `frame` is the torch function that called it, if it is one of those that are tracked; on its last
+    operation, `returned` is what it returned.
     `by_value` holds the result of an operation whose shape, or whose use, depends on values.
+    `adopted` are the outputs whose fields were found later: constants that met channels somewhere, so
+    they must be made as wide as those are.
     `beside_fill` holds labels that met constant padding here: they may go only if the padding
     shrinks with them.
     """
@@ -130,10 +164,14 @@ class OpRecord:
     shapes: tuple[tuple[int, ...], ...] = ()
     dtypes: tuple[torch.dtype, ...] = ()
     spec: Any = None
-    is_depthwise: bool = False
+    is_single: bool = False
+    is_pointwise: bool = False
     frame: Frame | None = None
+    returned: Returned | None = None
     numbers: tuple[float, ...] = ()
+    values: tuple[Tensor, ...] = ()
     by_value: tuple[Any, ...] = ()
+    adopted: set[int] = dataclass_field(default_factory=set)
     beside_fill: list[Tensor] = dataclass_field(default_factory=list)
     ties: list[list[tuple[Tensor, Tensor]]] = dataclass_field(default_factory=list)
 
@@ -142,10 +180,21 @@ class OpRecord:
         """The operation without overload, as in `aten.add`."""
         return self.name.rpartition(".")[0]
 
+    def adopt(self, place: int, fields: Fields) -> None:
+        """Note the channels that an output was made for."""
+        self.outputs = (*self.outputs[:place], fields, *self.outputs[place + 1 :])
+        self.adopted.add(place)
+
 
 @dataclass(slots=True)
 class Recording:
-    """Everything one run left behind; `unused` are parameters that entered no operation."""
+    """Everything one run left behind.
+
+    `returned` holds every tensor that the model returned, by name, with its fields if it was given up.
+    `selects`: how much some operation returned depends on values that may differ in another run.
+    `left` holds values that left torch as plain numbers, `unused` parameters that entered no operation,
+    `lengths` how long each output is along its first axis.
+    """
 
     joins: list[tuple[Tensor, Tensor]] = dataclass_field(default_factory=list)
     pins: list[tuple[Tensor, Reason]] = dataclass_field(default_factory=list)
@@ -153,4 +202,9 @@ class Recording:
     contractions: list[Contraction] = dataclass_field(default_factory=list)
     weightings: list[Weighting] = dataclass_field(default_factory=list)
     ops: list[OpRecord] = dataclass_field(default_factory=list)
+    runs: list[ModuleRun] = dataclass_field(default_factory=list)
+    left: list[Any] = dataclass_field(default_factory=list)
     unused: tuple[str, ...] = ()
+    selects: bool = False
+    returned: list[tuple[str, Fields | None]] = dataclass_field(default_factory=list)
+    lengths: tuple[int, ...] = ()

@@ -17,27 +17,28 @@ class UnitLabels(Labels):
         super().__init__(Recording())
         self.conflict = False
         self._expected = expected
-        self._made_to_measure: dict[int, Tensor] = {}
+        self._made_to_measure: dict[int, tuple[Tensor, frozenset[int]]] = {}
 
-    def note_made_to_measure(self, tensor: Tensor) -> None:
-        """A constant without channels that follows a width nevertheless."""
-        self._made_to_measure[id(tensor)] = tensor
+    def note_made_to_measure(self, tensor: Tensor, axes: frozenset[int]) -> None:
+        """A constant without channels that follows a width along some axes nevertheless."""
+        self._made_to_measure[id(tensor)] = (tensor, axes)
 
-    def is_made_to_measure(self, tensor: Tensor) -> bool:
-        """Whether the tensor was noted as one that follows a width."""
-        return id(tensor) in self._made_to_measure
+    def measured(self, tensor: Tensor) -> frozenset[int]:
+        """The axes along which a constant was noted as one that follows a width."""
+        entry = self._made_to_measure.get(id(tensor))
+        return frozenset() if entry is None else entry[1]
 
     def twin(self, source: Tensor, copy: Tensor, is_view: bool) -> Tensor:  # noqa: FBT001
         """As of the source."""
-        if self.is_made_to_measure(source):
-            self.note_made_to_measure(copy)
+        if axes := self.measured(source):
+            self.note_made_to_measure(copy, axes)
         return super().twin(source, copy, is_view)
 
-    def is_depthwise(self, call: Call) -> bool:
-        """A grouped convolution cut to one channel per group is still not depthwise."""
+    def is_single(self, call: Call, *, now: bool) -> bool:
+        """Groups that are cut to one channel each are still not single ones."""
         if self._expected:
-            return self._expected[call.index].is_depthwise
-        return super().is_depthwise(call)
+            return self._expected[call.index].is_single
+        return super().is_single(call, now=now)
 
     def join(self, first: Tensor, second: Tensor, call: Call) -> None:  # noqa: ARG002
         """Check instead of record."""

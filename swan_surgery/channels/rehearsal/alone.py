@@ -19,8 +19,8 @@ from swan_surgery.channels.labels.recording import Contraction, OpRecord, Reason
 from swan_surgery.channels.rehearsal.closing_patterns import closing_pattern, turns
 from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.rules.op_facts import MacsFormula
+from swan_surgery.channels.solving.arrays import Flags
 from swan_surgery.channels.solving.mapping import (
-    Flags,
     LabelledTensors,
     Solution,
     Trace,
@@ -97,7 +97,7 @@ def check_rule(
             "that returns a tuple of arguments that the operation takes"
         ) from err
     try:
-        recording = record(copy.deepcopy(alone), _NOTHING, labelled, training=False)
+        recording = record(lambda: copy.deepcopy(alone), _NOTHING, labelled, training=False)
     except Exception as err:  # the rule may raise anything
         raise RuleError(f"the rule of {key} does not fit its example: {_first_line(err)}") from err
     own = [step for step in recording.ops if step.packet == key]
@@ -125,11 +125,10 @@ def _settled(key: str, alone: _Alone, labelled: LabelledTensors, recording: Reco
     ]
     known = len(pins)
     solution = settle(
-        [Trace(training=False, recording=recording)],
+        [Trace(training=False, recording=recording, inputs=_NOTHING)],
         labelled,
         pins,
         lambda: copy.deepcopy(alone),
-        lambda _training: _NOTHING,
     )
     if len(pins) > known:
         wrong = pins[known][0]

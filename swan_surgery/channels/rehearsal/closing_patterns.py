@@ -1,10 +1,12 @@
 """Which channels a rehearsal closes: patterns under which a wrong guess does not fit by chance."""
 
+from math import gcd
 from typing import Any
 
 import numpy as np
 
-from swan_surgery.channels.solving.mapping import Flags, Ints, Solution, distinct
+from swan_surgery.channels.solving.arrays import Flags, Ints, distinct
+from swan_surgery.channels.solving.mapping import Solution
 
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -51,7 +53,8 @@ def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
     the wrong place shows. Every second kind of component (those that lie on the same axes; the other
     half in the next turn) loses at least one. From turn `_APART` on, only those lose any, and every
     two kinds of equally many components are told apart in some turn: else `c.expand_as(x)` would look
-    right as long as both happen to keep as many.
+    right as long as both happen to keep as many. Even turns before keep numbers without a factor in
+    common with the whole.
     """
     rng = np.random.default_rng(turn)
     prunable = solution.prunable
@@ -72,6 +75,9 @@ def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
         members = candidates[kinds == which]
         pick = members[0 if turn % 4 < 2 else -1]
         stays[pick], forced[pick] = False, True
+    if turn < _APART and turn % 2 == 0:
+        for kind in range(len(share)):
+            _close_to_coprime_(stays, candidates[kinds == kind], least)
     for own in axes:
         members = distinct(own)
         while stays[members].sum() < min(least, len(members)):
@@ -79,6 +85,20 @@ def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
             free = gone[~forced[gone]]
             stays[(free if len(free) else gone)[-1 if turn % 2 == 0 else 0]] = True
     return stays
+
+
+def _close_to_coprime_(stays: Flags, members: Ints, least: int) -> None:
+    """Close more of a kind that loses some, until what stays has no factor in common with all.
+
+    With six of eight heads, `width // 8 * 8` is the width; with five it is not.
+    """
+    kept = members[stays[members]]
+    if len(kept) == len(members):
+        return
+    for last in range(len(kept), least - 1, -1):
+        if gcd(last, len(members)) == 1:
+            stays[kept[last:]] = False
+            return
 
 
 def _kinds(solution: Solution) -> tuple[list[Ints], Floats, Ints]:

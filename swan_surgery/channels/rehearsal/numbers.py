@@ -1,16 +1,24 @@
 """Which numbers in a module's code repeat a width, and what they become when it shrinks."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.calls.functions import INFERRING, RESIZABLE, SCALING, SHAPED
+from swan_surgery.calls.arguments import Replacement
+from swan_surgery.calls.functions import INFERRING, PARTING, RESIZABLE, SCALING, SHAPED, SHARING
 from swan_surgery.calls.resizing import resize_
 from swan_surgery.channels.labels.fields import axes_of
-from swan_surgery.channels.labels.recording import Frame, OpRecord
-from swan_surgery.channels.rehearsal.rehearsing import Failure
+from swan_surgery.channels.labels.recording import Frame, OpRecord, Recording
+from swan_surgery.channels.rehearsal.failures import Failure
+from swan_surgery.channels.rehearsal.scaling import Scale, Scaled
+from swan_surgery.channels.solving.mapping import Trace
+
+
+_BY_HEAD = 4  # the rank of [B, L, H, D]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +32,49 @@ class Place:
     training: bool
     site: str = ""
 
-    def write_(self, model: nn.Module, value: float) -> None:
+    def write_(self, model: nn.Module, value: Replacement) -> None:
         """Replace the number on a private copy."""
         owner = model.get_submodule(self.module)
         call = (self.function, self.number)
         resize_(owner, call, self.leaf, value, training=self.training, site=self.site)
 
 
-# What a number becomes: the count of these labels that remain, or always the same.
-New = Tensor | float
+# What a number becomes: the count of these labels that remain, always the same, or scaled.
+New = Tensor | float | Scaled
 Shrinks = Callable[[Tensor], bool]
+
+
+# A call in the code of a module, and where it stands.
+_Site = tuple[tuple[str, str, int], str]
 
 
 @dataclass(slots=True)
 class Resizes:
-    """Numbers that are replaced; `tried` are operations where that was attempted, and their modules."""
+    """Numbers that are replaced; `tried` are operations where that was attempted, and their modules.
 
+    `recordings` are of full width, at all sizes of the inputs that were run.
+    """
+
+    recordings: Sequence[Recording]
     accepted: dict[Place, New] = field(default_factory=dict)
-    tried: dict[tuple[bool, int], str] = field(default_factory=dict)
+    tried: dict[tuple[int, int], str] = field(default_factory=dict)
+    _calls: dict[int, dict[_Site, set[tuple[Any, ...]]]] = field(default_factory=dict)
+
+    def share_heads(self, op: OpRecord, *, training: bool) -> None:
+        """Let the number of heads of a call follow: torch's own form of it would derive their width."""
+        frame = op.frame
+        if frame is None or frame.function not in SHARING:
+            return
+        is_by_head = bool(op.shapes) and len(op.shapes[0]) == _BY_HEAD
+        fields = op.outputs[0] if is_by_head else ()
+        heads = next((f.reshape(-1) for f in fields if axes_of(f) == (_BY_HEAD - 2,)), None)
+        if heads is None:
+            return
+        # The width to check may be the same number; the form that runs then does not look at it.
+        for leaf, value in enumerate(frame.leaves):
+            if type(value) is int and value == len(heads):
+                place = Place(*frame.call, leaf, training, frame.site)
+                self.accepted.setdefault(place, heads)
 
     def try_on(
         self,
@@ -49,20 +82,30 @@ class Resizes:
         failure: Failure,
         twins: Sequence[OpRecord],
         shrinks: Shrinks,
-        *,
-        training: bool,
+        scale: Scale,
+        trace: Trace,
     ) -> bool:
         """Replace what did not follow at an operation; False if that cannot help, or did not.
 
         `twins` are the operations of the other mode, which gets the same where it made the same call.
         `shrinks` says whether any of some labels may go: other sizes (of a batch, say) stay the code's.
+        `scale` says how a number that is another at other sizes of the inputs follows a width.
         """
-        place = (training, failure.index)
+        place, training = (trace.number, failure.index), trace.training
         frame = op.frame
         if frame is None or frame.function not in RESIZABLE or place in self.tried:
             return False
         self.tried[place] = frame.module
-        new = _numbers(op, frame, failure.leaves, shrinks)
+        if trace.is_elsewhere and not self._is_made_here(frame):
+            return False  # a number of a call that is not made at the given size has no place
+        new = dict(_numbers(op, frame, failure.leaves, shrinks))
+        for leaf, value in new.items():
+            if isinstance(value, Tensor) or value == -1 or self._is_steady(frame, leaf):
+                continue
+            scaled = scale(frame.leaves[leaf], failure.leaves[leaf]) if _scales(frame) else None
+            if scaled is None:
+                return False
+            new[leaf] = scaled
         for leaf, value in new.items():
             key = Place(frame.module, frame.function, frame.number, leaf, training, frame.site)
             self.accepted[key] = value
@@ -70,9 +113,42 @@ class Resizes:
                 self.accepted.setdefault(replace(key, training=not training), value)
         return bool(new)
 
+    def _is_made_here(self, frame: Frame) -> bool:
+        """Whether the given size makes the same call."""
+        return (frame.call, frame.site) in self._calls_of(self.recordings[0])
+
+    def moves(self, op: OpRecord, failure: Failure) -> bool:
+        """Whether a number that did not stay is another at other sizes of the inputs."""
+        frame = op.frame
+        if frame is None or len(failure.leaves) != len(frame.leaves):
+            return False
+        pairs = enumerate(zip(frame.leaves, failure.leaves, strict=True))
+        return any(
+            full != seen and not self._is_steady(frame, leaf) for leaf, (full, seen) in pairs
+        )
+
+    def _is_steady(self, frame: Frame, leaf: int) -> bool:
+        """Whether a call was given the same number in all runs, at whatever size."""
+        place = frame.call, frame.site
+        given = (leaves for own in self.recordings for leaves in self._calls_of(own).get(place, ()))
+        return all(len(own) > leaf and own[leaf] == frame.leaves[leaf] for own in given)
+
+    def _calls_of(self, recording: Recording) -> Mapping[_Site, set[tuple[Any, ...]]]:
+        """The numbers of every call of a recording, by call and place in the code."""
+        found = self._calls.get(id(recording))
+        if found is None:
+            found = self._calls[id(recording)] = defaultdict(set)
+            for frame in (op.frame for op in recording.ops if op.frame is not None):
+                found[frame.call, frame.site].add(frame.leaves)
+        return found
+
     def forget(self, module: str) -> None:
         """Drop what was learned about a module while one of its attributes was guessed wrongly."""
-        self.accepted = {key: new for key, new in self.accepted.items() if key.module != module}
+        self.accepted = {
+            key: new
+            for key, new in self.accepted.items()
+            if key.module != module or key.function in SHARING  # those were no guess
+        }
         self.tried = {place: own for place, own in self.tried.items() if own != module}
 
 
@@ -82,6 +158,10 @@ def is_explained_by_attributes(op: OpRecord, failure: Failure) -> bool:
     if frame is None or frame.function not in SHAPED or len(failure.leaves) != len(frame.leaves):
         return True
     vectors = {axes_of(f)[0] for f in op.outputs[0] if len(axes_of(f)) == 1}
+    if 0 in vectors:
+        return (
+            True  # heads in the batch: the number is a multiple of one that an attribute may hold
+        )
     own = [leaf for leaf, value in enumerate(frame.leaves) if type(value) is int]
     if len(own) != len(op.shapes[0]):
         return True
@@ -89,6 +169,10 @@ def is_explained_by_attributes(op: OpRecord, failure: Failure) -> bool:
     return any(stayed[axis] for axis in vectors) and all(
         same for axis, same in enumerate(stayed) if axis not in vectors
     )
+
+
+def _scales(frame: Frame) -> bool:
+    return frame.function in SCALING
 
 
 def _is_twin(frame: Frame, twin: OpRecord, leaf: int) -> bool:
@@ -120,7 +204,11 @@ def _numbers(
         if len(own) != len(op.shapes[0]):
             return {}
         sizes = _sizes(op, dict(enumerate(own)), full, changed, shrinks)
-        return _inferred(sizes, full) if frame.function in INFERRING else sizes
+        return _inferred(sizes, full, batch=own[0]) if frame.function in INFERRING else sizes
+    if frame.function in PARTING:
+        parts = own[1:]
+        first = int(full[own[0]] or 0) % (len(op.shapes[0]) - len(parts) + 1)
+        return _sizes(op, {first + i: leaf for i, leaf in enumerate(parts)}, full, changed, shrinks)
     return _lengths(op, own, full, shrinks)
 
 
@@ -148,11 +236,28 @@ def _sizes(
     return new
 
 
-def _inferred(sizes: dict[int, New], full: tuple[float | None, ...]) -> Mapping[int, New]:
-    """One size that was fixed (of a batch, say) had better be inferred: it may be another tomorrow."""
+def _inferred(
+    sizes: dict[int, New], full: tuple[float | None, ...], *, batch: int
+) -> Mapping[int, New]:
+    """One size that would be fixed had better be inferred: it may be another tomorrow.
+
+    That is the size of a batch, as a rule; or it is that of an axis which holds heads times the batch
+    (the first one, whose leaf is `batch`), or channels times pixels.
+    """
+    if -1 in full:
+        # Heads times the batch would have to be a number of this batch.
+        return {} if isinstance(sizes.get(batch), Tensor) else sizes
     fixed = [leaf for leaf, new in sizes.items() if not isinstance(new, Tensor)]
-    if len(fixed) == 1 and -1 not in full:
-        sizes[fixed[0]] = -1
+    products = [
+        leaf
+        for leaf, new in sizes.items()
+        if isinstance(new, Tensor) and len(torch.unique(new)) < len(new)
+    ]
+    if isinstance(sizes.get(batch), Tensor):
+        fixed = [batch]
+    candidates = fixed or products
+    if len(candidates) == 1:
+        sizes[candidates[0]] = -1
     return sizes
 
 
@@ -178,7 +283,9 @@ def _lengths(
 def resize_all_(model: nn.Module, resizes: Mapping[Place, New], stays: Tensor) -> None:
     """Replace numbers on a private copy; `stays[label]` says which labels remain."""
     for place, new in resizes.items():
-        value = (
-            int(torch.count_nonzero(stays[new.clamp(min=0)])) if isinstance(new, Tensor) else new
-        )
-        place.write_(model, value)
+        if isinstance(new, (Tensor, Scaled)):
+            labels = new if isinstance(new, Tensor) else new.labels
+            remaining = int(torch.count_nonzero(stays[labels.clamp(min=0)]))
+            place.write_(model, remaining if isinstance(new, Tensor) else new.factor(remaining))
+        else:
+            place.write_(model, new)

@@ -6,7 +6,9 @@ units are closed, the shell of the model is cut, run again, and every operation 
 the recording predicts. An operation that differs is named, and its channels get pinned.
 """
 
-from dataclasses import dataclass, field as dataclass_field
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field as dataclass_field, replace
 from typing import Any
 
 import torch
@@ -14,18 +16,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from swan_surgery.channels.labels.fields import Fields, axes_of, compact
-from swan_surgery.channels.labels.recording import Frame, OpRecord
+from swan_surgery.channels.labels.recording import Frame, ModuleRun, OpRecord, Returned
 from swan_surgery.channels.labels.unit_labels import UnitLabels
-from swan_surgery.channels.rules.registry import facts_named, facts_of
+from swan_surgery.channels.rehearsal.comparing import (
+    counts,
+    is_equal,
+    is_same,
+    numbers_in,
+    same_numbers,
+)
+from swan_surgery.channels.rehearsal.failures import Diverged, Failure
 from swan_surgery.channels.runs.tracing import LabelMode
-
-
-class Diverged(Exception):  # noqa: N818 - a signal inside the package, never shown
-    """The rehearsed run left the recorded path at operation `index`."""
-
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
-        self.index = index
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +85,64 @@ class Remaining:
     axis: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An operation that did not follow: by its shapes, or only by which channels met.
-
-    `leaves` are the numbers its torch function was called with, if that is tracked.
-    """
-
-    index: int
-    labels_only: bool = False
-    leaves: tuple[Any, ...] = ()
-
-
 class RehearsalMode(LabelMode):
     """Runs the cut shell beside its recording; `failures` holds the operations that differ."""
 
-    def __init__(self, expected: list[OpRecord], prediction: Prediction) -> None:
+    def __init__(
+        self,
+        expected: list[OpRecord],
+        prediction: Prediction,
+        runs: Sequence[ModuleRun] = (),
+        device: Any = "meta",
+    ) -> None:
         super().__init__(UnitLabels(expected))
         self.expected = expected
         self.prediction = prediction
+        self.device = device
+        self.skipped: str | None = None
         self.failures: list[Failure] = []
         self.frames.recover = self.recover
+        self._waiting: dict[str, deque[ModuleRun]] = defaultdict(deque)
+        for run in runs:
+            self._waiting[run.module].append(run)
+
+    @property
+    def next_index(self) -> int:
+        """The operation that would come next."""
+        return min(len(self.labels.recording.ops), len(self.expected) - 1)
+
+    def note(self, failure: Failure) -> None:
+        """Note what did not follow; what comes of a skipped module's missing calls is left out."""
+        if self.skipped is None:
+            self.failures.append(failure)
+            return
+        module = failure.raised.module if failure.raised else self.expected[failure.index].module
+        if not f"{self.skipped}.".startswith(f"{module}." if module else ""):
+            self.failures.append(replace(failure, is_tentative=True))
+
+    def take(self, module: str) -> ModuleRun | None:
+        """The recorded run of a module that starts now."""
+        waiting = self._waiting[module]
+        return waiting.popleft() if waiting else None
+
+    def skip(self, run: ModuleRun, failure: Failure) -> Any:
+        """Return what a module should have returned, as if it had run; None if that is not known."""
+        ops = self.labels.recording.ops
+        returned = run.returned
+        if returned is None or not run.start <= failure.index <= run.end:
+            return None
+        made = [
+            (self.expected[index], number, self._predict(self.expected[index]))
+            for index, number in returned.leaves
+        ]
+        if any(predicted is None for _, _, predicted in made):
+            return None
+        if not all(op.dtypes[number].is_floating_point for op, number, _ in made):
+            return None  # positions have values
+        self.note(failure)
+        self.skipped = run.module
+        ops[run.start :] = self.expected[run.start : run.end]
+        return self._made_up(returned, self.device)
 
     def recover(self, frame: Frame) -> Any:
         """A torch function refused the new width: note it, and return what the recording predicts."""
@@ -117,16 +155,23 @@ class RehearsalMode(LabelMode):
     def _recovered(self, frame: Frame) -> Any:
         ops = self.labels.recording.ops
         start = end = len(ops)
-        while end < len(self.expected) and frame.is_same_call(self.expected[end].frame):
+        while end < len(self.expected) and self._is_same_call(frame, self.expected[end].frame):
             end += 1
-        if end == start or self.expected[end - 1].spec is None:
+        returned = self.expected[end - 1].returned if end > start else None
+        if returned is None:
             raise Diverged(min(start, len(self.expected) - 1))
-        after = self._predict(self.expected[end - 1])
-        if after is None:
+        if any(self._predict(self.expected[index]) is None for index, _ in returned.leaves):
             raise Diverged(end - 1)
-        self.failures.append(Failure(end - 1, leaves=frame.leaves))
+        self.note(Failure(end - 1, leaves=frame.leaves))
         ops.extend(self.expected[start:end])
-        return self._made_up(end - 1, after, "meta")
+        return self._made_up(returned, self.device)
+
+    def _is_same_call(self, frame: Frame, other: Frame | None) -> bool:
+        if self.skipped is None or other is None:
+            return frame.is_same_call(other)
+        # The calls of what was skipped were not counted.
+        own, others = (frame.module, frame.function), (other.module, other.function)
+        return own == others and frame.site == other.site
 
     def _predict(self, expected: OpRecord) -> list[tuple[Fields, tuple[int, ...]]] | None:
         after = [
@@ -153,35 +198,47 @@ class RehearsalMode(LabelMode):
     ) -> Any:
         """Run, compare with the recording, and put things right for what follows."""
         index = len(self.labels.recording.ops) - 1
-        if index >= len(self.expected) or not _is_same(self.expected[index], record):
+        if index >= len(self.expected) or not is_same(self.expected[index], record):
             raise Diverged(min(index, len(self.expected) - 1))
         expected = self.expected[index]
         predicted = self._predict(expected)
         if predicted is None:
             raise Diverged(index)
-        if record.numbers != expected.numbers:
-            # A number follows a width: x / x.shape[1].
-            self.failures.append(Failure(index, leaves=_leaves(record)))
+        if not same_numbers(record, expected):  # one follows a width: x / x.shape[1]
+            self.note(Failure(index, leaves=numbers_in(record)))
         labels = self.labels
         assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
-        if facts_of(op).counts and any(map(labels.is_made_to_measure, inputs)):
-            self.failures.append(Failure(index))  # x / torch.ones(x.shape[1]).sum()
+        if any(counts(op, labels.measured(t), t, args, kwargs) for t in inputs):
+            self.note(Failure(index))  # x / torch.ones(x.shape[1]).sum()
         labels.conflict = False
         try:
             out = super().dispatch(record, inputs, op, args, kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError):
-            return self._replace(index, op, args, predicted)
+            return self._replace(index, op, args)
         leaves = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
         pairs = list(zip(leaves, predicted, strict=False))
         if len(leaves) != len(predicted) or not all(self._fits(t, *p) for t, p in pairs):
-            return self._replace(index, op, args, predicted)
-        if labels.conflict or not all(self._equal(t, fields) for t, (fields, _) in pairs):
-            self.failures.append(Failure(index, labels_only=True))
-        for leaf, (fields, shape) in pairs:
-            self.labels.assign(leaf, fields)  # a width of one would lose its label
-            if tuple(leaf.shape) != shape:
-                labels.note_made_to_measure(leaf)
+            return self._replace(index, op, args)
+        self._hand_on(index, pairs)
         return out
+
+    def _hand_on(
+        self, index: int, pairs: list[tuple[Tensor, tuple[Fields, tuple[int, ...]]]]
+    ) -> None:
+        """Compare what channels met, and let the results carry what the recording says."""
+        labels, adopted = self.labels, self.expected[index].adopted
+        assert isinstance(labels, UnitLabels)  # noqa: S101 - set in __init__
+        own = [pair for place, pair in enumerate(pairs) if place not in adopted]
+        if labels.conflict or not all(self._equal(t, fields) for t, (fields, _) in own):
+            self.note(Failure(index, labels_only=True))
+        for leaf, (fields, _) in own:
+            labels.assign(leaf, fields)  # a width of one would lose its label
+        for place, (leaf, (fields, shape)) in enumerate(pairs):
+            axes = {axis for axis, size in enumerate(shape) if leaf.shape[axis] != size}
+            if place in adopted:
+                axes.update(axis for field in fields for axis in axes_of(field))
+            if axes:
+                labels.note_made_to_measure(leaf, frozenset(axes))
 
     def _fits(self, tensor: Tensor, fields: Fields, shape: tuple[int, ...]) -> bool:
         if tuple(tensor.shape) == shape:
@@ -193,15 +250,21 @@ class RehearsalMode(LabelMode):
 
     def _equal(self, tensor: Tensor, fields: Fields) -> bool:
         found = self.labels.fields(tensor)
-        if len(found) == len(fields) and all(map(_is_equal, found, fields)):
+        if len(found) == len(fields) and all(map(is_equal, found, fields)):
             return True
         own = {axes_of(field): field for field in map(compact, found)}
         wanted = {axes_of(field): field for field in map(compact, fields)}
         # A width of one leaves no axis to compare; a label on one side only says nothing then.
         return all(
-            self._agree(own[axes], wanted[axes]) if axes in own and axes in wanted else axes == ()
+            self._agree(own[axes], wanted[axes])
+            if axes in own and axes in wanted
+            else axes == () or self._is_fixed((own | wanted)[axes])
             for axes in own.keys() | wanted.keys()
         )
+
+    def _is_fixed(self, units: Tensor) -> bool:
+        """Whether none of these could go: tied to one another they leave no axis to compare."""
+        return not bool(self.prediction.prunable[units + 1].any())
 
     def _agree(self, own: Tensor, wanted: Tensor) -> bool:
         """Channels that always stay may have lost their labels: tied to one another they look like one."""
@@ -210,49 +273,31 @@ class RehearsalMode(LabelMode):
         lost = (own <= 0) & ~self.prediction.prunable[wanted + 1]
         return bool(((own == wanted) | lost).all())
 
-    def _replace(
-        self,
-        index: int,
-        op: Any,
-        args: Any,
-        predicted: list[tuple[Fields, tuple[int, ...]]],
-    ) -> Any:
+    def _replace(self, index: int, op: Any, args: Any) -> Any:
         """Note the failure and return what the recording predicts, so that the run can go on."""
         record = self.labels.recording.ops[index]
-        self.failures.append(Failure(index, leaves=_leaves(record)))
-        if self.expected[index].spec is None or torch.Tag.inplace in op.tags:
+        self.note(Failure(index, leaves=numbers_in(record)))
+        expected = self.expected[index]
+        if expected.spec is None or torch.Tag.inplace in op.tags:
             raise Diverged(index)
         device = next(
             (leaf.device for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor)), "meta"
         )
-        return self._made_up(index, predicted, device)
+        leaves = tuple((index, number) for number in range(len(expected.shapes)))
+        return self._made_up(Returned(expected.spec, leaves), device)
 
-    def _made_up(
-        self, index: int, predicted: list[tuple[Fields, tuple[int, ...]]], device: Any
-    ) -> Any:
-        expected = self.expected[index]
-        assert expected.spec is not None  # noqa: S101 - checked by the callers
-        tensors = [
-            torch.empty(shape, dtype=dtype, device=device)
-            for (_, shape), dtype in zip(predicted, expected.dtypes, strict=True)
-        ]
-        for tensor, (fields, _) in zip(tensors, predicted, strict=True):
-            self.labels.assign(tensor, fields)
-        return tree_unflatten(tensors, expected.spec)
-
-
-def _is_equal(one: Tensor, two: Tensor) -> bool:
-    return one is two or (one.shape == two.shape and torch.equal(one, two))
-
-
-def _is_same(expected: OpRecord, record: OpRecord) -> bool:
-    """Whether two runs took the same step; which kind of view reshape makes is none of the model's."""
-    return expected.name == record.name or (_is_reshape(expected) and _is_reshape(record))
-
-
-def _is_reshape(record: OpRecord) -> bool:
-    return record.name.endswith(".default") and facts_named(record.packet).is_reshape
-
-
-def _leaves(record: OpRecord) -> tuple[Any, ...]:
-    return () if record.frame is None else record.frame.leaves
+    def _made_up(self, returned: Returned, device: Any) -> Any:
+        tensors = []
+        for index, number in returned.leaves:
+            expected = self.expected[index]
+            predicted = self._predict(expected)
+            assert predicted is not None  # noqa: S101 - checked by the callers
+            fields, shape = predicted[number]
+            made = torch.empty(shape, dtype=expected.dtypes[number], device=device)
+            if number in expected.adopted:
+                self.labels.mark_harmless(made)
+            else:
+                self.labels.assign(made, fields)
+            self.makers.note_as(made, (index, number))
+            tensors.append(made)
+        return tree_unflatten(tensors, returned.spec)

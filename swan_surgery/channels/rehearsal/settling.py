@@ -1,86 +1,59 @@
 """Solves the recordings, rehearses the result, and pins what does not follow, until all does."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.channels.labels.fields import Fields, axes_of
-from swan_surgery.channels.labels.recording import Reason
+from swan_surgery.channels.labels.recording import Reason, Recording
 from swan_surgery.channels.rehearsal.closing_patterns import closing_pattern, turn_of, turns
-from swan_surgery.channels.rehearsal.numbers import (
-    New,
-    Place,
-    Resizes,
-    is_explained_by_attributes,
-    resize_all_,
+from swan_surgery.channels.rehearsal.failures import Failure
+from swan_surgery.channels.rehearsal.numbers import Resizes, is_explained_by_attributes
+from swan_surgery.channels.rehearsal.reading import Readings
+from swan_surgery.channels.rehearsal.running import rehearse
+from swan_surgery.channels.rehearsal.scaling import scale_at
+from swan_surgery.channels.rehearsal.suspects import (
+    Went,
+    along_one_axis,
+    met_by,
+    nearest_before,
+    reason_for,
+    went_in,
+    widths_of,
 )
-from swan_surgery.channels.rehearsal.rehearsing import Diverged, Failure, Prediction, RehearsalMode
-from swan_surgery.channels.runs.tracing import label_tensors, named_tensors, run_labelled
+from swan_surgery.channels.solving.arrays import Flags
 from swan_surgery.channels.solving.mapping import LabelledTensors, Solution, Trace, solve
-from swan_surgery.models.attributes import Followers, Hypotheses, follow_
-from swan_surgery.models.inputs import Inputs
-from swan_surgery.models.slicing import cut_
+from swan_surgery.models.attributes import Hypotheses, Where
 
 
+# After so many rounds nothing new is tried: what does not follow is pinned.
 _MAX_ROUNDS = 100
 
 
-def rehearse(
-    solution: Solution,
-    trace: Trace,
-    make_shell: Callable[[], nn.Module],
-    inputs: Inputs,
-    turn: int,
-    least: int,
-    followers: Followers,
-    resizes: Mapping[Place, New],
-) -> list[Failure]:
-    """Close some units, cut a shell, run it; returns the operations that did not follow."""
-    component = torch.from_numpy(solution.component)
-    stays = closing_pattern(solution, turn, least)
-    unit_of = torch.cat([torch.tensor([-1]), component])
-    unit_of[1] = 0
-    # Units are components + 1, so that 0 and -1 keep their meaning.
-    unit_of[2:] += 1
-    stays_lut = torch.cat([torch.ones(2, dtype=torch.bool), torch.from_numpy(stays)])
-    fixed = torch.zeros(2, dtype=torch.bool)
-    prunable = torch.cat([fixed, torch.from_numpy(solution.prunable)])
-    prediction = Prediction(unit_of, stays_lut, prunable, solution.units)
-    shell = make_shell()
-    cuts: dict[str, dict[int, Tensor]] = {}
-    fields: dict[str, Fields] = {}
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(shell)}
-    for name, own in solution.labelled.fields.items():
-        after = prediction.after(own, shapes[name])
-        assert after is not None  # noqa: S101 - starting fields lie along one axis each
-        fields[name] = after[0]
-    for (name, axis, size), start in zip(
-        solution.labelled.axes, solution.labelled.starts, strict=True
-    ):
-        keep = stays[solution.component[start : start + size]]
-        if not keep.all():
-            cuts.setdefault(name, {})[axis] = torch.from_numpy(np.flatnonzero(keep))
-    cut_(shell, cuts)
-    remains = torch.from_numpy(stays[solution.component])
-    follow_(shell, followers, remains)
-    resize_all_(shell, resizes, remains)
-    shell.train(trace.training)
-    mode = RehearsalMode(trace.recording.ops, prediction)
-    label_tensors(mode.labels, shell, fields)
-    try:
-        run_labelled(mode, shell, shell, inputs.args, inputs.kwargs)
-    except Diverged as diverged:
-        return [*mode.failures, Failure(diverged.index)]
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError):
-        # The model's own Python code, or a check in front of an operation, refused the new width.
-        following = min(len(mode.labels.recording.ops), len(trace.recording.ops) - 1)
-        return [*mode.failures, Failure(following)]
-    finally:
-        # A cycle, while garbage collection is paused: every rehearsal would stay in memory.
-        mode.frames.recover = None
-    return mode.failures
+@dataclass(slots=True)
+class _State:
+    """What was learned so far; `reach` is how often what lies before a place had to be pinned."""
+
+    solution: Solution
+    pins: list[tuple[Tensor, Reason]]
+    readings: Readings
+    resizes: Resizes
+    hypotheses: Hypotheses = field(default_factory=Hypotheses)
+    reach: Counter[Where] = field(default_factory=Counter)
+
+    def can_go(self, labels: Tensor) -> bool:
+        """Whether any of some labels may go as things stand."""
+        solution = self.solution
+        return bool(solution.prunable[solution.component[labels.clamp(min=0).numpy()]].any())
+
+    def all_that(self, went: Went) -> list[Tensor]:
+        """All labels that went in a rehearsal; all that may go, if it differed although none did."""
+        labels = torch.arange(1, self.solution.labelled.num_labels + 1)
+        chosen = [label for label in labels.split(1) if went(label)]
+        return chosen or [label for label in labels.split(1) if self.can_go(label)]
 
 
 def settle(
@@ -88,138 +61,127 @@ def settle(
     labelled: LabelledTensors,
     pins: list[tuple[Tensor, Reason]],
     make_shell: Callable[[], nn.Module],
-    inputs: Callable[[bool], Inputs],
+    witnesses: Sequence[Recording] = (),
 ) -> Solution:
-    """Solve and rehearse until every operation follows; what does not follow is pinned."""
-    solution = solve(traces, labelled, pins)
-    hypotheses, resizes = Hypotheses(), Resizes()
-    model = make_shell()
-    failing: tuple[bool, int, int] | None = None
-    for _ in range(_MAX_ROUNDS):
+    """Solve and rehearse until every operation follows; what does not follow is pinned.
+
+    `witnesses` are recordings at other sizes that say nothing else of labels than `traces` do.
+    """
+    resizes = Resizes([*(trace.recording for trace in traces), *witnesses])
+    readings = Readings(make_shell, make_shell())
+    state = _State(solve(traces, labelled, pins), pins, readings, resizes)
+    for trace in traces:
+        for op in trace.recording.ops:
+            state.resizes.share_heads(op, training=trace.training)
+    failing: tuple[int, int, int] | None = None
+    for number in count():
         failed = False
-        hypotheses.busy.clear()
+        state.hypotheses.busy.clear()
         rehearsals = [
             (trace, turn_of(turn, training=trace.training), least)
-            for turn, least in turns(solution)
+            for turn, least in turns(state.solution)
             for trace in traces
         ]
         # What failed comes first: that is where it shows whether the answer was right.
-        rehearsals.sort(key=lambda item: (item[0].training, *item[1:]) != failing)
+        rehearsals.sort(key=lambda item: (item[0].number, *item[1:]) != failing)
         for trace, turn, least in rehearsals:
+            stays = closing_pattern(state.solution, turn, least)
+            went = went_in(state.solution.component, state.solution.prunable & ~stays)
             for failure in rehearse(
-                solution,
+                state.solution,
                 trace,
                 make_shell,
-                inputs(trace.training),
-                turn,
-                least,
-                hypotheses.accepted,
-                resizes.accepted,
+                stays,
+                state.hypotheses.accepted,
+                state.resizes.accepted,
             ):
-                if _follows_by_code(traces, trace, failure, solution, hypotheses, resizes, model):
+                tries = number < _MAX_ROUNDS
+                if tries and _follows_by_code(state, traces, trace, failure, went, stays):
                     failed = True
-                    continue
-                failed |= _answer(trace, failure, solution, pins, least)
+                elif not (failed and failure.is_tentative):
+                    failed |= _answer(state, trace, failure, went, least)
             if failed:
-                failing = (trace.training, turn, least)
+                failing = (trace.number, turn, least)
                 break  # what helps in one mode often helps in the other
-        if not failed or not solution.prunable.any():
-            solution.followers = hypotheses.accepted
-            solution.resizes = resizes.accepted
-            return solution
-        solution = solve(traces, labelled, pins)
-    everything = torch.arange(1, labelled.num_labels + 1)
-    why = Reason("the forward code repeats widths in ways that cannot be followed", "forward", "")
-    return solve(traces, labelled, [*pins, (everything, why)])
+        if not failed or not state.solution.prunable.any():
+            break
+        state.solution = solve(traces, labelled, pins)
+    state.solution.followers = state.hypotheses.accepted
+    state.solution.resizes = state.resizes.accepted
+    return state.solution
+
+
+def _where(trace: Trace, failure: Failure) -> Where:
+    raised = failure.raised
+    return trace.number, failure.index, f"{raised.module} {raised.line}" if raised else ""
 
 
 def _follows_by_code(
-    traces: list[Trace],
-    trace: Trace,
-    failure: Failure,
-    solution: Solution,
-    hypotheses: Hypotheses,
-    resizes: Resizes,
-    model: nn.Module,
+    state: _State, traces: list[Trace], trace: Trace, failure: Failure, went: Went, stays: Flags
 ) -> bool:
     """Whether there is an attribute or a number in the code to try for what did not follow."""
     if failure.labels_only:
         return False
-    op = trace.recording.ops[failure.index]
-    if op.module in hypotheses.busy:
+    hypotheses, resizes = state.hypotheses, state.resizes
+    suspect = state.can_go if failure.raised is None else went
+    op = along_one_axis(trace.recording.ops[failure.index], state.solution)
+    module = op.module if failure.raised is None else failure.raised.module
+    if module in hypotheses.busy:
         return True  # what was changed about the module in this round has not run yet
-    if is_explained_by_attributes(op, failure):
-        if (trace.training, failure.index) in hypotheses.active:
-            resizes.forget(op.module)
-        if _guess(trace, failure.index, solution, hypotheses, model):
+    where = _where(trace, failure)
+    is_tried = where in hypotheses.active
+    if is_tried or failure.raised is not None or is_explained_by_attributes(op, failure):
+        if is_tried:
+            resizes.forget(module)
+        widths = widths_of(trace, failure, state.solution, suspect)
+        proposed = state.readings.proposed(trace, module, failure.index)
+        if hypotheses.try_next(where, module, widths, proposed):
             return True
-    twins = [o for other in traces if other is not trace for o in other.recording.ops]
-
-    def shrinks(labels: Tensor) -> bool:
-        return bool(solution.prunable[solution.component[labels.clamp(min=0).numpy()]].any())
-
-    if resizes.try_on(op, failure, twins, shrinks, training=trace.training):
-        return True
-    fields = [f.reshape(-1) for own in (*op.inputs, *op.outputs) for f in own]
-    # Nothing shrinks here: what was guessed for another operation is to blame.
-    if any(map(shrinks, fields)) or not hypotheses.reconsider(op.module):
+    if failure.raised is None:
+        others = [other for other in traces if other.training != trace.training]
+        twins = [own for other in others for own in other.recording.ops]
+        remains = torch.from_numpy(stays[state.solution.component])
+        scale = scale_at(trace, failure.index, state.can_go, remains)
+        if resizes.try_on(op, failure, twins, state.can_go, scale, trace):
+            return True
+    # Nothing went there, or pixels are counted: what was guessed for another operation is to blame.
+    met = met_by(trace, failure, state.solution.labelled, suspect)
+    moves = failure.raised is None and resizes.moves(op, failure)
+    if (met and not moves) or not hypotheses.reconsider(module):
         return False
-    resizes.forget(op.module)
+    resizes.forget(module)
     return True
 
 
-def _guess(
-    trace: Trace, index: int, solution: Solution, hypotheses: Hypotheses, model: nn.Module
-) -> bool:
-    """An operation did not follow: maybe an attribute repeats a width that shrinks there."""
-    op = trace.recording.ops[index]
-    widths = [
-        field.clamp(min=0).reshape(-1)
-        for fields in (*op.outputs, *op.inputs)
-        for field in fields
-        if len(axes_of(field)) == 1
-    ]
-    shrinking = [w for w in widths if solution.prunable[solution.component[w.numpy()]].any()]
-    return hypotheses.try_next((trace.training, index), model, op.module, shrinking)
-
-
-def _answer(
-    trace: Trace,
-    failure: Failure,
-    solution: Solution,
-    pins: list[tuple[Tensor, Reason]],
-    least: int,
-) -> bool:
-    """An operation did not follow: try its next way of tying, else pin what enters it.
+def _answer(state: _State, trace: Trace, failure: Failure, went: Went, least: int) -> bool:
+    """Something did not follow: try its next way of tying, else pin what it meets.
 
     Returns False where nothing needs to change: only pinned channels met differently.
     """
     index = failure.index
     op = trace.recording.ops[index]
-    if trace.choices.get(index, 0) + 1 < len(op.ties):
+    if failure.raised is None and trace.choices.get(index, 0) + 1 < len(op.ties):
         trace.choices[index] = trace.choices.get(index, 0) + 1
         return True
-    reason = Reason("the forward code repeats this width, or depends on it", op.name, op.module)
-    if op.beside_fill:
+    if failure.raised is None and op.beside_fill:
         beside = torch.cat(op.beside_fill)
-        if solution.prunable[solution.component[beside.numpy()]].any():
-            pins.append((beside, Reason("meets padding of a fixed width", op.name, op.module)))
+        if state.can_go(beside):
+            why = Reason("meets padding of a fixed width", op.name, op.module)
+            state.pins.append((beside, why))
             return True
-    fields_here = [f for fields in (*op.inputs, *op.outputs) for f in fields]
-    touched = [f[f > 0].reshape(-1) for f in fields_here]
-    if least == 1:
-        pairs = [f for f in touched if f.numel() == 2]
-        touched = pairs or touched
-    labels = torch.cat(touched) if touched else torch.zeros(0, dtype=torch.int64)
-    if labels.numel() and solution.prunable[solution.component[labels.numpy()]].any():
-        pins.append((labels, reason))
-        return True
-    if failure.labels_only:
+    suspect = state.can_go if failure.raised is None else went
+    met = met_by(trace, failure, state.solution.labelled, suspect)
+    if not met and failure.labels_only:
         return False
-    earlier = [r for r in trace.recording.ops[: index + 1] if r.module == op.module]
-    wide = [f[f > 0].reshape(-1) for r in earlier for fields in r.inputs for f in fields]
-    labels = torch.cat(wide) if wide else torch.zeros(0, dtype=torch.int64)
-    if not (labels.numel() and solution.prunable[solution.component[labels.numpy()]].any()):
-        labels = torch.arange(1, solution.labelled.num_labels + 1)
-    pins.append((labels, reason))
+    if not met:
+        where = _where(trace, failure)
+        met = nearest_before(trace, failure, went, 2 ** state.reach[where]) or state.all_that(went)
+        state.reach[where] += 1
+    if not met:
+        return False  # whatever failed, no channel can go
+    labels = [field[field > 0].reshape(-1) for field in met]
+    if least == 1:
+        # Axes of two are closed apart: at width one they alone are to blame.
+        labels = [own for own in labels if own.numel() == 2] or labels
+    state.pins.append((torch.cat(labels), reason_for(failure, op)))
     return True

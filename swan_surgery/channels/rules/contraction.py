@@ -22,7 +22,7 @@ _BATCHED = 3  # the rank of what bmm takes
 _NO_CHANNELS = "reads data that belongs to no channel (the model's input, or a constant)"
 
 
-def _vector(tensor: Tensor, axis: int, call: Call, labels: Labels) -> Tensor | None:
+def vector_of(tensor: Tensor, axis: int, call: Call, labels: Labels) -> Tensor | None:
     """Labels along one axis; channels that are entangled with another axis are pinned."""
     vector, tangled = vector_along(labels.fields(tensor), axis)
     for field in tangled:
@@ -30,7 +30,7 @@ def _vector(tensor: Tensor, axis: int, call: Call, labels: Labels) -> Tensor | N
     return vector
 
 
-def _meet(data: Tensor | None, weight: Tensor | None, call: Call, labels: Labels) -> None:
+def meet(data: Tensor | None, weight: Tensor | None, call: Call, labels: Labels) -> None:
     """The axis that is summed over: what one side calls a channel the other must call one too."""
     if data is not None and weight is not None:
         if data.shape != weight.shape:
@@ -55,28 +55,29 @@ def _(call: Call, labels: Labels) -> None:
     bias, out = call.arg("bias"), call.outputs[0]
     groups, transposed = call.arg("groups", 1), bool(call.arg("transposed", default=False))
     channel_axis = out.ndim - weight.ndim + 1
-    for field in labels.fields(source):
+    known = tuple(labels.alike(field, channel_axis, call) for field in labels.fields(source))
+    for field in known:
         if axes_of(field) not in ((), (channel_axis,)):
             labels.pin(field, "channels lie on an axis the convolution slides over", call)
-    data = _vector(source, channel_axis, call, labels)
-    rows, columns = (_vector(weight, axis, call, labels) for axis in (0, 1))
+    data, _ = vector_along(known, channel_axis)
+    rows, columns = (vector_of(weight, axis, call, labels) for axis in (0, 1))
     for field in labels.fields(weight):
         if axes_of(field) and min(axes_of(field)) > 1:
             labels.pin(field, "a position of the kernel", call)
     if transposed:
         made = _transposed_groups(data, rows, columns, groups, call, labels)
     else:
-        made = _plain_groups(data, rows, columns, groups, call, labels)
+        made = plain_groups(data, rows, columns, groups, call, labels)
     if made is not None:
         labels.assign(out, (axis_field(made, channel_axis, out.ndim),))
         if bias is not None:
-            _join_bias(made, bias, call, labels)
+            join_bias(made, bias, call, labels)
     spatial = source.shape[channel_axis + 1 :] if transposed else out.shape[channel_axis + 1 :]
     batch = out.shape[0] if channel_axis == 1 else 1
     summed = rows if transposed else columns
     if groups > 1 and labels.is_depthwise(call):
         summed = None
-    _price(
+    price(
         Contraction(
             call.name,
             call.module,
@@ -93,7 +94,7 @@ def _(call: Call, labels: Labels) -> None:
     )
 
 
-def _plain_groups(
+def plain_groups(
     data: Tensor | None,
     rows: Tensor | None,
     columns: Tensor | None,
@@ -103,13 +104,13 @@ def _plain_groups(
 ) -> Tensor | None:
     """Weight (out, in/groups, ...). Returns the labels of the output channels."""
     if groups == 1:
-        _meet(data, columns, call, labels)
+        meet(data, columns, call, labels)
         return rows
     if not labels.is_depthwise(call):
         # in/groups > 1: every group reads the same positions, and writes the same positions.
         if data is not None and data.numel() % groups == 0:
             data = data.view(groups, -1)
-        _meet(data, columns, call, labels)
+        meet(data, columns, call, labels)
         _tie_groups(rows, groups, call, labels)
     else:
         _couple_depthwise(data, rows, groups, call, labels)
@@ -126,10 +127,10 @@ def _transposed_groups(
 ) -> Tensor | None:
     """Weight (in, out/groups, ...). Returns the labels of the output channels."""
     if groups == 1:
-        _meet(data, rows, call, labels)
+        meet(data, rows, call, labels)
         return columns
     per_group = call.outputs[0].shape[call.outputs[0].ndim - call.inputs[1].ndim + 1] // groups
-    _meet(data, rows, call, labels)
+    meet(data, rows, call, labels)
     if labels.is_depthwise(call):
         # One input channel per group: its outputs, one or several, belong to it.
         if columns is not None:
@@ -161,7 +162,8 @@ def _couple_depthwise(
     labels.join(data[both][:, None], blocks[both], call)
 
 
-def _join_bias(made: Tensor, bias: Tensor, call: Call, labels: Labels) -> None:
+def join_bias(made: Tensor, bias: Tensor, call: Call, labels: Labels) -> None:
+    """A bias has the channels of what it is added to; one without labels keeps them all."""
     own, _ = vector_along(labels.fields(bias), bias.ndim - 1)
     if own is not None:
         labels.join(made, own, call)
@@ -169,8 +171,8 @@ def _join_bias(made: Tensor, bias: Tensor, call: Call, labels: Labels) -> None:
         labels.pin(made, "its bias has no channel labels", call)
 
 
-def _price(contraction: Contraction, labels: Labels) -> None:
-    """Take the lengths of the labelled axes out of `factor`, which holds all MACs so far."""
+def price(contraction: Contraction, labels: Labels) -> None:
+    """Record it: take the lengths of the labelled axes out of `factor`, which holds all MACs so far."""
     known = tuple(axis for axis in contraction.axes if axis is not None)
     factor = contraction.factor // max(prod(axis.numel() for axis in known), 1)
     labels.contract(replace(contraction, factor=factor, axes=known))
@@ -200,12 +202,14 @@ def _(call: Call, labels: Labels) -> None:
     labels.mixes_activations |= not is_layer
     if labels.is_probe:
         left_fields, right_fields = (_by_head(f, labels) for f in (left_fields, right_fields))
+    if labels.is_derived(right) and not labels.is_derived(left):
+        left_fields = tuple(labels.alike(f, left.ndim - 1, call) for f in left_fields)
     for field in (*left_fields, *right_fields):
         if len(axes_of(field)) > 1:
             labels.pin(field, "channels are spread over several axes", call)
     summed_left, _ = vector_along(left_fields, left.ndim - 1)
     summed_right, _ = vector_along(right_fields, right.ndim - 2)
-    _meet(summed_left, summed_right, call, labels)
+    meet(summed_left, summed_right, call, labels)
     rows = _outer(left_fields, left.ndim - 1)
     columns = _outer(right_fields, right.ndim - 2)
     fields = _combine(rows, columns, call, labels)
@@ -215,7 +219,7 @@ def _(call: Call, labels: Labels) -> None:
     inner = summed_right if summed_right is not None else summed_left
     outer = tuple(f.reshape(-1) for f in _one_per_axis(fields, call, labels))
     produced = vector_along(columns, rank - 1)[0] if is_layer else None
-    _price(
+    price(
         Contraction(
             call.name,
             call.module,
@@ -227,6 +231,7 @@ def _(call: Call, labels: Labels) -> None:
             num_out=out.shape[-1],
             num_in=inner_size,
             is_layer=is_layer,
+            of_weights=labels.is_derived(left) and labels.is_derived(right),
             gated=_bare_labels((left, summed_left), (right, summed_right), labels),
         ),
         labels,

@@ -11,6 +11,7 @@ from swan_surgery.channels.rules.on_meta import (
     all_nonzero,
     all_selected,
     batch_norm_shape,
+    group_norm_shape,
     layer_norm_shape,
 )
 from swan_surgery.channels.rules.registry import as_tuple, describe, facts_of, pin_inputs, rule
@@ -88,7 +89,7 @@ def _counted(fields: Fields, summed: set[int], call: Call, labels: Labels) -> li
     return result
 
 
-@rule("native_group_norm")
+@rule("native_group_norm", on_meta={"default": group_norm_shape})
 def _(call: Call, labels: Labels) -> None:
     source, out = call.inputs[0], call.outputs[0]
     groups = call.arg("group")
@@ -97,14 +98,7 @@ def _(call: Call, labels: Labels) -> None:
         if axes_of(field) not in ((), (0,), (1,)):
             labels.pin(field, "normalised together with other channels", call)
     data, _ = vector_along(labels.fields(source), 1)
-    for parameter in call.inputs[1:]:
-        own, _ = vector_along(labels.fields(parameter), 0)
-        if data is not None and own is not None:
-            labels.join(data, own, call)
-        elif own is not None:
-            labels.pin(own, "normalises data that belongs to no channel", call)
-        elif data is not None and parameter.numel() > 1:
-            labels.pin(data, "normalised with parameters that have no channel labels", call)
+    _meet_affine(data, call, labels)
     if data is None:
         return
     field = axis_field(data, 1, source.ndim)
@@ -115,6 +109,21 @@ def _(call: Call, labels: Labels) -> None:
         if not labels.weigh(field, call):
             labels.pin(field, "a normalisation over the channels themselves", call)
     labels.assign(out, (field,))
+    if labels.is_single(call, now=width == 1):
+        for statistic in call.outputs[1:]:
+            labels.assign(statistic, (axis_field(data, 1, statistic.ndim),))
+
+
+def _meet_affine(data: Tensor | None, call: Call, labels: Labels) -> None:
+    """The channels of a group normalisation meet those of its parameters."""
+    for parameter in call.inputs[1:]:
+        own, _ = vector_along(labels.fields(parameter), 0)
+        if data is not None and own is not None:
+            labels.join(data, own, call)
+        elif own is not None:
+            labels.pin(own, "normalises data that belongs to no channel", call)
+        elif data is not None and parameter.numel() > 1:
+            labels.pin(data, "normalised with parameters that have no channel labels", call)
 
 
 @rule(

@@ -68,7 +68,7 @@ def _note_constant(call: Call, labels: Labels) -> None:
     if labels.is_harmless(source):
         for out in call.outputs:
             labels.mark_harmless(out)
-    elif labels.is_marked(source) or call.name == "aten.expand":
+    elif labels.is_marked(source) or call.name in ("aten.expand", "aten.repeat"):
         varying = labels.varying(source)
         sizes = [n if axis in varying else 1 for axis, n in enumerate(source.shape)]
         positions = torch.arange(1, prod(sizes) + 1).view(sizes).expand(source.shape)
@@ -183,6 +183,10 @@ def _(call: Call, labels: Labels) -> None:
         return
     _move(source, call, labels)
     axis = call.arg("dim", 0) % source.ndim
+    for out in (out for out in call.outputs if not out.shape[axis]):
+        # Nothing is left to move; the other axes are as long as before.
+        beside = tuple(f for f in labels.fields(source) if axis not in axes_of(f))
+        labels.assign(out, beside)
     lengths = {out.shape[axis] for out in call.outputs}
     for field in labels.fields(source):
         size = field.shape[axis]
@@ -211,11 +215,11 @@ def _tied_blocks(field: Tensor, axis: int, length: int) -> list[tuple[Tensor, Te
 
 @rule("cat", "concat")
 def _(call: Call, labels: Labels) -> None:
-    tensors = [t for t in call.inputs if t.ndim == call.outputs[0].ndim]
+    axis = call.arg("dim", 0) % call.outputs[0].ndim
+    tensors = [t for t in call.inputs if t.ndim == call.outputs[0].ndim and t.shape[axis]]
     if len(tensors) == 1:
         labels.assign(call.outputs[0], labels.fields(tensors[0]))
         return
-    axis = call.arg("dim", 0) % call.outputs[0].ndim
     if any(_lies_along(f, t, axis) for t in tensors for f in labels.fields(t)):
         along = [_along(tensor, axis, labels) for tensor in tensors]
         shape = _broadcast([f.shape for f in along], axis)

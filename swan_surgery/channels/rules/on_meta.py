@@ -4,6 +4,7 @@ Where the shape of a result depends on data that nobody has (which boxes score h
 taken to be selected.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,6 +48,28 @@ def layer_norm_shape(
     return x, x.new_empty(kept), x.new_empty(kept)
 
 
+def group_norm_shape(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *sizes: int,  # samples, channels, pixels, groups
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What native_group_norm returns, without its slow decomposition in Python."""
+    plain = x.is_contiguous() and x.dtype in (torch.float32, torch.float64) and not options
+    if plain and len(sizes) == 5:
+        samples, channels, _, groups, _ = sizes
+        fits = all(t.shape == (channels,) for t in (weight, bias) if t is not None)
+        if fits and x.shape[:2] == (samples, channels) and groups and channels % groups == 0:
+            kept = (samples, groups)
+            mean, scale = (x.new_empty(kept, device=META) for _ in range(2))
+            return torch.empty_like(x, device=META), mean, scale
+    out: tuple[Tensor, Tensor, Tensor] = on_meta(
+        torch.ops.aten.native_group_norm.default, x, weight, bias, *sizes, **options
+    )
+    return out
+
+
 def addmm_shape(bias: Tensor, x: Tensor, weight: Tensor, **scales: float) -> Tensor:
     """What addmm returns, without its slow decomposition in Python."""
     sizes = (x.shape[0], weight.shape[-1])
@@ -58,24 +81,18 @@ def addmm_shape(bias: Tensor, x: Tensor, weight: Tensor, **scales: float) -> Ten
     return x.new_empty(sizes, device=META)
 
 
-def sum_shape(one: Tensor, two: Any, **options: Any) -> Tensor:
-    """What add returns."""
-    return _same_shape(torch.ops.aten.add.Tensor, one, two, **options)
+def same_shape(op: Any) -> Callable[..., Tensor]:
+    """What an elementwise operation returns, without its slow decomposition in Python."""
 
+    def returned(*args: Any, **options: Any) -> Tensor:
+        return _same_shape(op, *args, **options)
 
-def product_shape(one: Tensor, two: Any) -> Tensor:
-    """What mul returns."""
-    return _same_shape(torch.ops.aten.mul.Tensor, one, two)
-
-
-def gelu_shape(x: Tensor, **options: Any) -> Tensor:
-    """What gelu returns."""
-    return _same_shape(torch.ops.aten.gelu.default, x, **options)
+    return returned
 
 
 def _same_shape(op: Any, one: Tensor, *others: Any, **options: Any) -> Tensor:
     """What an elementwise operation returns; torch's own way where anything needs thought."""
-    plain = one.is_floating_point() and one.is_contiguous()
+    plain = one.is_floating_point() and one.is_contiguous() and options.get("dtype") is None
     if plain and all(
         type(two) in (int, float)
         or (

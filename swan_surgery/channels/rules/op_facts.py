@@ -21,10 +21,12 @@ class OpFacts:
 
     Attributes:
         rule: what it does to labels. None: torch tags it as pointwise, or it has no channel rule.
-        macs: multiply-adds by a formula of the user's. None: built-in ones are counted by fvcore.
+        macs: multiply-adds by a formula of the user's. None: built-in ones stand in
+            `costs/formulas.py`.
         on_meta: by overload, a form that runs on tensors without data, where torch is slow there or
             needs the data; not for in-place variants.
         counts: of equal values it tells how many there are.
+        along_dim: it `counts` along its argument `dim` alone.
         by_place: it returns as many values as it reads, each by where it stands.
         selects: how much it returns depends on values.
         by_value: the shape of a result, or the path that follows, depends on values that are there;
@@ -46,6 +48,7 @@ class OpFacts:
     macs: MacsFormula | None = None
     on_meta: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     counts: bool = False
+    along_dim: bool = False
     by_place: bool = False
     selects: bool = False
     by_value: bool = False

@@ -16,8 +16,8 @@ from swan_surgery.channels.labels.fields import (
 )
 from swan_surgery.channels.labels.labels import Labels
 from swan_surgery.channels.labels.recording import Call, Contraction
-from swan_surgery.channels.rules.on_meta import gelu_shape, product_shape, sum_shape
-from swan_surgery.channels.rules.registry import describe, facts_of, rule
+from swan_surgery.channels.rules.on_meta import same_shape
+from swan_surgery.channels.rules.registry import describe, facts_of, pin_inputs, rule
 
 
 def join_aligned(
@@ -59,7 +59,7 @@ def _adopt(tensor: Tensor, field: Tensor, axis: int, labels: Labels) -> None:
     if any(axis in axes_of(known) for known in labels.fields(tensor)):
         return
     vector = field.reshape(-1)
-    labels.assign(tensor, (*labels.fields(tensor), axis_field(vector, axis, tensor.ndim)))
+    labels.adopt(tensor, axis_field(vector, axis, tensor.ndim))
     for origin in labels.origins(tensor):
         _adopt(origin, vector, axis - (tensor.ndim - origin.ndim), labels)
 
@@ -106,7 +106,7 @@ def pointwise(call: Call, labels: Labels) -> None:
     fields = join_aligned(operands, out.ndim, call, labels)
     _price_product(out, fields, call, labels)
     if in_place:
-        _write(out, fields, call, labels)
+        write(out, fields, call, labels)
     for result in call.outputs[1:] if in_place else call.outputs:
         if tuple(result.shape) == tuple(out.shape):
             labels.assign(result, fields)
@@ -130,9 +130,10 @@ def _(call: Call, labels: Labels) -> None:
 
 
 # Tagged by torch, so the rule is theirs without an entry.
-describe("add", on_meta={"Tensor": sum_shape})
-describe("mul", on_meta={"Tensor": product_shape})
-describe("gelu", on_meta={"default": gelu_shape})
+for _name in ("add", "sub", "mul", "div"):
+    describe(_name, on_meta={"Tensor": same_shape(getattr(torch.ops.aten, _name).Tensor)})
+for _name in ("gelu", "relu", "silu", "hardswish", "sigmoid"):
+    describe(_name, on_meta={"default": same_shape(getattr(torch.ops.aten, _name).default)})
 # No steps of a model. torch detaches what a factory returns where somebody else holds it, and
 # whether reshape clones depends on strides, which a narrower model may have others of.
 describe("detach", "clone", is_step=False)
@@ -162,14 +163,16 @@ def _price_product(out: Tensor, fields: Fields, call: Call, labels: Labels) -> N
     )
 
 
-def _write(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:
+def write(out: Tensor, fields: Fields, call: Call, labels: Labels) -> None:
     """The result lands in a tensor that existed: fine if it had these channels, or stands alone."""
     before = labels.fields(out)
-    fits = {axes_of(f) for f in before} == {axes_of(f) for f in fields}
-    if not fits and labels.shares_memory(out):
+    alone = {axes_of(f) for f in before} ^ {axes_of(f) for f in fields}
+    if alone and labels.shares_memory(out):
+        # What else shares the memory knows nothing of these; the others have joined.
         for field in (*before, *fields):
-            labels.pin(field, "written in place into a part of another tensor", call)
-    if not fits:
+            if axes_of(field) in alone:
+                labels.pin(field, "written in place into a part of another tensor", call)
+    if alone:
         labels.spoil(out)
     labels.assign(out, tuple(compact(f) for f in fields))
 
@@ -199,6 +202,8 @@ def _(call: Call, labels: Labels) -> None:
 @rule("arange", "linspace", "eye", "lift_fresh", "sym_size")
 @rule("_local_scalar_dense", by_value=True)
 def _(call: Call, labels: Labels) -> None:
+    if call.name == "aten._local_scalar_dense":
+        pin_inputs(call, labels, "their values leave torch")
     for tensor in call.outputs:
         if tensor.numel() == 1 or torch.numel(tensor) == 0:
             labels.mark_harmless(tensor)

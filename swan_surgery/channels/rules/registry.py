@@ -6,7 +6,7 @@ entry is unknown, and pins what it touches.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -96,11 +96,6 @@ def find_rule(op: Any) -> Rule | None:
 def registered_ops() -> tuple[str, ...]:
     """The operations that have a rule of their own, sorted."""
     return tuple(sorted(name for name, facts in _OPS.items() if facts.rule is not None))
-
-
-def macs_formulas() -> Mapping[str, OpFacts]:
-    """The operations with a MAC formula of their own, by name."""
-    return {name: facts for name, facts in _OPS.items() if facts.macs is not None}
 
 
 def pin_inputs(call: Call, labels: Labels, text: str) -> None:

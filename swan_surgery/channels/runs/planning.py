@@ -40,9 +40,13 @@ def depends_on_values(op: Any, inputs: tuple[Tensor, ...]) -> bool:
     """Whether the shape of a result, or the path that follows, depends on values that are there."""
     if not inputs or any(tensor.is_meta for tensor in inputs):
         return False
+    return selects_by_values(op, inputs) or facts_of(op).by_value
+
+
+def selects_by_values(op: Any, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether values, there or not, decide how much is returned."""
     facts = facts_of(op)
-    by_mask = facts.by_position and any(t.dtype in _MASKS for t in inputs[1:])
-    return by_mask or facts.selects or facts.by_value
+    return facts.selects or (facts.by_position and any(t.dtype in _MASKS for t in inputs[1:]))
 
 
 _MASKS = {torch.bool, torch.uint8}

@@ -3,7 +3,9 @@
 import inspect
 import linecache
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
+from traceback import walk_tb
 from types import CodeType, FrameType
 
 import torch
@@ -24,15 +26,27 @@ def calling_line(below: CodeType) -> str:
     Returns:
         A line of the user's own, else one of an installed package, else "".
     """
-    installed = ""
     frame = inspect.currentframe()
+    places = []
     while frame is not None and frame.f_code is not below:
+        places.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    return _innermost(places)
+
+
+def raising_line(err: BaseException) -> str:
+    """The innermost line outside torch through which an error came, as of `calling_line`."""
+    return _innermost(reversed(list(walk_tb(err.__traceback__))))
+
+
+def _innermost(places: Iterable[tuple[FrameType, int]]) -> str:
+    installed = ""
+    for frame, number in places:
         name = frame.f_code.co_filename
         if not _is_machinery(name):
             if not _is_installed(name):
-                return _text(frame)
-            installed = installed or _text(frame)
-        frame = frame.f_back
+                return _text(frame, number)
+            installed = installed or _text(frame, number)
     return installed
 
 
@@ -50,8 +64,8 @@ def _is_machinery(filename: str) -> bool:
     return path.is_relative_to(_STANDARD) and not _is_installed(filename)
 
 
-def _text(frame: FrameType) -> str:
-    name, number = frame.f_code.co_filename, frame.f_lineno
+def _text(frame: FrameType, number: int) -> str:
+    name = frame.f_code.co_filename
     code = linecache.getline(name, number, frame.f_globals).strip()
     return f"{_short(name)}:{number}" + (f"   {code}" if code else "")
 

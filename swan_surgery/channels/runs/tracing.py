@@ -1,7 +1,8 @@
 """Runs a model once under a dispatch mode that lets the labels ride along."""
 
+import fnmatch
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,41 +11,34 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from swan_surgery.calls.arguments import leaves_of, numbers_of
-from swan_surgery.calls.functions import FUNCTIONS
-from swan_surgery.calls.mode import Called, NumberingMode
+from swan_surgery.calls.arguments import leaves_of
 from swan_surgery.channels.labels.fields import Fields
 from swan_surgery.channels.labels.labels import Labels
-from swan_surgery.channels.labels.recording import Call, Frame, OpRecord, Reason, Recording
-from swan_surgery.channels.rules import contraction, mixing, movement  # noqa: F401
+from swan_surgery.channels.labels.makers import Makers
+from swan_surgery.channels.labels.recording import (
+    Call,
+    ModuleRun,
+    OpRecord,
+    Reason,
+    Recording,
+)
+from swan_surgery.channels.rules import (  # noqa: F401
+    contraction,
+    deformable,
+    mixing,
+    movement,
+    recurrence,
+    scattering,
+)
+from swan_surgery.channels.rules.pointwise import pointwise
 from swan_surgery.channels.rules.registry import facts_of, pin_inputs
-from swan_surgery.channels.runs.planning import depends_on_values, run_op
+from swan_surgery.channels.runs.control_flow import control_flow_joined
+from swan_surgery.channels.runs.frames import FrameMode
+from swan_surgery.channels.runs.planning import depends_on_values, run_op, selects_by_values
 from swan_surgery.channels.runs.source_lines import calling_line
-from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.models.outputs import iter_tensors
-
-
-class FrameMode(NumberingMode):
-    """Tells the labels which torch function is running, if it can be weighted or resized."""
-
-    def __init__(self, labels: Labels) -> None:
-        super().__init__(frozenset(FUNCTIONS))
-        self.labels = labels
-        self.recover: Callable[[Frame], Any] | None = None
-
-    def around(self, func: Any, args: Any, kwargs: dict[str, Any], called: Called) -> Any:
-        """Run the call inside its frame."""
-        leaves = numbers_of(args, kwargs)
-        frame = Frame(called.module, called.function, called.number, leaves, called.site)
-        self.labels.frame = frame
-        try:
-            return func(*args, **kwargs)
-        except (RuntimeError, ValueError, IndexError):
-            if self.recover is None:
-                raise
-            return self.recover(frame)
-        finally:
-            self.labels.frame = None
+from swan_surgery.environment.random_streams import pythons_kept, streams_kept
+from swan_surgery.models.outputs import iter_named_tensors
+from swan_surgery.models.tensors import named_tensors
 
 
 class LabelMode(TorchDispatchMode):
@@ -53,13 +47,29 @@ class LabelMode(TorchDispatchMode):
     def __init__(self, labels: Labels) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.labels = labels
-        self.frames = FrameMode(labels)
+        self.makers = Makers()
+        self.frames = FrameMode(labels, self.makers)
         self.is_paused = False
+        self._running: list[ModuleRun] = []
 
     @property
     def module(self) -> str:
         """The dotted name of the module that is running."""
         return self.frames.numbering.runs[-1][0]
+
+    def enter(self, module: str) -> None:
+        """A module starts to run."""
+        self.frames.numbering.enter(module)
+        run = ModuleRun(module, len(self.labels.recording.ops))
+        self.labels.recording.runs.append(run)
+        self._running.append(run)
+
+    def leave(self, out: Any) -> None:
+        """The innermost module has run."""
+        self.frames.numbering.leave()
+        run = self._running.pop()
+        run.end = len(self.labels.recording.ops)
+        run.returned = self.makers.returned(out)
 
     def __torch_dispatch__(
         self,
@@ -71,20 +81,36 @@ class LabelMode(TorchDispatchMode):
         """Run the operation, then its rule."""
         if self.is_paused:
             return op(*args, **(kwargs or {}))
+        return self.step(op, args, kwargs or {})
+
+    def step_whole(self, op: Any, args: Any, kwargs: Any) -> Any:
+        """One step that torch would take apart: none of its parts is a step of the run."""
+        self.is_paused = True
+        try:
+            return self.step(op, args, kwargs)
+        finally:
+            self.is_paused = False
+
+    def step(self, op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation of the model, then its rule."""
         facts = facts_of(op)
         if not facts.is_step:
-            return self.labels.twin(args[0], op(*args, **(kwargs or {})), op.is_view)
-        leaves = tuple(leaves_of((args, kwargs or {})))
+            twin = self.labels.twin(args[0], op(*args, **kwargs), op.is_view)
+            self.makers.note_twin(args[0], twin)
+            return twin
+        leaves = tuple(leaves_of((args, kwargs)))
         inputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         self.labels.used.update(map(id, inputs))
         record = OpRecord(
             str(op), self.module, tuple(self.labels.fields(tensor) for tensor in inputs)
         )
         record.frame = self.labels.frame
+        record.is_pointwise = facts.rule is pointwise
         if facts.fixes_numbers:
             record.numbers = tuple(leaf for leaf in leaves if isinstance(leaf, (int, float)))
+        record.values = _values(record, inputs)
         self.labels.recording.ops.append(record)
-        return self.dispatch(record, inputs, op, args, kwargs or {})
+        return self.dispatch(record, inputs, op, args, kwargs)
 
     def run(self, op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
         """Run one operation."""
@@ -102,6 +128,7 @@ class LabelMode(TorchDispatchMode):
         out = self.run(op, inputs, args, kwargs)
         if depends_on_values(op, inputs):
             record.by_value = (out,)
+        self.labels.recording.selects |= selects_by_values(op, inputs)
         leaves, spec = tree_flatten(out)
         outputs = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         index = len(self.labels.recording.ops) - 1
@@ -111,8 +138,12 @@ class LabelMode(TorchDispatchMode):
         self.apply_rule(Call(index, op, args, kwargs, inputs, outputs, self.module))
         record.outputs = tuple(self.labels.fields(tensor) for tensor in outputs)
         record.shapes = tuple(tuple(tensor.shape) for tensor in outputs)
+        for place, tensor in enumerate(outputs):
+            if not record.outputs[place] and self.labels.is_harmless(tensor):
+                self.labels.note_made(tensor, record, place)
         record.dtypes = tuple(tensor.dtype for tensor in outputs)
         record.spec = spec if len(leaves) == len(outputs) else None
+        self.makers.note(outputs, index)
         return out
 
     def apply_rule(self, call: Call) -> None:
@@ -120,6 +151,8 @@ class LabelMode(TorchDispatchMode):
         rule = facts_of(call.op).rule
         if rule is not None:
             rule(call, self.labels)
+        if torch.Tag.nondeterministic_seeded in call.op.tags:
+            self.labels.draw(call)
         self._note_writing(call, is_known=rule is not None)
         if rule is None and any(self.labels.fields(tensor) for tensor in call.inputs):
             pin_inputs(call, self.labels, "an operation without a channel rule")
@@ -139,19 +172,30 @@ class LabelMode(TorchDispatchMode):
                 labels.spoil(tensor)
 
 
+# Of more elements, what meets channels is a mask or a table, and no width.
+_SMALL = 64
+
+
+def _values(record: OpRecord, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Small tensors that hold values on a shell and meet channels: they must not follow a width."""
+    on_shell = any(tensor.is_meta for tensor in inputs)
+    if not (on_shell and record.is_pointwise and any(record.inputs)):
+        return ()
+    return tuple(
+        tensor.clone()
+        for tensor, fields in zip(inputs, record.inputs, strict=True)
+        if not tensor.is_meta and not fields and tensor.numel() <= _SMALL
+    )
+
+
 def label_tensors(labels: Labels, model: nn.Module, fields: Mapping[str, Fields]) -> None:
-    """Give every parameter and buffer of a model its starting fields, by name."""
+    """Give every tensor of a model its starting fields, by name."""
     for name, tensor in named_tensors(model):
         if name in fields:
             labels.assign(tensor, fields[name])
         if isinstance(tensor, nn.Parameter):
             labels.mark_bare(tensor)
         labels.mark_derived(tensor)
-
-
-def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters then buffers with their names; a tied tensor once, under its first name."""
-    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def run_labelled(
@@ -177,18 +221,22 @@ def run_labelled(
     ]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    mode.frames.step = mode.step_whole
     try:
         with (
             warnings.catch_warnings(),
             streams_kept(),
+            pythons_kept(),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
+            control_flow_joined(),
             mode,
             mode.frames,
         ):
             warnings.simplefilter("ignore")  # the model's own warnings are for its own runs
             return function(*args, **kwargs)
     finally:
+        mode.frames.step = None  # a cycle, while garbage collection is paused
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for handle in handles:
             handle.remove()
@@ -196,22 +244,25 @@ def run_labelled(
 
 def _entering(mode: LabelMode, name: str) -> Callable[[nn.Module, Any], None]:
     def hook(_module: nn.Module, _args: Any) -> None:
-        mode.frames.numbering.enter(name)
+        mode.enter(name)
 
     return hook
 
 
 def _leaving(mode: LabelMode) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(_module: nn.Module, _args: Any, _out: Any) -> None:
-        mode.frames.numbering.leave()
+    def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+        mode.leave(out)
 
     return hook
 
 
-def pin_outputs(labels: Labels, output: Any) -> None:
-    """What a model returns keeps its width."""
-    for tensor in iter_tensors(output):
-        for field in labels.fields(tensor):
+def pin_outputs(labels: Labels, output: Any, free: Sequence[str] = ()) -> None:
+    """What a model returns keeps its width, but for the outputs that the user gave up."""
+    for name, tensor in iter_named_tensors(output):
+        is_free = any(fnmatch.fnmatchcase(name, pattern) for pattern in free)
+        fields = labels.fields(tensor)
+        labels.recording.returned.append((name, fields if is_free else None))
+        for field in () if is_free else fields:
             labels.pin_because(field, Reason("part of the model's output", "output", ""))
 
 
@@ -219,7 +270,6 @@ __all__ = [
     "LabelMode",
     "Recording",
     "label_tensors",
-    "named_tensors",
     "pin_outputs",
     "run_labelled",
 ]

@@ -1,5 +1,7 @@
 """From a solution to the frozen `ChannelMap`."""
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from swan_surgery.channels.data.channel_map import (
     ChannelMap,
     CostAxis,
     CostTerm,
+    FreeOutput,
     Layer,
     Pin,
     RepeatedNumber,
@@ -16,9 +19,10 @@ from swan_surgery.channels.data.channel_map import (
     TensorAxis,
     UnknownOp,
 )
+from swan_surgery.channels.labels.fields import axes_of
 from swan_surgery.channels.labels.recording import Contraction, Reason
-from swan_surgery.channels.rules.registry import facts_named
-from swan_surgery.channels.solving.mapping import Ints, LabelledTensors, Solution
+from swan_surgery.channels.solving.arrays import Ints
+from swan_surgery.channels.solving.mapping import LabelledTensors, Solution
 
 
 def assemble(
@@ -65,13 +69,10 @@ def assemble(
         costs=tuple(costs),
         unknown=tuple(unknown),
         notes=notes,
-        selects_by_data=any(
-            facts_named(op.packet).selects
-            for trace in solution.traces
-            for op in trace.recording.ops
-        ),
+        selects_by_data=any(trace.recording.selects for trace in solution.traces),
         gated_axes=gated_axes,
         ungated_reads=ungated,
+        free_outputs=_free_outputs(solution, units),
         statistics=_statistics(solution, units),
         attributes=tuple(
             AttributeWidth(
@@ -83,21 +84,28 @@ def assemble(
             for key, labels in solution.followers.items()
         ),
         numbers=tuple(
-            RepeatedNumber(
-                place.module,
-                place.function,
-                place.number,
-                place.leaf,
-                training,
-                tuple(units[solution.component[new.numpy()]].tolist())
-                if isinstance(new, Tensor)
-                else None,
-                0 if isinstance(new, Tensor) else new,
-                place.site,
-            )
+            _repeated(place, new, units, solution.component, training=training)
             for place, new in solution.resizes.items()
             for training in _modes(solution, training=place.training)
         ),
+    )
+
+
+def _repeated(
+    place: Any, new: Any, units: Ints, component: Ints, *, training: bool
+) -> RepeatedNumber:
+    """A number that is replaced (of `rehearsal.numbers`, which this room does not see)."""
+    labels = new if isinstance(new, Tensor) else getattr(new, "labels", None)
+    return RepeatedNumber(
+        place.module,
+        place.function,
+        place.number,
+        place.leaf,
+        training,
+        None if labels is None else tuple(units[component[labels.numpy()]].tolist()),
+        new if labels is None else 0,
+        place.site,
+        getattr(new, "power", 0),
     )
 
 
@@ -144,9 +152,31 @@ def _statistics(solution: Solution, units: Ints) -> tuple[Statistic, ...]:
     return tuple(found)
 
 
+def _free_outputs(solution: Solution, units: Ints) -> tuple[FreeOutput, ...]:
+    found: dict[FreeOutput, None] = {}
+    for trace in solution.traces:
+        for name, fields in trace.recording.returned:
+            for own in fields or ():
+                lying = _units_of(own.reshape(-1), 0, units, solution.component)
+                if (lying != PINNED).any():
+                    axis, along = _one_axis(lying.reshape(own.shape), axes_of(own))
+                    found[FreeOutput(name, axis, tuple(along.tolist()), trace.training)] = None
+    return tuple(found)
+
+
+def _one_axis(lying: Ints, axes: tuple[int, ...]) -> tuple[int | None, Ints]:
+    """The axis along which alone units change (from the end), and those along it: whole heads, say."""
+    for axis in axes:
+        rest = tuple(other for other in range(lying.ndim) if other != axis)
+        if (lying.min(axis=rest) == lying.max(axis=rest)).all():
+            return axis - lying.ndim, lying.min(axis=rest)
+    return None, np.unique(lying)
+
+
 def _modes(solution: Solution, *, training: bool) -> tuple[bool, ...]:
     """The modes that a finding holds for: both, if train mode could not be run by itself."""
-    return (training,) if len(solution.traces) > 1 else (False, True)
+    both = {trace.training for trace in solution.traces} == {False, True}
+    return (training,) if both else (False, True)
 
 
 def _weight_of(contraction: Contraction, labelled: LabelledTensors) -> str | None:

@@ -1,8 +1,9 @@
 """Records labelled runs of a model and solves them: labels into components, pins over components."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,14 @@ from swan_surgery.channels.labels.recording import Reason, Recording, Weighting
 from swan_surgery.channels.runs.tracing import (
     LabelMode,
     label_tensors,
-    named_tensors,
     pin_outputs,
     run_labelled,
 )
+from swan_surgery.channels.solving.arrays import Flags, Ints, distinct, in_order
 from swan_surgery.models.attributes import Followers
 from swan_surgery.models.inputs import Inputs
-
-
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
+from swan_surgery.models.outputs import iter_tensors
+from swan_surgery.models.tensors import named_tensors
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class LabelledTensors:
 
 
 def start_labels(model: nn.Module) -> LabelledTensors:
-    """Number every position of every axis of every parameter and buffer."""
+    """Number every position of every axis of every tensor."""
     following = 1
     starts, axes, fields = [], [], {}
     for name, tensor in named_tensors(model):
@@ -64,10 +63,17 @@ def start_labels(model: nn.Module) -> LabelledTensors:
 
 @dataclass(slots=True)
 class Trace:
-    """One recorded mode, and which alternative of each tie is in force."""
+    """One recorded run, in one mode, and which alternative of each tie is in force.
+
+    `number` tells the runs of a map apart: the same mode may have been run at two sizes of the inputs.
+    `is_elsewhere` says that one took another path at another size, and so is there beside the same mode's.
+    """
 
     training: bool
     recording: Recording
+    inputs: Inputs
+    number: int = 0
+    is_elsewhere: bool = False
     choices: dict[int, int] = field(default_factory=dict)
 
 
@@ -88,35 +94,60 @@ class Solution:
     resizes: Mapping[Any, Any] = field(default_factory=dict)
     units: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    def one_of_each(self, width: Tensor) -> Tensor | None:
+        """One label per component on an axis that holds each equally often; None if only once."""
+        own = self.component[width.numpy()]
+        distinct, first, counts = np.unique(own, return_index=True, return_counts=True)
+        if len(distinct) < 2 or counts[0] < 2 or (counts != counts[0]).any():
+            return None
+        return width[torch.from_numpy(np.sort(first))]
+
 
 def record(
-    model: nn.Module, inputs: Inputs, labelled: LabelledTensors, *, training: bool
+    make_shell: Callable[[], nn.Module],
+    inputs: Inputs,
+    labelled: LabelledTensors,
+    *,
+    training: bool,
+    free_outputs: Sequence[str] = (),
 ) -> Recording:
-    """Run the stand-in once in one mode and return what the labels say.
+    """Run a stand-in once in one mode and return what the labels say.
+
+    Every run has a stand-in of its own: what a first run leaves in a module (`self.grid`,
+    `self.shape`, a cache) would send the next one along another path.
 
     Where activations are multiplied with activations, as attention does, a probe first looks which
     splits of an axis make heads; whole heads are what may be removed there.
     """
     labels = Labels(Recording())
-    _run(model, inputs, labelled, labels, training=training)
+    run = partial(_run, inputs=inputs, labelled=labelled, training=training, free=free_outputs)
+    run(make_shell(), labels=labels)
     if labels.mixes_activations:
         probe = Labels(Recording(), is_probe=True)
-        _run(model, inputs, labelled, probe, training=training)
+        run(make_shell(), labels=probe)
         within = within_heads(probe, labelled.num_labels)
         if within:
             labels = Labels(Recording(), within)
-            _run(model, inputs, labelled, labels, training=training)
+            run(make_shell(), labels=labels)
     return labels.recording
 
 
 def _run(
-    model: nn.Module, inputs: Inputs, labelled: LabelledTensors, labels: Labels, *, training: bool
+    model: nn.Module,
+    inputs: Inputs,
+    labelled: LabelledTensors,
+    labels: Labels,
+    *,
+    training: bool,
+    free: Sequence[str],
 ) -> None:
     model.train(training)
+    labels.keeps_draws = not training
     label_tensors(labels, model, labelled.fields)
     mode = LabelMode(labels)
     output = run_labelled(mode, model, model, inputs.args, inputs.kwargs)
-    pin_outputs(labels, output)
+    pin_outputs(labels, output, free)
+    labels.recording.lengths = tuple(t.shape[0] for t in iter_tensors(output) if t.ndim)
     labels.recording.unused = tuple(
         name for name, parameter in model.named_parameters() if id(parameter) not in labels.used
     )
@@ -174,7 +205,7 @@ def solve(
     second = np.concatenate(seconds, dtype=kind, casting="same_kind")
     graph = coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(size, size))
     count, component = connected_components(graph, directed=False)
-    component = _in_order(component.astype(np.int64), count)
+    component = in_order(component.astype(np.int64), count)
 
     reason, reasons = _pinned_components(traces, extra_pins, component, count)
     produced, read = _flags(traces, component, count)
@@ -240,7 +271,7 @@ def _pinned_components(
 
 
 def _flags(traces: list[Trace], component: Ints, count: int) -> tuple[Flags, Flags]:
-    """Components that some layer produces, and those that some layer sums over."""
+    """Components that some layer produces, and those that something sums over."""
     produced, read = np.zeros(count, bool), np.zeros(count, bool)
     for trace in traces:
         for contraction in trace.recording.contractions:
@@ -248,26 +279,8 @@ def _flags(traces: list[Trace], component: Ints, count: int) -> tuple[Flags, Fla
                 if labels is not None:
                     own = labels.numpy()
                     flags[component[own[own > 0]]] = True
+        # A statistic that counts them by their gates reads channels, too: `(f * g).sum(1)`.
+        for weighting in trace.recording.weightings:
+            own = weighting.field.numpy()
+            read[component[own[own > 0]]] = True
     return produced, read
-
-
-def distinct(values: Ints) -> Ints:
-    """The distinct values, sorted: `np.unique`, quicker where they lie close together."""
-    if not values.size:
-        return values
-    low = int(values.min())
-    span = int(values.max()) - low + 1
-    if span > 8 * values.size:
-        return np.unique(values)
-    seen = np.zeros(span, bool)
-    seen[values - low] = True
-    return np.flatnonzero(seen) + low
-
-
-def _in_order(component: Ints, count: int) -> Ints:
-    """Renumber `count` components by their first label, so that the numbering is stable."""
-    first = np.empty(count, np.int64)
-    first[component[::-1]] = np.arange(len(component))[::-1]  # of equal positions the last is kept
-    rank = np.empty(count, np.int64)
-    rank[np.argsort(first)] = np.arange(count)
-    return rank[component]

@@ -12,6 +12,8 @@ from swan_surgery.errors import ArtifactError, InputError
 
 
 _KIND = "swan-surgery train"
+# What makes no difference to the result, or none that was asked for.
+_MAY_CHANGE = ("device", "threads", "workers")
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -42,6 +44,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     state = _numbers(decode(header["state"], ordered))
     assert isinstance(state, dict)  # noqa: S101 - that is what `write_checkpoint` takes
     return state
+
+
+def check_same_run(kept: Mapping[str, Any], own: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on with a run of other settings.
+
+    Raises:
+        InputError: names the settings that differ.
+    """
+    changed = [name for name in own if kept.get(name) != own[name] and name not in _MAY_CHANGE]
+    if changed:
+        raise InputError(
+            f"{folder} holds a run with other settings ({', '.join(changed)}); go on with "
+            f"those, take another --out, or start anew with --fresh"
+        )
 
 
 def _texts(value: Any) -> Any:

@@ -18,10 +18,14 @@ from swan_surgery.calibration import calibrate
 from swan_surgery.costs.macs import count_macs, hard_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
-from swan_surgery.errors import InputError
-from swan_surgery.experiments.classifier.checkpoint import read_checkpoint, write_checkpoint
+from swan_surgery.environment.locking import alone_in
+from swan_surgery.experiments.classifier.checkpoint import (
+    check_same_run,
+    read_checkpoint,
+    write_checkpoint,
+)
 from swan_surgery.experiments.classifier.data import Data, loader
-from swan_surgery.experiments.classifier.outcome import Narrator, Outcome, Row
+from swan_surgery.experiments.classifier.outcome import TOLD, Narrator, Outcome, Row
 from swan_surgery.experiments.classifier.settings import TrainSettings
 from swan_surgery.experiments.classifier.steps import (
     Step,
@@ -44,7 +48,13 @@ STAGES = ("dense", "gated", "finetuned")
 
 
 def run_experiment(
-    model: nn.Module, settings: TrainSettings, data: Data, *, folder: Path, narrator: Narrator
+    model: nn.Module,
+    settings: TrainSettings,
+    data: Data,
+    *,
+    folder: Path,
+    narrator: Narrator,
+    fresh: bool = False,
 ) -> Outcome:
     """Train, gate, cut and fine-tune a copy of a model that classifies images.
 
@@ -54,14 +64,18 @@ def run_experiment(
         data: from `load_data`.
         folder: exists; holds the checkpoint, and `dense.swan` and `gated.swan` once made.
         narrator: told what happens.
+        fresh: start anew, whatever the folder holds of an earlier run.
 
     Raises:
         InputError: outputs that are no logits; a checkpoint of other settings.
         BudgetError: the budget cannot be reached; before anything is trained.
+        WritingError: another training is under way in the folder.
     """
     run = _Run(settings, data, folder, narrator, device_of(settings))
-    run.resume_()
-    with torch.random.fork_rng():
+    with alone_in(folder, "training"), torch.random.fork_rng():
+        if fresh:
+            run.file.unlink(missing_ok=True)
+        run.resume_()
         dense = copy_of(model).to(run.device)
         check_logits(dense, run.example, num_classes=data.classes)
         # Refuse what cannot work before hours are spent on the dense model.
@@ -116,17 +130,7 @@ class _Run:
         if not self.file.exists():
             return
         state = read_checkpoint(self.file)
-        own = asdict(self.settings)
-        changed = [
-            name
-            for name in own
-            if state["settings"].get(name) != own[name] and name not in _MAY_CHANGE
-        ]
-        if changed:
-            raise InputError(
-                f"{self.folder} holds a run with other settings ({', '.join(changed)}); go on with "
-                f"those, take another --out, or start anew with --fresh"
-            )
+        check_same_run(state["settings"], asdict(self.settings), self.folder)
         self.scores, self.history, self.now = state["scores"], state["history"], state["now"]
         self.probabilities, self.before = state["probabilities"], state["seconds"]
         self.narrator.say(f"Going on after epoch {len(self.history)} of the run in {self.folder}.")
@@ -149,7 +153,7 @@ class _Run:
             self.now = {}
             self.keep()
         right = self.scores[stage]["accuracy"]
-        self.narrator.say(f"{_TOLD[stage]}: {right:.2f} % of the test images.")
+        self.narrator.say(f"{TOLD[stage]}: {right:.2f} % of the test images.")
 
     # --- the stages ---
 
@@ -289,12 +293,4 @@ class _Run:
         self.history.append(row)
 
 
-_TOLD = {
-    "dense": "The dense model gets right",
-    "gated": "With hard gates",
-    "pruned": "Right after the cut",
-    "finetuned": "Fine-tuned",
-}
-# What makes no difference to the result, or none that was asked for.
-_MAY_CHANGE = ("device", "threads", "workers")
 _TRAINING = {"dense": "dense", "gated": "weights and gates", "finetuned": "fine-tuning"}

@@ -12,6 +12,14 @@ from swan_surgery.gates import GatedModel
 
 Row = dict[str, float | int | str]
 
+# Stage -> how its accuracy is told.
+TOLD = {
+    "dense": "The dense model gets right",
+    "gated": "With hard gates",
+    "pruned": "Right after the cut",
+    "finetuned": "Fine-tuned",
+}
+
 
 class Narrator(Protocol):
     """Hears what happens; the command line prints it."""

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from swan_surgery.artifacts import save
+from swan_surgery.environment.locking import alone_in
 from swan_surgery.environment.machine import environment
 from swan_surgery.errors import InputError
 from swan_surgery.experiments.digits.data import Digits, load_digits
@@ -71,25 +72,32 @@ def run_study(
 
     Raises:
         InputError: no seed, `folder` cannot be made, or scikit-learn is not installed.
+        WritingError: another demo is under way in the folder.
     """
     if not seeds:
         raise InputError("the demo needs at least one seed")
     digits = load_digits(settings.num_train)
+    _make(folder)
     results, reports = [], []
-    for seed in seeds:
-        own = folder / f"seed-{seed}"
-        try:
-            own.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise InputError(f"cannot write to {own}: {err.strerror}") from err
-        result, networks = run_seed(seed, settings, digits, narrator)
-        results.append(result)
-        narrator.say("Measuring both networks.")
-        reports.append(_report(networks, digits))
-        _write(own, networks, reports[-1], runs=_runs(result))
-    study = Study(settings, tuple(results), environment(torch.device("cpu")))
-    (folder / "results.json").write_text(study.to_json() + "\n", encoding="utf-8")
+    with alone_in(folder, "demo"):
+        for seed in seeds:
+            own = folder / f"seed-{seed}"
+            _make(own)
+            result, networks = run_seed(seed, settings, digits, narrator)
+            results.append(result)
+            narrator.say("Measuring both networks.")
+            reports.append(_report(networks, digits))
+            _write(own, networks, reports[-1], runs=_runs(result))
+        study = Study(settings, tuple(results), environment(torch.device("cpu")))
+        (folder / "results.json").write_text(study.to_json() + "\n", encoding="utf-8")
     return study, reports[0]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise InputError(f"cannot write to {folder}: {err.strerror}") from err
 
 
 def _report(networks: Networks, digits: Digits) -> Report:

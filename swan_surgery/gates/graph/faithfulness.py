@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.models import Inputs, doubled, sharing_copy_of
+from swan_surgery.models.attributes import reads_noted
 from swan_surgery.models.outputs import iter_tensors
 
 
@@ -109,32 +110,17 @@ class _Computing(TorchDispatchMode):
 def _recording_settings(model: nn.Module, watch: Watch) -> Iterator[None]:
     """Note which plain values the code of containers reads off their modules."""
     names = {id(module): name for name, module in model.named_modules()}
-    classes = [(module, type(module)) for module in model.modules()]
 
-    def recorder(kind: type[nn.Module]) -> type[nn.Module]:
-        def read(self: nn.Module, key: str) -> Any:
-            value = kind.__getattribute__(self, key)
-            if not key.startswith("_") and key != "training" and id(self) in names:
-                if isinstance(value, float):
-                    watch.met(f"a number that is kept in an attribute ({key})")
-                elif isinstance(value, (bool, int, str)) and key in vars(self):
-                    watch.settings[names[id(self)], key] = value
-            return value
+    def note(module: nn.Module, key: str, value: Any) -> None:
+        if key.startswith("_") or key == "training" or id(module) not in names:
+            return
+        if isinstance(value, float):
+            watch.met(f"a number that is kept in an attribute ({key})")
+        elif isinstance(value, (bool, int, str)) and key in vars(module):
+            watch.settings[names[id(module)], key] = value
 
-        return type(
-            kind.__name__, (kind,), {"__getattribute__": read, "__module__": kind.__module__}
-        )
-
-    made = {kind: recorder(kind) for kind in {kind for _, kind in classes}}
-    torchs = "torch.nn."  # its layers stay whole, and read their settings when they run
-    try:
-        for module, kind in classes:
-            if not kind.__module__.startswith(torchs):
-                module.__class__ = made[kind]
+    with reads_noted(model, note):
         yield
-    finally:
-        for module, kind in classes:
-            module.__class__ = kind
 
 
 def _state_of(model: nn.Module) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -58,6 +59,10 @@ def plan_graph(copy: nn.Module, channels: ChannelMap, inputs: Inputs) -> GraphPl
         channels = channels.without(placed.uncovered, "no gate can close these channels", "fx")
 
 
+# torch.fx changes nn.Module for all threads while it traces, and the comparison draws random numbers.
+_ONE_AT_A_TIME = Lock()
+
+
 def _faithful_graph(
     copy: nn.Module, inputs: Inputs
 ) -> tuple[fx.Graph, Mapping[tuple[str, str], Any]]:
@@ -66,6 +71,11 @@ def _faithful_graph(
     Raises:
         TraceError: says what a graph would not hold.
     """
+    with _ONE_AT_A_TIME:
+        return _traced(copy, inputs)
+
+
+def _traced(copy: nn.Module, inputs: Inputs) -> tuple[fx.Graph, Mapping[tuple[str, str], Any]]:
     watch = Watch()
     hooked = hooks_of(copy)
     if hooked is not None:

@@ -9,9 +9,11 @@ from torch import Tensor, fx, nn
 
 from swan_surgery.channels.data.channel_map import ChannelMap
 from swan_surgery.channels.labels.fields import Fields, axis_field
+from swan_surgery.channels.labels.recording import Contraction
 from swan_surgery.channels.labels.unit_labels import UnitLabels
-from swan_surgery.channels.runs.tracing import LabelMode, label_tensors, named_tensors, run_labelled
+from swan_surgery.channels.runs.tracing import LabelMode, label_tensors, run_labelled
 from swan_surgery.models.inputs import Inputs
+from swan_surgery.models.tensors import named_tensors
 
 
 @dataclass(slots=True)
@@ -23,6 +25,7 @@ class NodeFacts:
         shape, dtype: of its tensor; None if it is no tensor.
         value: the value itself if it is no tensor (a size, a tuple).
         summed: units the node sums over; those must read exact zero when closed.
+        summed_in_weights: those of them that it also sums over where weights meet weights.
         contracts: the node is a conv, linear or matmul, so its channels start here.
         is_weight: the node is computed from parameters alone.
         is_stale: an input was changed in place after it was computed.
@@ -33,6 +36,7 @@ class NodeFacts:
     dtype: torch.dtype | None = None
     value: Any = None
     summed: frozenset[int] = frozenset()
+    summed_in_weights: frozenset[int] = frozenset()
     contracts: bool = False
     is_weight: bool = False
     is_stale: bool = False
@@ -87,6 +91,10 @@ class _FactInterpreter(fx.Interpreter):
             self._sets[key] = frozenset((labels[labels > 0] - 1).tolist())
         return self._sets[key]
 
+    def _summed(self, contractions: list[Contraction]) -> frozenset[int]:
+        vectors = [c.summed for c in contractions if c.summed is not None]
+        return frozenset().union(*map(self._units_in, vectors))
+
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and note its facts."""
         before = len(self.labels.recording.contractions)
@@ -105,8 +113,8 @@ class _FactInterpreter(fx.Interpreter):
             facts.value = result
         made = self.labels.recording.contractions[before:]
         facts.contracts = bool(made)
-        vectors = [c.summed for c in made if c.summed is not None]
-        facts.summed = frozenset().union(*map(self._units_in, vectors))
+        facts.summed = self._summed(made)
+        facts.summed_in_weights = self._summed([c for c in made if c.of_weights])
         sources = n.all_input_nodes
         facts.is_weight = n.op == "get_attr" or (
             bool(sources)

@@ -51,6 +51,8 @@ def place(model: nn.Module, graph: fx.Graph, facts: dict[fx.Node, NodeFacts]) ->
         wanted = facts[node].summed
         if not wanted:
             continue
+        # No gate on an activation reaches what such a node multiplies among weights.
+        uncovered |= facts[node].summed_in_weights
         source = _summed_input(node, facts)
         if source is None or not facts[source].units >= wanted:
             uncovered |= wanted
@@ -140,7 +142,7 @@ class _Walk:
 
     def _step(self, node: fx.Node) -> _Step:
         facts = self._facts[node]
-        own = frozenset([node]) if facts.units else frozenset()
+        own = frozenset([node]) if facts.units and not self._folds(node) else frozenset()
         is_tensor = facts.shape is not None
         starts = facts.contracts or facts.is_stale or node.op in ("placeholder", "get_attr")
         if starts or (is_tensor and not facts.units):
@@ -162,6 +164,18 @@ class _Walk:
             # A tuple of tensors that does not keep zero: gates go behind its parts instead.
             return _Step(frozenset(user for user in node.users if self._facts[user].units))
         return _Step(own)
+
+    def _folds(self, node: fx.Node) -> bool:
+        """Whether units lie on the first axis of what no layer made: heads, times the batch.
+
+        A gate there would fit the batch of the example inputs alone.
+        """
+        facts = self._facts[node]
+        first = any(axes_of(f)[:1] == (0,) and bool((f > 0).any()) for f in facts.fields)
+        weighed = node.op == "call_module" or any(
+            self._facts[source].is_weight for source in node.all_input_nodes
+        )
+        return first and len(facts.shape or ()) > 1 and not facts.is_weight and not weighed
 
     def _carries(self, node: fx.Node) -> bool:
         facts = self._facts[node]

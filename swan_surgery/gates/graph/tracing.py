@@ -1,6 +1,7 @@
 """torch.fx traces of a model, one per mode, with every layer left whole."""
 
 from collections import OrderedDict
+from threading import get_ident
 from typing import Any
 
 from torch import fx, nn
@@ -33,6 +34,21 @@ class LayerTracer(fx.Tracer):
         super().__init__()
         self._watch = watch
         self._before = state_of_autograd()
+        self._thread = get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """As fx does, which sees the calls of all modules in all threads while it traces."""
+        if get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """As fx does; what other threads read is not of this model."""
+        if get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """As fx does."""
@@ -72,6 +88,8 @@ def trace(model: nn.Module, watch: Watch, *, training: bool) -> fx.Graph:
             f"torch.fx cannot trace {type(model).__name__} in {mode} mode: "
             f"{type(err).__name__}: {first}"
         ) from err
+    for node in graph.nodes:
+        node.meta.pop("nn_module_stack", None)  # names classes that were made to watch
     return graph
 
 

@@ -1,0 +1,152 @@
+"""`compensate`: the layers behind a cut are solved for anew, so that they give what they gave before."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from swan_surgery.cutting.compensation.kept import kept_between
+from swan_surgery.cutting.compensation.layers import LayerCompensation, Settings, in_lockstep
+from swan_surgery.environment.random_streams import streams_kept
+from swan_surgery.errors import InputError, ModelError
+from swan_surgery.gates import GatedModel
+from swan_surgery.models.batches import run_on_batch
+from swan_surgery.models.checks import check_data
+from swan_surgery.models.provenance import note_, provenance_of
+from swan_surgery.models.slim_attention import put_back_, write_out_
+from swan_surgery.models.steps import Step, StepKind, register_step
+
+
+COMPENSATE = "compensate"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Compensation:
+    """What `compensate` did, weight by weight in the order they are read, and how long it took."""
+
+    layers: tuple[LayerCompensation, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        """One line per weight."""
+        lines = [str(layer) for layer in self.layers]
+        mended = sum(not layer.reason for layer in self.layers)
+        return "\n".join(
+            [f"{mended} of {len(lines)} weights solved for anew in {self.seconds:.1f} s", *lines]
+        )
+
+
+def compensate(
+    small: nn.Module,
+    reference: nn.Module,
+    batches: Iterable[Any],
+    *,
+    damping: float = 0.01,
+    num_batches: int | None = None,
+) -> Compensation:
+    """Give back to a cut network what the layers behind the cut can still read out of what stayed.
+
+    In execution order, every weight that multiplies what the cut has changed is solved for anew, in
+    closed form (ridge regression toward the old weight): with the small model's inputs it shall give
+    what the reference gives at the channels that stayed. What is added to a residual stream also takes
+    up what the stream has lost by then. Batch-norm statistics follow the change. A weight stays as it
+    was unless its error on held-out rows falls. No gradients, no labels; one pass of each model.
+
+    Args:
+        small: what `prune` returned; weights, biases and statistics are changed in place.
+        reference: the plain model that it was cut from, with its weights (`unswanify(gated)`).
+        batches: inputs, or tuples whose first element is the input, or dicts of keyword arguments;
+            512 to 1,024 samples as in training, augmentation included.
+        damping: how strongly weights are held where they are, over the mean square of the inputs.
+        num_batches: how many batches to use at most; all of them by default.
+
+    Returns:
+        What was done to which weight: its relative squared error before and after.
+
+    Raises:
+        ModelError: `small` or `reference` is no plain module with data.
+        InputError: no batches, `damping` not positive, or `small` was not cut from `reference`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> gated = swan.swanify(net, torch.zeros(1, 8))
+        >>> small = swan.prune_by_score(gated, swan.importance(gated, "magnitude"), macs=0.5)
+        >>> done = swan.compensate(small, net, [torch.randn(256, 8)])
+        >>> done.layers[-1].after < done.layers[-1].before
+        True
+    """
+    for model, name in ((small, "small"), (reference, "reference")):
+        given: object = model
+        if not isinstance(given, nn.Module) or isinstance(given, GatedModel):
+            raise ModelError(
+                f"{name} must be a plain torch.nn.Module; got {type(model).__name__}"
+                f"; swan.unswanify(gated) gives the dense model of a gated one"
+            )
+        check_data(model, to="compensate")
+    if not damping > 0:
+        raise InputError(f"damping must be positive; got {damping}")
+    kept = kept_between(small, reference)
+    if num_batches is not None and num_batches < 1:
+        raise InputError(f"num_batches must be at least 1; got {num_batches}")
+    calls = [partial(_run, batch=batch) for batch in islice(batches, num_batches)]
+    if not calls:
+        raise InputError("there is no batch to compensate with; nothing was changed")
+    start = time.perf_counter()
+    with torch.inference_mode(mode=False), _at_rest(small, reference):
+        layers = in_lockstep(small, reference, calls, kept, Settings(damping))
+    _note(small)
+    return Compensation(tuple(layers), time.perf_counter() - start)
+
+
+def _run(model: nn.Module, *, batch: Any) -> object:
+    return run_on_batch(model, batch)
+
+
+@contextmanager
+def _at_rest(*models: nn.Module) -> Iterator[None]:
+    """Eval mode, no fused attention, which hides its weights, and attention written out in both.
+
+    torch's own goes through the positions of a batch in another order than the one written out, which a
+    cut may have put in its place. All is as before afterwards.
+    """
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for model in models:
+            write_out_(model.eval())
+        with streams_kept():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for model in models:
+            put_back_(model)
+        for module, training in modes:
+            module.training = training
+
+
+def _note(small: nn.Module) -> None:
+    """The artefact says that weights were solved for; the file holds them."""
+    provenance = provenance_of(small)
+    if provenance is not None:
+        note_(small, provenance.followed_by(Step(COMPENSATE, _VERSION, {}, provenance.macs)))
+
+
+def _unchanged(model: nn.Module, _step: Step) -> nn.Module:
+    return model
+
+
+def _same_shapes(shapes: Any, _step: Step) -> Any:
+    return shapes
+
+
+register_step(COMPENSATE, StepKind(_VERSION, _unchanged, _same_shapes))
+
+__all__ = ["Compensation", "LayerCompensation", "compensate"]

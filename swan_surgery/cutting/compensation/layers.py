@@ -1,0 +1,288 @@
+"""Small model and reference side by side, layer by layer: sums over all batches, new weights, on to the next."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.cutting.compensation.kept import Kept, kept_outputs
+from swan_surgery.cutting.compensation.lockstep import Pass
+from swan_surgery.cutting.compensation.reads import Key, Memory, Norm, Read, Region, Watching
+from swan_surgery.cutting.compensation.rows import (
+    Positions,
+    draw,
+    input_rows,
+    output_rows,
+    row_count,
+    weight_matrix,
+    write_weight_,
+)
+from swan_surgery.cutting.compensation.solving import Rows, Sums, solve
+from swan_surgery.cutting.compensation.streams import Following, Stream
+
+
+ROWS = 16_384  # 32 positions of 512 images
+ROWS_PER_INPUT = 10
+MOST_RESCALED = 10.0  # of a variance: what is left of a channel is not blown up beyond that
+HELD_OUT = 5  # the last fifth of every batch's rows asks whether new weights are better
+# Relative squared errors below are rounding of the sums (products in float32 or float64).
+ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+Call = Callable[[nn.Module], object]
+Event = Read | Norm
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCompensation:
+    """One weight.
+
+    Attributes:
+        name: the parameter.
+        before: squared error on held-out rows over their variance, with the old weights.
+        after: the same with those it has now.
+        reason: why it stayed as it was; empty where it was solved for anew.
+    """
+
+    name: str
+    before: float
+    after: float
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """One line."""
+        if self.reason:
+            return f"{self.name}: as it was ({self.reason})"
+        return f"{self.name}: error {self.before:.3g} -> {self.after:.3g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How strongly weights are held; whether residual streams are mended along."""
+
+    damping: float = 0.01
+    streams: bool = True
+
+
+@dataclass
+class _Side:
+    """One of the two models: its memory, and what follows its reads."""
+
+    model: nn.Module
+    call: Call
+    memory: Memory = field(init=False)
+    following: Following = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.memory = Memory.of(self.model)
+        self.following = Following(self.memory)
+        with torch.no_grad(), self.following:
+            self.call(self.model)
+
+    def passes(self, calls: Sequence[Call], *, when: str, streams: bool) -> list[Pass[Event]]:
+        partners = {k: s.partner for k, s in self.following.streams.items()} if streams else {}
+        return [Pass(self._work(call, when, partners)) for call in calls]
+
+    def _work(
+        self, call: Call, when: str, partners: dict[Key, int]
+    ) -> Callable[[Callable[[Event], None]], None]:
+        def work(stop: Callable[[Event], None]) -> None:
+            watch = Watching(self.memory, partners=partners, **{when: stop})
+            with torch.no_grad(), watch:
+                call(self.model)
+
+        return work
+
+
+def in_lockstep(
+    small: nn.Module, reference: nn.Module, calls: Sequence[Call], kept: Kept, settings: Settings
+) -> list[LayerCompensation]:
+    """Solve for the small model's weights, in execution order; both models are in eval mode."""
+    sides = _Side(small, calls[0]), _Side(reference, calls[0])
+    layers = _Layers(sides, kept, settings)
+    if layers.shared:
+        # What is read more than once is solved for at its last read: others need that before.
+        _walk(layers, calls)
+        layers.phase = "single"
+    _walk(layers, calls)
+    return layers.done
+
+
+def _walk(layers: "_Layers", calls: Sequence[Call]) -> None:
+    """One pass of all batches through both models."""
+    sides, streams = layers.sides, layers.settings.streams
+    here = sides[0].passes(calls, when="before", streams=streams)
+    there = sides[1].passes(calls, when="after", streams=streams)
+    try:
+        while True:
+            events = [own.next() for own in here]
+            if events[0] is None:
+                return
+            keys = {event.key for event in events if event is not None}
+            if len(keys) > 1:
+                raise RuntimeError("batches take different paths through the model")
+            twins = [_advanced(own, events[0].key) for own in there]
+            with torch.no_grad():
+                layers.mend(events, twins)
+            del events, twins
+    finally:
+        for own in (*here, *there):
+            own.abandon()
+
+
+def _advanced(own: Pass[Event], key: Key) -> Event | None:
+    """The reference's event of the same key; None where it has none any more."""
+    while (event := own.next()) is not None and event.key != key:
+        pass
+    return event
+
+
+class _Layers:
+    """Mends one event after the other."""
+
+    def __init__(self, sides: tuple[_Side, _Side], kept: Kept, settings: Settings) -> None:
+        self.sides, self.kept, self.settings = sides, kept, settings
+        self.done: list[LayerCompensation] = []
+        self.aims: dict[
+            str, Tensor
+        ] = {}  # norm of a stream's writer -> the mean its input shall have
+        uses = sides[0].following.regions
+        self.shared = {region: count for region, count in uses.items() if count > 1}
+        self.phase = "shared" if self.shared else "single"
+        self.seen: dict[Region, int] = {}
+        self.kept_back: dict[
+            Region, tuple[Sums, Rows]
+        ] = {}  # of shared weights, until their last read
+
+    def mend(self, events: list[Any], twins: list[Any]) -> None:
+        first = events[0]
+        is_shared = isinstance(first, Read) and first.region in self.shared
+        if is_shared != (self.phase == "shared"):
+            return
+        if any(twin is None for twin in twins):
+            self._leave(events[0], "the reference does not read it here")
+        elif isinstance(events[0], Norm):
+            self._norm(events, twins)
+        else:
+            self._read(events, twins)
+
+    def _leave(self, event: Event, reason: str, before: float = float("nan")) -> None:
+        if isinstance(event, Read):
+            self.done.append(LayerCompensation(event.key[0], before, before, reason))
+
+    def _norm(self, events: list[Norm], twins: list[Norm]) -> None:
+        """Statistics follow the change of the data's: what is unchanged stays bit for bit."""
+        first = events[0]
+        mean, var = _moments([event.input for event in events])
+        mean_was, var_was = _moments([twin.input for twin in twins])
+        kept = self.kept.axis(first.key[0], 0)
+        if kept is not None:
+            kept = kept.to(mean.device)
+            mean_was, var_was = mean_was[kept], var_was[kept]
+        aim = self.aims.pop(first.key[0], None)
+        if aim is not None:
+            mean_was = aim  # what the stream had lost by then is in it; its size stays as aimed at
+        first.mean.add_((mean - mean_was).to(first.mean.dtype))
+        if aim is None:
+            # A channel that hardly varied, beside the others, says nothing of its scale.
+            floor = 1e-3 * var_was.mean() + torch.finfo(torch.float64).tiny
+            ratio = ((var + floor) / (var_was + floor)).clamp(1 / MOST_RESCALED, MOST_RESCALED)
+            first.var.mul_(ratio.to(first.var.dtype))
+
+    def _read(self, events: list[Read], twins: list[Read]) -> None:
+        first = events[0]
+        small, reference = (side.model for side in self.sides)
+        kept = kept_outputs(self.kept, first, twins[0], small=small, reference=reference)
+        if kept is None:
+            return self._leave(first, "its outputs cannot be told from the reference's")
+        counts = [row_count(twin) for twin in twins]
+        if counts != [own.rows for own in events]:
+            return self._leave(first, "its rows are not the reference's")
+        old = weight_matrix(first).double()
+        sums, held = self._rows(events, twins, kept, old.shape)
+        if first.region in self.shared:
+            seen = self.seen.get(first.region, 0) + 1
+            self.seen[first.region] = seen
+            if seen < self.shared[first.region]:
+                self.kept_back[first.region] = sums, held
+                return None
+        centred = first.bias is not None or first.key in self.sides[0].following.norms
+        before = held.error(old, centred=centred)
+        if before <= ROUNDING.get(first.input.dtype, 1e-6):
+            return self._leave(first, "nothing to mend", before)
+        new = solve(sums, old, centred=centred, damping=self.settings.damping)
+        after = before if new is None else held.error(new, centred=centred)
+        if new is None or not after < before:
+            new = old
+            self._leave(first, "not better on held-out rows", before)
+        else:
+            write_weight_(first, new)
+            self.done.append(LayerCompensation(first.key[0], before, after))
+        norm = self.sides[0].following.norms.get(first.key)
+        if (
+            norm is not None
+            and self.settings.streams
+            and first.key in self.sides[0].following.streams
+        ):
+            self.aims[norm] = sums.means()[1].flatten()
+        if first.bias is not None:
+            x, y = sums.means()
+            bias = y - (new @ x[:, :, None])[..., 0]
+            first.bias.copy_(bias.flatten().to(first.bias.dtype))
+        return None
+
+    def _rows(
+        self, events: list[Read], twins: list[Read], kept: Tensor, shape: torch.Size
+    ) -> tuple[Sums, Rows]:
+        """What the batches say about a weight of shape [G, n_out, n_in]; the last rows are held out."""
+        wanted = max(ROWS, ROWS_PER_INPUT * shape[2])
+        sums, held = self.kept_back.pop(events[0].region, (Sums(), Rows()))
+        generator = torch.Generator().manual_seed(len(self.done))
+        for one, two in zip(events, twins, strict=True):
+            assert two.output is not None  # noqa: S101 - stopped after it had run
+            at = draw(row_count(two), -(-wanted // len(events)), generator)
+            x = input_rows(one, at, two.output.shape[2:]).transpose(0, 1)
+            y = self._wanted(one, two, at, kept).unflatten(1, (shape[0], -1)).transpose(0, 1)
+            if x.dtype not in ROUNDING:
+                x, y = x.float(), y.float()
+            cut = x.shape[1] - x.shape[1] // HELD_OUT
+            sums.add(x[:, :cut], y[:, :cut])
+            start = cut if cut < x.shape[1] else 0  # a single row is its own judge
+            held.parts.append((x[:, start:], y[:, start:]))
+        return sums, held
+
+    def _wanted(self, one: Read, two: Read, at: Positions, kept: Tensor) -> Tensor:
+        """What the read shall give: what the reference's gave, and what its stream has lost by now."""
+        assert two.output is not None  # noqa: S101 - stopped after it had run
+        kept = kept.to(two.output.device)
+        y = output_rows(two.output, at)[:, kept]
+        here, there = (side.following.streams.get(one.key) for side in self.sides)
+        if here is None or there is None or one.partner is None or two.partner is None:
+            return y
+        scale = self._scale(here)
+        was = output_rows(there.chain.undone(two.partner), at)
+        now = output_rows(here.chain.undone(one.partner), at)
+        if scale is None or was.shape[1] <= int(kept.max()) or now.shape != y.shape:
+            return y
+        square = scale.square()
+        return y + (was[:, kept] - now) * (scale / (square + 1e-4 * square.mean() + 1e-30))
+
+    def _scale(self, stream: Stream) -> Tensor | None:
+        """By what a change of the read's output arrives in the stream, per channel."""
+        if stream.chain.norm is None:
+            return torch.ones(())
+        norm: Any = self.sides[0].model.get_submodule(stream.chain.norm.rpartition(".")[0])
+        if getattr(norm, "running_var", None) is None or not hasattr(norm, "eps"):
+            return None
+        scale: Tensor = (norm.running_var + norm.eps).rsqrt()
+        return scale if norm.weight is None else scale * norm.weight
+
+
+def _moments(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C] of inputs [B, C, ...], in float64."""
+    rows = [x.transpose(0, 1).flatten(1) for x in inputs]
+    count = sum(r.shape[1] for r in rows)
+    mean = torch.stack([r.sum(1, dtype=torch.float64) for r in rows]).sum(0) / count
+    squares = [(r.double() - mean[:, None]).square().sum(1) for r in rows]
+    return mean, torch.stack(squares).sum(0) / count

@@ -1,0 +1,342 @@
+"""Compensation: what the layers behind a cut can still read out of what stayed, they give."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, strategies as st
+from torch import Tensor, nn
+
+import swan_surgery as swan
+from swan_surgery.cutting.compensation.lockstep import Pass
+from swan_surgery.models.provenance import provenance_of
+from tests.closing import close_random_
+from tests.fingerprints import assert_same_fingerprint, fingerprint
+from tests.strategies import Case, networks
+
+
+class Between(nn.Module):
+    """A first layer with six channels, whatever is to be tried behind it, a last layer."""
+
+    def __init__(self, first: nn.Module, behind: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.behind, self.last = first, behind, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.behind(self.first(x)))
+
+
+def conv(*args, **options) -> nn.Module:
+    return nn.Conv2d(*args, **options)
+
+
+class Tokens(nn.Module):
+    """Self-attention on [B, T, 6], with the residual around it."""
+
+    def __init__(self, *, residual: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attention(x, x, x)[0]
+        return x + y if self.residual else y
+
+
+class Twice(nn.Module):
+    """One layer on two inputs, both made of the cut one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(6, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + 0.5 * self.layer(x.flip(3)).tanh()
+
+
+class Functional(nn.Module):
+    """A bare parameter as the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight)
+
+
+IMAGE, LINE, VOLUME, TOKENS = (3, 6, 6), (3, 9), (3, 4, 4, 4), (5, 3)
+KINDS = {
+    "conv": (IMAGE, conv(3, 6, 3), conv(6, 4, 3, padding=1), conv(4, 2, 1)),
+    "strided": (
+        IMAGE,
+        conv(3, 6, 3),
+        conv(6, 4, 3, stride=2, dilation=2, padding=2),
+        conv(4, 2, 1),
+    ),
+    "no_bias": (IMAGE, conv(3, 6, 3), conv(6, 4, 3, padding=(1, 0), bias=False), conv(4, 2, 1)),
+    "transposed": (
+        IMAGE,
+        conv(3, 6, 3),
+        nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, dilation=2),
+        conv(4, 2, 1),
+    ),
+    "line": (LINE, nn.Conv1d(3, 6, 1), nn.Conv1d(6, 4, 3, padding=2), nn.Conv1d(4, 2, 1)),
+    "volume": (VOLUME, nn.Conv3d(3, 6, 1), nn.Conv3d(6, 4, 2), nn.Conv3d(4, 2, 1)),
+    "linear": ((3,), nn.Linear(3, 6), nn.Linear(6, 4), nn.Linear(4, 2)),
+    "rows": (TOKENS, nn.Linear(3, 6), nn.Linear(6, 4, bias=False), nn.Linear(4, 2)),
+    "flat": (
+        (3, 2, 2),
+        conv(3, 6, 1),
+        nn.Sequential(nn.Flatten(), nn.Linear(24, 4)),
+        nn.Linear(4, 2),
+    ),
+    "attention": (TOKENS, nn.Linear(3, 6), Tokens(residual=False), nn.Linear(6, 2)),
+    "twice": (IMAGE, conv(3, 6, 1), Twice(), conv(4, 2, 1)),
+    "functional": (IMAGE, conv(3, 6, 1), Functional(), conv(4, 2, 1)),
+    "batch_norm": (
+        IMAGE,
+        conv(3, 6, 1),
+        nn.Sequential(conv(6, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+        conv(4, 2, 1),
+    ),
+}
+
+
+def model_and_data(kind: str) -> tuple[nn.Module, Tensor]:
+    """A network of a kind in which channel 3 of `first` is a mixture of channels 0 and 1."""
+    shape, *layers = copy.deepcopy(KINDS[kind])
+    model = Between(*layers).double().eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
+        for parameter in model.first.parameters():
+            parameter[3] = 2 * parameter[1] - parameter[0]
+    data = torch.randn(240, *shape, dtype=torch.float64, generator=generator)
+    return model, data
+
+
+def cut_channel(model: nn.Module, data: Tensor, channel: int = 3) -> nn.Module:
+    gated = swan.swanify(model, data[:2])
+    (layer,) = (entry for entry in gated.channels.layers if entry.name == "first")
+    with torch.no_grad():
+        gated.gates.logits[layer.out_units[channel]] = -5.0
+    return swan.prune(gated)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixture_of_other_channels_is_removed_without_loss(kind: str) -> None:
+    model, data = model_and_data(kind)
+    small = cut_channel(model, data)
+    with torch.no_grad():
+        wanted, before = model(data), small(data)
+        swan.compensate(small, model, data.split(60), damping=1e-12)
+        after = small(data)
+    scale = wanted.abs().max()
+    assert (wanted - before).abs().max() > 1e-2 * scale
+    assert (wanted - after).abs().max() < 1e-6 * scale
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_uncut_model_is_not_changed(kind: str) -> None:
+    model, data = model_and_data(kind)
+    same = copy.deepcopy(model)
+    before = fingerprint(same)
+    done = swan.compensate(same, model, data.split(60))
+    assert_same_fingerprint(before, fingerprint(same))
+    assert {layer.reason for layer in done.layers} == {"nothing to mend"}
+
+
+class Stream(nn.Module):
+    """Two writers of one stream, the second of which can make good what the first has lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.one, self.two = nn.Conv2d(8, 6, 1, bias=False), nn.Conv2d(3, 6, 1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.last = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.one(self.first(x))
+        return self.last(torch.relu(stream + self.norm(self.two(x))))
+
+
+def test_what_a_stream_has_lost_its_next_writer_takes_up() -> None:
+    # `first` keeps one of eight channels, so `one` cannot give what it gave; `two` sees all of x.
+    torch.manual_seed(0)
+    model = Stream().double().eval()
+    data = torch.randn(64, 3, 6, 6, dtype=torch.float64)
+    gated = swan.swanify(model, data[:2])
+    (layer,) = (entry for entry in gated.channels.layers if entry.name == "first")
+    with torch.no_grad():
+        gated.gates.logits[list(layer.out_units[1:])] = -5.0
+    small = swan.prune(gated)
+    swan.compensate(small, model, [data], damping=1e-12)
+    torch.testing.assert_close(small(data), model(data), rtol=1e-2, atol=1e-2)
+
+
+def test_weights_that_would_be_worse_stay() -> None:
+    # Two rows for 24 inputs: what fits them says nothing about others.
+    model, data = model_and_data("flat")
+    small = cut_channel(model, data, channel=0)
+    with torch.no_grad():
+        before = (small(data) - model(data)).square().mean()
+        swan.compensate(small, model, data.split(80)[:3])
+        assert (small(data) - model(data)).square().mean() < before
+
+
+def test_modes_random_numbers_and_the_reference_stay() -> None:
+    model, data = model_and_data("batch_norm")
+    small = cut_channel(model.train(), data).train()
+    before, mode = fingerprint(model), [m.training for m in small.modules()]
+    swan.compensate(small, model, data.split(60))
+    assert_same_fingerprint(before, fingerprint(model))
+    assert [m.training for m in small.modules()] == mode
+
+
+def test_the_same_data_give_the_same_weights() -> None:
+    model, data = model_and_data("conv")
+    small = cut_channel(model, data, channel=0)
+    twin = copy.deepcopy(small)
+    swan.compensate(small, model, data.split(60))
+    swan.compensate(twin, model, data.split(60))
+    for one, two in zip(small.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_two_cuts_in_a_row_are_compensated_against_the_first_model() -> None:
+    model, data = model_and_data("conv")
+    once = cut_channel(model, data)
+    twice = cut_channel(once, data, channel=0)
+    swan.compensate(twice, model, data.split(60))
+    swan.compensate(cut_channel(once, data, channel=0), once, data.split(60))
+
+
+def test_prune_by_score_compensates_against_the_base_model() -> None:
+    model, data = model_and_data("conv")
+    gated = swan.swanify(model, data[:2])
+    scores = swan.importance(gated, "magnitude")
+    plain = swan.prune_by_score(gated, scores, macs=0.6)
+    small = swan.prune_by_score(gated, scores, macs=0.6, compensate=data.split(60))
+    wanted = model(data)
+    assert (small(data) - wanted).square().mean() < (plain(data) - wanted).square().mean()
+
+
+def test_prune_makes_up_for_what_the_budget_closes_beyond_the_gates() -> None:
+    model, data = model_and_data("conv")
+    gated = swan.swanify(model, data[:2])
+    with torch.no_grad():
+        gated.gates.logits[1:3] = -5.0
+    aimed = swan.prune(gated)(data)
+    plain, small = (
+        swan.prune(gated, macs=0.5, compensate=batches) for batches in (None, data.split(60))
+    )
+    assert (small(data) - aimed).square().mean() < (plain(data) - aimed).square().mean()
+    nearer = swan.prune(gated, macs=0.5, compensate=data.split(60), reference=model)
+    wanted = model(data)
+    assert (nearer(data) - wanted).square().mean() < (plain(data) - wanted).square().mean()
+
+
+def test_a_file_holds_the_weights_and_says_that_they_were_solved_for(tmp_path) -> None:
+    model, data = model_and_data("conv")
+    small = cut_channel(model, data, channel=0)
+    swan.compensate(small, model, data.split(60))
+    provenance = provenance_of(small)
+    assert provenance is not None
+    assert [step.kind for step in provenance.steps] == ["cut", "compensate"]
+    swan.save(small, tmp_path / "small.swan")
+    loaded = swan.load(tmp_path / "small.swan", copy.deepcopy(model))
+    assert torch.equal(loaded(data), small(data))
+
+
+def test_batches_may_be_dictionaries_or_carry_labels() -> None:
+    model, data = model_and_data("linear")
+    small = cut_channel(model, data)
+    labelled = [(data, torch.zeros(240))]
+    assert swan.compensate(copy.deepcopy(small), model, [{"x": data}]).layers
+    assert swan.compensate(small, model, labelled, num_batches=1).layers
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batches": []}, "no batch"),
+        ({"damping": 0.0}, "damping must be positive"),
+        ({"num_batches": 0}, "num_batches"),
+        ({"reference": nn.Linear(3, 6)}, "no parameter"),
+        ({"reference": Between(nn.Linear(3, 7), nn.Linear(7, 4), nn.Linear(4, 2))}, "was cut from"),
+        ({"reference": Between(nn.Linear(3, 6), nn.Linear(6, 4), nn.Linear(4, 2))}, "float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_changed(change, message: str) -> None:
+    model, data = model_and_data("linear")
+    small = cut_channel(model, data)
+    before = fingerprint(small)
+    given = {"reference": model, "batches": [data]} | change
+    with pytest.raises(swan.InputError, match=message):
+        swan.compensate(small, **given)
+    assert_same_fingerprint(before, fingerprint(small))
+
+
+def test_gated_models_are_no_reference() -> None:
+    model, data = model_and_data("linear")
+    with pytest.raises(swan.ModelError, match="unswanify"):
+        swan.compensate(cut_channel(model, data), swan.swanify(model, data[:2]), [data])
+
+
+def test_a_pass_ends_where_it_is_abandoned_and_hands_errors_on() -> None:
+    seen: list[int] = []
+
+    def work(stop) -> None:
+        for number in range(3):
+            stop(number)
+            seen.append(number)
+        raise ValueError("over")
+
+    own: Pass[int] = Pass(work)
+    assert [own.next(), own.next()] == [0, 1]
+    own.abandon()
+    assert seen == [0]
+    other: Pass[int] = Pass(work)
+    assert [other.next() for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="over"):
+        other.next()
+
+
+@pytest.mark.law
+@given(networks(), st.sampled_from([0.3, 0.6]), st.integers(0, 1000))
+def test_random_networks_are_compensated_without_a_fault(
+    case: Case, share: float, seed: int
+) -> None:
+    try:
+        gated = swan.swanify(case.model, case.inputs)
+    except swan.NoGateableChannelsError:
+        return
+    close_random_(gated, share, seed)
+    small = swan.prune(gated)
+    call = dict(zip(("x", "y"), case.inputs, strict=False))
+    done = swan.compensate(small, case.model, [call, call])
+    assert all(not layer.after > layer.before for layer in done.layers)
+    assert all(bool(tensor.isfinite().all()) for tensor in small.parameters())
+
+
+def test_channels_that_hardly_vary_are_not_blown_up() -> None:
+    """Untrained networks: activations fade with depth, statistics are those of the constructor."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for width in (3, 16, 16, 16):
+        layers += [nn.Conv2d(width, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(16, 4, 1)).double().eval()
+    with torch.no_grad():
+        for layer in model[:-1:3]:
+            layer.weight.mul_(1e-3)
+    data = torch.randn(64, 3, 6, 6, dtype=torch.float64)
+    gated = swan.swanify(model, data[:1])
+    scores = swan.importance(gated, "random", generator=torch.Generator().manual_seed(0))
+    plain = swan.prune_by_score(gated, scores, macs=0.5)
+    small = swan.prune_by_score(gated, scores, macs=0.5, compensate=data.split(16))
+    wanted = model(data)
+    assert (small(data) - wanted).square().mean() < (plain(data) - wanted).square().mean()
