@@ -18,6 +18,7 @@ from tests.closing import (
     outputs,
     prepared,
 )
+from tests.random_attention import Attention
 from tests.small_nets import Net, conv
 
 
@@ -367,6 +368,16 @@ def test_one_trap_does_not_pin_the_rest_of_the_network() -> None:
     assert PINNED not in channels.layer("a").out_units
     assert PINNED not in channels.layer("c").out_units
     assert channels.layer("b").out_units == (PINNED,) * 8
+
+
+@pytest.mark.timeout(60)
+def test_axes_of_two_that_stay_anyhow_do_not_keep_a_map_from_settling() -> None:
+    """Heads of two: what met at the halves of a rotation was blamed, and it was pinned already."""
+    attention = Attention(
+        4, 3, 2, 5, projection="llama", qk_norm="llama", rotary="half", bias=False
+    )
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), attention, nn.Linear(4, 2))
+    assert assert_closed_equals_cut(prepared(model), image(2, 5, 3)) is not None
 
 
 def test_only_channels_that_always_stay_may_lose_their_labels() -> None:

@@ -31,6 +31,9 @@ from swan_surgery.models.attributes import Hypotheses, Where
 
 # After so many rounds nothing new is tried: what does not follow is pinned.
 _MAX_ROUNDS = 100
+# And after so many, the rest is: every round pins something or tries something new, or there is a fault.
+_MAX_SETTLING = 1000
+_UNSETTLED = "what follows it never settled; please report this model"
 
 
 @dataclass(slots=True)
@@ -106,9 +109,17 @@ def settle(
         if not failed or not state.solution.prunable.any():
             break
         state.solution = solve(traces, labelled, pins)
+        if number == _MAX_SETTLING:
+            _give_up(state)
     state.solution.followers = state.hypotheses.accepted
     state.solution.resizes = state.resizes.accepted
     return state.solution
+
+
+def _give_up(state: _State) -> None:
+    rest = torch.cat(state.all_that(state.can_go))
+    state.pins.append((rest, Reason(_UNSETTLED, "forward", "")))
+    state.solution = solve(state.solution.traces, state.solution.labelled, state.pins)
 
 
 def _where(trace: Trace, failure: Failure) -> Where:
@@ -181,7 +192,7 @@ def _answer(state: _State, trace: Trace, failure: Failure, went: Went, least: in
         return False  # whatever failed, no channel can go
     labels = [field[field > 0].reshape(-1) for field in met]
     if least == 1:
-        # Axes of two are closed apart: at width one they alone are to blame.
-        labels = [own for own in labels if own.numel() == 2] or labels
+        # Axes of two are closed apart: at width one they alone are to blame, while any of them can go.
+        labels = [own for own in labels if own.numel() == 2 and state.can_go(own)] or labels
     state.pins.append((torch.cat(labels), reason_for(failure, op)))
     return True
