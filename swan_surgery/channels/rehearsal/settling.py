@@ -80,14 +80,7 @@ def settle(
     for number in count():
         failed = False
         state.hypotheses.busy.clear()
-        rehearsals = [
-            (trace, turn_of(turn, training=trace.training), least)
-            for turn, least in turns(state.solution)
-            for trace in traces
-        ]
-        # What failed comes first: that is where it shows whether the answer was right.
-        rehearsals.sort(key=lambda item: (item[0].number, *item[1:]) != failing)
-        for trace, turn, least in rehearsals:
+        for trace, turn, least in _rehearsals(state, failing):
             stays = closing_pattern(state.solution, turn, least)
             went = went_in(state.solution.component, state.solution.prunable & ~stays)
             for failure in rehearse(
@@ -114,6 +107,18 @@ def settle(
     state.solution.followers = state.hypotheses.accepted
     state.solution.resizes = state.resizes.accepted
     return state.solution
+
+
+def _rehearsals(
+    state: _State, failing: tuple[int, int, int] | None
+) -> list[tuple[Trace, int, int]]:
+    """Every run with every pattern; what failed comes first: there it shows whether the answer was right."""
+    rehearsals = [
+        (trace, turn_of(turn, training=trace.training), least)
+        for turn, least in turns(state.solution)
+        for trace in state.solution.traces
+    ]
+    return sorted(rehearsals, key=lambda item: (item[0].number, *item[1:]) != failing)
 
 
 def _give_up(state: _State) -> None:
