@@ -73,9 +73,7 @@ def settle(
     resizes = Resizes([*(trace.recording for trace in traces), *witnesses])
     readings = Readings(make_shell, make_shell())
     state = _State(solve(traces, labelled, pins), pins, readings, resizes)
-    for trace in traces:
-        for op in trace.recording.ops:
-            state.resizes.share_heads(op, training=trace.training)
+    resizes.share_all_heads(traces)
     failing: tuple[int, int, int] | None = None
     for number in count():
         failed = False
