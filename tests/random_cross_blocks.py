@@ -75,7 +75,8 @@ class CrossAttentionBlock(nn.Module):
         if context == "branch":
             self.reads = conv_stack(shape[0], width, stride=stride_for(shape, 2))
         elif context == "reduced":
-            self.reads = nn.Conv2d(dim, dim, kernel_size=2, stride=2)
+            size = [min(2, pixels) for pixels in shape[1:]]
+            self.reads = nn.Conv2d(dim, dim, kernel_size=size, stride=size)
         self.context_norm = nn.LayerNorm(context_dim)
         self.is_torch = form == "torch"
         if self.is_torch:

@@ -370,6 +370,7 @@ def test_an_interrupt_while_the_command_is_imported_says_nothing(delay, tmp_path
     """At the first import of torch, and some time later."""
     (tmp_path / "swan-surgery").write_text(
         "import os, signal, sys, threading, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs of a script ignore it
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name == 'torch':\n"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED, ChannelMap
+from swan_surgery.channels.rehearsal import settling
 from swan_surgery.channels.rehearsal.rehearsing import Prediction, RehearsalMode
 from tests.closing import (
     assert_closed_equals_cut,
@@ -18,6 +19,7 @@ from tests.closing import (
     outputs,
     prepared,
 )
+from tests.random_attention import Attention
 from tests.small_nets import Net, conv
 
 
@@ -367,6 +369,27 @@ def test_one_trap_does_not_pin_the_rest_of_the_network() -> None:
     assert PINNED not in channels.layer("a").out_units
     assert PINNED not in channels.layer("c").out_units
     assert channels.layer("b").out_units == (PINNED,) * 8
+
+
+@pytest.mark.timeout(60)
+def test_axes_of_two_that_stay_anyhow_do_not_keep_a_map_from_settling() -> None:
+    """Heads of two: what met at the halves of a rotation was blamed, and it was pinned already."""
+    attention = Attention(
+        4, 3, 2, 5, projection="llama", qk_norm="llama", rotary="half", bias=False
+    )
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), attention, nn.Linear(4, 2))
+    assert assert_closed_equals_cut(prepared(model), image(2, 5, 3)) is not None
+
+
+def test_what_never_settles_is_pinned_in_the_end(monkeypatch) -> None:
+    """A fault in a rule or an answer must not hang a program."""
+    monkeypatch.setattr(settling, "_MAX_SETTLING", 0)
+    monkeypatch.setattr(settling, "_follows_by_code", lambda *_: False)
+    monkeypatch.setattr(settling, "_answer", lambda *_: True)
+    model = Net(lambda m, x: m.b(m.a(x).view(-1, 8)), a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    channels = swan.channel_map(prepared(model), image(2, 3))
+    assert set(channels.layer("a").out_units) == {PINNED}
+    assert "never settled" in str(channels.explain())
 
 
 def test_only_channels_that_always_stay_may_lose_their_labels() -> None:

@@ -60,7 +60,13 @@ class Resizes:
     tried: dict[tuple[int, int], str] = field(default_factory=dict)
     _calls: dict[int, dict[_Site, set[tuple[Any, ...]]]] = field(default_factory=dict)
 
-    def share_heads(self, op: OpRecord, *, training: bool) -> None:
+    def share_all_heads(self, traces: Sequence[Trace]) -> None:
+        """Let the numbers of heads of all calls follow."""
+        for trace in traces:
+            for op in trace.recording.ops:
+                self._share_heads(op, training=trace.training)
+
+    def _share_heads(self, op: OpRecord, *, training: bool) -> None:
         """Let the number of heads of a call follow: torch's own form of it would derive their width."""
         frame = op.frame
         if frame is None or frame.function not in SHARING:

@@ -31,6 +31,9 @@ from swan_surgery.models.attributes import Hypotheses, Where
 
 # After so many rounds nothing new is tried: what does not follow is pinned.
 _MAX_ROUNDS = 100
+# And after so many, the rest is: every round pins something or tries something new, or there is a fault.
+_MAX_SETTLING = 1000
+_UNSETTLED = "what follows it never settled; please report this model"
 
 
 @dataclass(slots=True)
@@ -70,21 +73,12 @@ def settle(
     resizes = Resizes([*(trace.recording for trace in traces), *witnesses])
     readings = Readings(make_shell, make_shell())
     state = _State(solve(traces, labelled, pins), pins, readings, resizes)
-    for trace in traces:
-        for op in trace.recording.ops:
-            state.resizes.share_heads(op, training=trace.training)
+    resizes.share_all_heads(traces)
     failing: tuple[int, int, int] | None = None
     for number in count():
         failed = False
         state.hypotheses.busy.clear()
-        rehearsals = [
-            (trace, turn_of(turn, training=trace.training), least)
-            for turn, least in turns(state.solution)
-            for trace in traces
-        ]
-        # What failed comes first: that is where it shows whether the answer was right.
-        rehearsals.sort(key=lambda item: (item[0].number, *item[1:]) != failing)
-        for trace, turn, least in rehearsals:
+        for trace, turn, least in _rehearsals(state, failing):
             stays = closing_pattern(state.solution, turn, least)
             went = went_in(state.solution.component, state.solution.prunable & ~stays)
             for failure in rehearse(
@@ -106,9 +100,29 @@ def settle(
         if not failed or not state.solution.prunable.any():
             break
         state.solution = solve(traces, labelled, pins)
+        if number == _MAX_SETTLING:
+            _give_up(state)
     state.solution.followers = state.hypotheses.accepted
     state.solution.resizes = state.resizes.accepted
     return state.solution
+
+
+def _rehearsals(
+    state: _State, failing: tuple[int, int, int] | None
+) -> list[tuple[Trace, int, int]]:
+    """Every run with every pattern; what failed comes first: there it shows whether the answer was right."""
+    rehearsals = [
+        (trace, turn_of(turn, training=trace.training), least)
+        for turn, least in turns(state.solution)
+        for trace in state.solution.traces
+    ]
+    return sorted(rehearsals, key=lambda item: (item[0].number, *item[1:]) != failing)
+
+
+def _give_up(state: _State) -> None:
+    rest = torch.cat(state.all_that(state.can_go))
+    state.pins.append((rest, Reason(_UNSETTLED, "forward", "")))
+    state.solution = solve(state.solution.traces, state.solution.labelled, state.pins)
 
 
 def _where(trace: Trace, failure: Failure) -> Where:
@@ -181,7 +195,7 @@ def _answer(state: _State, trace: Trace, failure: Failure, went: Went, least: in
         return False  # whatever failed, no channel can go
     labels = [field[field > 0].reshape(-1) for field in met]
     if least == 1:
-        # Axes of two are closed apart: at width one they alone are to blame.
-        labels = [own for own in labels if own.numel() == 2] or labels
+        # Axes of two are closed apart: at width one they alone are to blame, while any of them can go.
+        labels = [own for own in labels if own.numel() == 2 and state.can_go(own)] or labels
     state.pins.append((torch.cat(labels), reason_for(failure, op)))
     return True
