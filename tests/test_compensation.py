@@ -10,9 +10,10 @@ from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.cutting.compensation import compensating
-from swan_surgery.cutting.compensation.layers import LayerCompensation
+from swan_surgery.cutting.compensation import compensating, layers
 from swan_surgery.cutting.compensation.lockstep import Pass
+from swan_surgery.cutting.compensation.outcome import LayerCompensation
+from swan_surgery.cutting.compensation.wide import pixels_of
 from swan_surgery.models.provenance import provenance_of
 from tests.closing import close_random_
 from tests.fingerprints import assert_same_fingerprint, fingerprint
@@ -189,6 +190,42 @@ def test_weights_that_would_be_worse_stay() -> None:
         before = (small(data) - model(data)).square().mean()
         swan.compensate(small, model, data.split(80)[:3])
         assert (small(data) - model(data)).square().mean() < before
+
+
+class TestWideLayers:
+    """Linear layers with more inputs than a Gram matrix should hold."""
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_a_channel_that_is_a_mixture_is_removed_without_loss(self, bias, monkeypatch) -> None:
+        monkeypatch.setattr(layers, "MOST_INPUTS", 10)
+        model, data = model_and_data("flat")
+        read = model.last if isinstance(model.last, nn.Linear) else model.behind[-1]
+        assert isinstance(read, nn.Linear)
+        if not bias:
+            read.bias = None
+        small = cut_channel(model, data)
+        done = swan.compensate(small, model, data.split(60), damping=1e-12)
+        torch.testing.assert_close(small(data), model(data), rtol=1e-6, atol=1e-6)
+        assert any(not layer.reason for layer in done.layers)
+
+    def test_an_uncut_one_is_not_changed(self, monkeypatch) -> None:
+        monkeypatch.setattr(layers, "MOST_INPUTS", 10)
+        model, data = model_and_data("flat")
+        small = copy.deepcopy(model)
+        swan.compensate(small, model, data.split(60))
+        assert_same_state(model, small)
+
+    @pytest.mark.parametrize(
+        ("kept", "inputs", "pixels"),
+        [
+            ([4, 5, 6, 7], 12, 4),
+            ([0, 1, 2, 3, 8, 9, 10, 11], 12, 4),
+            ([0, 3, 6, 9], 12, None),  # pixels first: no block is a channel's
+            ([1, 2, 3, 4], 12, None),
+        ],
+    )
+    def test_pixels_are_known_by_what_stayed(self, kept, inputs, pixels) -> None:
+        assert pixels_of(torch.tensor(kept), inputs) == pixels
 
 
 def assert_same_state(one: nn.Module, two: nn.Module) -> None:

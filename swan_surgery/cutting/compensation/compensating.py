@@ -14,7 +14,8 @@ from torch import nn
 
 from swan_surgery.cutting.compensation.judging import Judge, come_back_, state_of
 from swan_surgery.cutting.compensation.kept import kept_between
-from swan_surgery.cutting.compensation.layers import LayerCompensation, Settings, in_lockstep
+from swan_surgery.cutting.compensation.layers import Settings, in_lockstep
+from swan_surgery.cutting.compensation.outcome import LayerCompensation
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
