@@ -43,7 +43,7 @@ from _measure import (
 from quality_candidates import CANDIDATES, READINGS
 from quality_data import Images, Splits, batches, load, normalised, synthetic
 from quality_networks import build, load_pretrained_
-from quality_peers import nearest_cut, pruner
+from quality_peers import nearest_cut, pruner, with_provenance
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -53,6 +53,7 @@ from swan_surgery.environment.machine import device_name
 
 RATES = (0.01, 0.02, 0.04, 0.08)
 TUNED_AT = 0.25
+COMPENSATED = "-compensated"
 METHODS = (
     "dense",
     "ours",
@@ -66,6 +67,10 @@ METHODS = (
     "score-fisher-additive",
     "score-magnitude",
     "score-magnitude-additive",
+    "score-fisher-compensated",
+    "tp-l2-compensated",
+    "tp-taylor-compensated",
+    "random-compensated",
     "tp-l2",
     "tp-taylor",
     "tp-bn-sparse",
@@ -107,6 +112,8 @@ class Schedule:
 
 
 SCHEDULES = {
+    # What is left right after the cut, without any training; one rate is as good as another.
+    "cut": Schedule(num_train=10_000, adapt_epochs=2, epochs=0),
     "smoke": Schedule(num_train=256, adapt_epochs=1, epochs=2, batch=32, precision="fp32"),
     "short": Schedule(num_train=10_000, adapt_epochs=2, epochs=3),
     "longer": Schedule(num_train=20_000, adapt_epochs=2, epochs=6),
@@ -210,8 +217,14 @@ class Run:
         return [batch for _, batch in zip(range(count), own, strict=False)]
 
     def finish(self, small: nn.Module, first: int) -> None:
-        """Calibrate, note the cut, fine-tune from step `first`, note the end."""
-        swan.calibrate(small, [x for x, _ in self.few_batches(20, self.schedule.batch)])
+        """Calibrate or compensate, note the cut, fine-tune from step `first`, note the end."""
+        self.facts["bare_test"] = accuracy(small, self.splits.test)
+        if self.row.method.endswith(COMPENSATED):
+            small = with_provenance(small, self.dense, self.example)
+            done = swan.compensate(small, self.dense, self.few_batches(8, self.schedule.batch))
+            self.facts["compensation_seconds"] = round(done.seconds, 1)
+        else:
+            swan.calibrate(small, [x for x, _ in self.few_batches(20, self.schedule.batch)])
         self.facts["macs_share"] = swan.count_macs(small, self.example) / self.total
         self.facts["params"] = swan.count_params(small)
         self.facts["widths"] = [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)]
@@ -317,7 +330,7 @@ class Run:
         """Do what the row says."""
         started = time.process_time()
         torch.manual_seed(self.row.seed)
-        method = self.row.method
+        method = self.row.method.removesuffix(COMPENSATED)
         peers = {
             "tp-l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
             "tp-taylor": tp.importance.GroupTaylorImportance,
@@ -412,6 +425,8 @@ def chosen_rate(rows: dict[str, Any], wanted: Row) -> float:
     Where this network was not tuned for this schedule: of the short one, or of ResNet-20; then, where
     not with distillation, without; where not at this budget, at a quarter of the MACs.
     """
+    if SCHEDULES[wanted.schedule].epochs == 0:
+        return RATES[0]
     places = ((wanted.network, wanted.schedule), (wanted.network, "short"), ("resnet20", "short"))
     dense = wanted.method == "dense"
     budgets = (1.0,) if dense else (wanted.budget, TUNED_AT)

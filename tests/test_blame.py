@@ -129,7 +129,7 @@ class Cached(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.shape != x.shape[2:]:
-            self.grid = torch.ones_like(x[:1, :1]).cumsum(2).cumsum(3)
+            self.grid = x.new_ones(1, 1, *x.shape[2:]).cumsum(2).cumsum(3)
             self.shape = x.shape[2:]
         return x * self.grid
 

@@ -10,7 +10,7 @@ from swan_surgery.cutting.verification import tensor_error
 from tests.closing import TOLERANCE, close_random_, image, prepared
 
 
-LONG = 6
+LONG = 12  # more than twice the length that is mapped: maps are made at two sizes
 
 
 class Scaled(nn.Module):
@@ -73,7 +73,7 @@ def test_another_size_on_the_mapped_path_is_exact(block: type[nn.Module]) -> Non
 def test_a_pruned_model_refuses_another_path(block: type[nn.Module]) -> None:
     _, pruned = gate_and_cut(block())
     with pytest.raises(swan.PathError, match=rf"mul\(\).*{block.__name__}.forward.*example inputs"):
-        pruned(image(2, 9, 3))
+        pruned(image(2, 15, 3))
     pruned(image(2, 5, 3))  # and works on
 
 
@@ -81,14 +81,14 @@ def test_a_gated_model_refuses_another_path() -> None:
     gated, _ = gate_and_cut(Centred())
     before = gated.model[1].forward
     with pytest.raises(swan.PathError, match=r"mean\(\)"):
-        gated(image(2, 9, 3))
+        gated(image(2, 15, 3))
     assert gated.model[1].forward == before
 
 
 def test_mapped_with_an_input_of_the_other_kind_it_runs_there() -> None:
-    gated = swan.swanify(prepared(nn.Sequential(nn.Linear(3, 8), Scaled())), image(2, 9, 3)).eval()
+    gated = swan.swanify(prepared(nn.Sequential(nn.Linear(3, 8), Scaled())), image(2, 15, 3)).eval()
     close_random_(gated, 0.4, 0)
-    x = image(2, 12, 3)
+    x = image(2, 18, 3)
     with torch.no_grad():
         assert tensor_error(gated(x), swan.prune(gated)(x)) <= TOLERANCE
 
@@ -109,3 +109,19 @@ def test_a_guard_wants_every_call_once_the_module_has_run() -> None:
     with pytest.raises(swan.PathError, match=r"call 1 of view\(\) at f\+1 was not made"):
         guard.finish()
     PathGuard({}).finish()
+
+
+@pytest.mark.parametrize("block", [Scaled, Centred, Brief])
+def test_a_path_that_the_second_mapped_size_takes_is_exact_or_refused(
+    block: type[nn.Module], monkeypatch
+) -> None:
+    monkeypatch.setitem(globals(), "LONG", 6)
+    gated, pruned = gate_and_cut(block())
+    for length in (3, 5, 9, 12):
+        x = image(2, length, 3)
+        try:
+            with torch.no_grad():
+                assert tensor_error(gated(x), pruned(x)) <= TOLERANCE
+        except swan.PathError:
+            assert length > LONG
+            assert block is not Centred

@@ -1,6 +1,7 @@
 """Compensation: what the layers behind a cut can still read out of what stayed, they give."""
 
 import copy
+from math import isnan
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.cutting.compensation import compensating, layers
 from swan_surgery.cutting.compensation.lockstep import Pass
+from swan_surgery.cutting.compensation.outcome import LayerCompensation
+from swan_surgery.cutting.compensation.wide import pixels_of
 from swan_surgery.models.provenance import provenance_of
 from tests.closing import close_random_
 from tests.fingerprints import assert_same_fingerprint, fingerprint
@@ -188,6 +192,77 @@ def test_weights_that_would_be_worse_stay() -> None:
         assert (small(data) - model(data)).square().mean() < before
 
 
+class TestWideLayers:
+    """Linear layers with more inputs than a Gram matrix should hold."""
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_a_channel_that_is_a_mixture_is_removed_without_loss(self, bias, monkeypatch) -> None:
+        monkeypatch.setattr(layers, "MOST_INPUTS", 10)
+        model, data = model_and_data("flat")
+        read = model.last if isinstance(model.last, nn.Linear) else model.behind[-1]
+        assert isinstance(read, nn.Linear)
+        if not bias:
+            read.bias = None
+        small = cut_channel(model, data)
+        done = swan.compensate(small, model, data.split(60), damping=1e-12)
+        torch.testing.assert_close(small(data), model(data), rtol=1e-6, atol=1e-6)
+        assert any(not layer.reason for layer in done.layers)
+
+    def test_an_uncut_one_is_not_changed(self, monkeypatch) -> None:
+        monkeypatch.setattr(layers, "MOST_INPUTS", 10)
+        model, data = model_and_data("flat")
+        small = copy.deepcopy(model)
+        swan.compensate(small, model, data.split(60))
+        assert_same_state(model, small)
+
+    @pytest.mark.parametrize(
+        ("kept", "inputs", "pixels"),
+        [
+            ([4, 5, 6, 7], 12, 4),
+            ([0, 1, 2, 3, 8, 9, 10, 11], 12, 4),
+            ([0, 3, 6, 9], 12, None),  # pixels first: no block is a channel's
+            ([1, 2, 3, 4], 12, None),
+        ],
+    )
+    def test_pixels_are_known_by_what_stayed(self, kept, inputs, pixels) -> None:
+        assert pixels_of(torch.tensor(kept), inputs) == pixels
+
+
+def assert_same_state(one: nn.Module, two: nn.Module) -> None:
+    states = one.state_dict(), two.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def spoil(small: nn.Module, *_: object) -> list[LayerCompensation]:
+    with torch.no_grad():
+        for tensor in (*small.parameters(), *small.buffers()):
+            tensor.add_(1)
+    return [LayerCompensation("0.weight", 1.0, 0.5)]
+
+
+def fails(small: nn.Module, *_: object) -> list[LayerCompensation]:
+    spoil(small)
+    raise RuntimeError("the model's own code")
+
+
+def test_a_model_whose_outputs_would_be_worse_stays_as_it_was(monkeypatch) -> None:
+    model, data = model_and_data("batch_norm")
+    small = cut_channel(model, data, channel=0)
+    before = copy.deepcopy(small)
+    monkeypatch.setattr(compensating, "in_lockstep", spoil)
+    done = swan.compensate(small, model, data.split(60))
+    assert_same_state(before, small)
+    assert done.after > done.before > 0
+    assert not done.kept
+    assert "that is worse, so the model is as it was" in str(done)
+    assert provenance_of(small) == provenance_of(before)
+    monkeypatch.setattr(compensating, "in_lockstep", fails)
+    with pytest.raises(RuntimeError, match="own code"):
+        swan.compensate(small, model, data.split(60))
+    assert_same_state(before, small)
+
+
 def test_modes_random_numbers_and_the_reference_stay() -> None:
     model, data = model_and_data("batch_norm")
     small = cut_channel(model.train(), data).train()
@@ -300,6 +375,16 @@ def test_a_pass_ends_where_it_is_abandoned_and_hands_errors_on() -> None:
     assert [own.next(), own.next()] == [0, 1]
     own.abandon()
     assert seen == [0]
+
+    def stubborn(stop) -> None:
+        try:
+            stop(0)
+        finally:
+            stop(1)
+
+    unwinding: Pass[int] = Pass(stubborn)
+    assert unwinding.next() == 0
+    unwinding.abandon()
     other: Pass[int] = Pass(work)
     assert [other.next() for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="over"):
@@ -320,6 +405,7 @@ def test_random_networks_are_compensated_without_a_fault(
     call = dict(zip(("x", "y"), case.inputs, strict=False))
     done = swan.compensate(small, case.model, [call, call])
     assert all(not layer.after > layer.before for layer in done.layers)
+    assert done.kept == (done.after <= done.before or isnan(done.before))
     assert all(bool(tensor.isfinite().all()) for tensor in small.parameters())
 
 

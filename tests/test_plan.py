@@ -111,8 +111,8 @@ class TestJson:
             "positions": [["a.weight", 1, 0]],
             "attributes": [["a", "heads", None, 2], ["a", "sizes", 1, 4]],
             "numbers": [
-                ["", "view", 1, 2, True, 8, "Net.forward+3"],
-                ["b", "mul", 2, 1, False, 0.5, ""],
+                ["", "view", 1, 2, True, 8, "Net.forward+3", False],
+                ["b", "mul", 2, 1, False, 0.5, "", False],
             ],
         }
         assert PruningPlan.from_json(plan.to_json()) == plan

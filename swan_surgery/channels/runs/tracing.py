@@ -151,7 +151,7 @@ class LabelMode(TorchDispatchMode):
         rule = facts_of(call.op).rule
         if rule is not None:
             rule(call, self.labels)
-        if torch.Tag.nondeterministic_seeded in call.op.tags:
+        if _draws(call):
             self.labels.draw(call)
         self._note_writing(call, is_known=rule is not None)
         if rule is None and any(self.labels.fields(tensor) for tensor in call.inputs):
@@ -170,6 +170,13 @@ class LabelMode(TorchDispatchMode):
             is_whole = labels.root(tensor).numel() == tensor.numel()
             if not is_known or not (is_whole and labels.is_harmless(tensor)):
                 labels.spoil(tensor)
+
+
+def _draws(call: Call) -> bool:
+    """Whether an operation draws random values: one that trains or drops out only if it is told to."""
+    if torch.Tag.nondeterministic_seeded not in call.op.tags:
+        return False
+    return all(bool(call.arg(name, True)) for name in ("train", "training", "dropout_p"))
 
 
 # Of more elements, what meets channels is a mask or a table, and no width.

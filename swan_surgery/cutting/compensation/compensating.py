@@ -6,13 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from math import isnan
 from typing import Any
 
 import torch
 from torch import nn
 
+from swan_surgery.cutting.compensation.judging import Judge, come_back_, state_of
 from swan_surgery.cutting.compensation.kept import kept_between
-from swan_surgery.cutting.compensation.layers import LayerCompensation, Settings, in_lockstep
+from swan_surgery.cutting.compensation.layers import Settings, in_lockstep
+from swan_surgery.cutting.compensation.outcome import LayerCompensation
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
@@ -25,22 +28,36 @@ from swan_surgery.models.steps import Step, StepKind, register_step
 
 COMPENSATE = "compensate"
 _VERSION = 1
+_JUDGED = 5  # the last fifth of the batches judges the whole
 
 
 @dataclass(frozen=True, slots=True)
 class Compensation:
-    """What `compensate` did, weight by weight in the order they are read, and how long it took."""
+    """What `compensate` did.
+
+    Attributes:
+        layers: weight by weight, in the order in which they are read.
+        before: squared error of the model's outputs over their variance, as it was given; NaN where
+            they have other shapes than the reference's.
+        after: the same of what the weights solved for would give.
+        kept: whether the model has them; else it is as it was, because it would have become worse.
+        seconds: how long it took.
+    """
 
     layers: tuple[LayerCompensation, ...]
+    before: float
+    after: float
+    kept: bool
     seconds: float
 
     def __str__(self) -> str:
-        """One line per weight."""
+        """One line for the whole, one per weight."""
         lines = [str(layer) for layer in self.layers]
         mended = sum(not layer.reason for layer in self.layers)
-        return "\n".join(
-            [f"{mended} of {len(lines)} weights solved for anew in {self.seconds:.1f} s", *lines]
-        )
+        outputs = f"error of the outputs {self.before:.3g} -> {self.after:.3g}"
+        verdict = "" if self.kept else "; that is worse, so the model is as it was"
+        head = f"{mended} of {len(lines)} weights solved for anew in {self.seconds:.1f} s"
+        return "\n".join([f"{head}, {outputs}{verdict}", *lines])
 
 
 def compensate(
@@ -57,7 +74,8 @@ def compensate(
     closed form (ridge regression toward the old weight): with the small model's inputs it shall give
     what the reference gives at the channels that stayed. What is added to a residual stream also takes
     up what the stream has lost by then. Batch-norm statistics follow the change. A weight stays as it
-    was unless its error on held-out rows falls. No gradients, no labels; one pass of each model.
+    was unless its error on held-out rows falls, and so do all where the outputs of the whole model, on
+    the last fifth of the batches, came out further from the reference's. No gradients, no labels; one pass of each model.
 
     Args:
         small: what `prune` returned; weights, biases and statistics are changed in place.
@@ -68,7 +86,7 @@ def compensate(
         num_batches: how many batches to use at most; all of them by default.
 
     Returns:
-        What was done to which weight: its relative squared error before and after.
+        What was done to which weight, and what came of it: relative squared errors before and after.
 
     Raises:
         ModelError: `small` or `reference` is no plain module with data.
@@ -100,9 +118,20 @@ def compensate(
         raise InputError("there is no batch to compensate with; nothing was changed")
     start = time.perf_counter()
     with torch.inference_mode(mode=False), _at_rest(small, reference):
-        layers = in_lockstep(small, reference, calls, kept, Settings(damping))
-    _note(small)
-    return Compensation(tuple(layers), time.perf_counter() - start)
+        judge = Judge(reference, calls[-max(len(calls) // _JUDGED, 1) :])
+        was, before = state_of(small), judge.error(small)
+        try:
+            layers = in_lockstep(small, reference, calls, kept, Settings(damping))
+            after = judge.error(small)
+        except BaseException:
+            come_back_(small, was)
+            raise
+        is_better = after <= before or isnan(before)
+        if not is_better:
+            come_back_(small, was)
+    if is_better:
+        _note(small)
+    return Compensation(tuple(layers), before, after, is_better, time.perf_counter() - start)
 
 
 def _run(model: nn.Module, *, batch: Any) -> object:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from swan_surgery.cutting.compensation.kept import Kept, kept_outputs
 from swan_surgery.cutting.compensation.lockstep import Pass
+from swan_surgery.cutting.compensation.outcome import ROUNDING, LayerCompensation
 from swan_surgery.cutting.compensation.reads import Key, Memory, Norm, Read, Region, Watching
 from swan_surgery.cutting.compensation.rows import (
     Positions,
@@ -21,40 +22,16 @@ from swan_surgery.cutting.compensation.rows import (
 )
 from swan_surgery.cutting.compensation.solving import Rows, Sums, solve
 from swan_surgery.cutting.compensation.streams import Following, Stream
+from swan_surgery.cutting.compensation.wide import MOST_INPUTS, TOO_WIDE, mend_wide_
 
 
 ROWS = 16_384  # 32 positions of 512 images
 ROWS_PER_INPUT = 10
 MOST_RESCALED = 10.0  # of a variance: what is left of a channel is not blown up beyond that
+MOST_TAPS = 16_384  # a Gram matrix of 2 GB
 HELD_OUT = 5  # the last fifth of every batch's rows asks whether new weights are better
-# Relative squared errors below are rounding of the sums (products in float32 or float64).
-ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}
-
 Call = Callable[[nn.Module], object]
 Event = Read | Norm
-
-
-@dataclass(frozen=True, slots=True)
-class LayerCompensation:
-    """One weight.
-
-    Attributes:
-        name: the parameter.
-        before: squared error on held-out rows over their variance, with the old weights.
-        after: the same with those it has now.
-        reason: why it stayed as it was; empty where it was solved for anew.
-    """
-
-    name: str
-    before: float
-    after: float
-    reason: str = ""
-
-    def __str__(self) -> str:
-        """One line."""
-        if self.reason:
-            return f"{self.name}: as it was ({self.reason})"
-        return f"{self.name}: error {self.before:.3g} -> {self.after:.3g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +176,8 @@ class _Layers:
         counts = [row_count(twin) for twin in twins]
         if counts != [own.rows for own in events]:
             return self._leave(first, "its rows are not the reference's")
+        if _width(first) > (MOST_INPUTS if first.settings is None else MOST_TAPS):
+            return self._wide(events, twins, kept)
         old = weight_matrix(first).double()
         sums, held = self._rows(events, twins, kept, old.shape)
         if first.region in self.shared:
@@ -231,6 +210,16 @@ class _Layers:
             bias = y - (new @ x[:, :, None])[..., 0]
             first.bias.copy_(bias.flatten().to(first.bias.dtype))
         return None
+
+    def _wide(self, events: list[Read], twins: list[Read], kept: Tensor) -> None:
+        """Too many inputs for a Gram matrix: behind a flatten, channels are mixed."""
+        first = events[0]
+        inputs = self.kept.axis(first.key[0], 1)
+        if first.settings is None and first.region not in self.shared and inputs is not None:
+            outputs, inputs = (own.to(first.weight.device) for own in (kept, inputs))
+            self.done.append(mend_wide_(events, twins, (outputs, inputs), self.settings.damping))
+        else:
+            self._leave(first, TOO_WIDE)
 
     def _rows(
         self, events: list[Read], twins: list[Read], kept: Tensor, shape: torch.Size
@@ -277,6 +266,16 @@ class _Layers:
             return None
         scale: Tensor = (norm.running_var + norm.eps).rsqrt()
         return scale if norm.weight is None else scale * norm.weight
+
+
+def _width(read: Read) -> int:
+    """How many inputs one output is computed of."""
+    weight = read.weight
+    if read.settings is None:
+        return weight.shape[0]
+    transposed, groups = read.settings[3], read.settings[5]
+    channels = weight.shape[0] // groups if transposed else weight.shape[1]
+    return channels * weight.shape[2:].numel()
 
 
 def _moments(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:

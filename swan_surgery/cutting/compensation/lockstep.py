@@ -65,6 +65,8 @@ class Pass(Generic[Event]):
             self._stopped.release()
 
     def _stop_at(self, event: Event) -> None:
+        if self._abandoned:  # once more, while the work unwinds: nobody listens any longer
+            raise _Abandoned
         self._event = event
         self._stopped.release()
         self._go.acquire()
