@@ -284,7 +284,7 @@ add("stack", lambda m, x: torch.stack((x, F.relu(x)), 2).mean(2))
 add("copy", lambda m, x: torch.zeros_like(x).copy_(x))
 add("hardswish", lambda m, x: F.hardswish(x))
 add("_prelu_kernel", lambda m, x: F.prelu(x, m.gain))
-add("native_dropout", lambda m, x: aten.native_dropout(x, 0.0, True)[0])
+add("native_dropout", lambda m, x: aten.native_dropout(x, 0.0, True)[0], gated=False)
 add("dropout", lambda m, x: aten.dropout(x, 0.5, False), inference=True)
 add("feature_dropout", lambda m, x: aten.feature_dropout(x, 0.5, False), inference=True)
 add("alpha_dropout", lambda m, x: aten.alpha_dropout(x, 0.5, False), inference=True)
@@ -325,14 +325,18 @@ add("full_like", lambda m, x: x * torch.full_like(x, 0.5))
 add("empty_like", lambda m, x: x * torch.empty_like(x).fill_(0.5))
 add("scalar_tensor", lambda m, x: x * aten.scalar_tensor(0.5, dtype=x.dtype, device=x.device))
 add("zero", lambda m, x: x + torch.empty_like(x).zero_())
-# Noise of one value per channel differs between runs of different widths: only its sign is used.
-add("rand", lambda m, x: column(x, torch.rand(x.shape[1], dtype=x.dtype, device=x.device).sign()))
-add("randn", lambda m, x: column(x, torch.randn(x.shape[1], dtype=x.dtype, device=x.device).abs().sign()))  # fmt: skip
-add("rand_like", lambda m, x: x * torch.rand_like(x).sign())
-add("randn_like", lambda m, x: x * torch.randn_like(x).abs().sign())
-add("bernoulli", lambda m, x: x * torch.bernoulli(torch.ones_like(x)))
-add("uniform", lambda m, x: x * torch.empty_like(x).uniform_(1, 2).sign())
-add("normal", lambda m, x: x * torch.empty_like(x).normal_().abs().sign())
+# What is drawn in eval mode, one value or more per channel, pins what it meets.
+add(
+    "rand",
+    lambda m, x: column(x, torch.rand(x.shape[1], dtype=x.dtype, device=x.device).sign()),
+    gated=False,
+)
+add("randn", lambda m, x: column(x, torch.randn(x.shape[1], dtype=x.dtype, device=x.device).abs().sign()), gated=False)  # fmt: skip
+add("rand_like", lambda m, x: x * torch.rand_like(x).sign(), gated=False)
+add("randn_like", lambda m, x: x * torch.randn_like(x).abs().sign(), gated=False)
+add("bernoulli", lambda m, x: x * torch.bernoulli(torch.ones_like(x)), gated=False)
+add("uniform", lambda m, x: x * torch.empty_like(x).uniform_(1, 2).sign(), gated=False)
+add("normal", lambda m, x: x * torch.empty_like(x).normal_().abs().sign(), gated=False)
 add("arange", lambda m, x: column(x, torch.arange(x.shape[1], dtype=x.dtype, device=x.device)), gated=False)  # fmt: skip
 add("linspace", lambda m, x: column(x, torch.linspace(0.0, 1.0, 8, dtype=x.dtype, device=x.device)), gated=False)  # fmt: skip
 add("eye", lambda m, x: maps(pixels(x) @ torch.eye(8, dtype=x.dtype, device=x.device)), gated=False)
