@@ -4,6 +4,7 @@ The one place that removes anything. It works on a private copy, on real and on 
 planning rehearses cuts on a shell of the model, `prune` performs them.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
-from torchvision.ops import DeformConv2d
 
 from swan_surgery.models.slim_attention import SlimAttention
 from swan_surgery.models.tensors import named_tensors, plain_tensors
@@ -75,24 +75,34 @@ def _cut_tensor(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     return result
 
 
+def _is_deformable(module: nn.Module) -> bool:
+    """One of torchvision's deformable convolutions; whoever has one has imported it."""
+    ops: Any = sys.modules.get("torchvision.ops")
+    return ops is not None and isinstance(module, ops.DeformConv2d)
+
+
 def _update_widths_(module: nn.Module) -> None:
-    if isinstance(module, (_ConvNd, DeformConv2d)):
-        transposed = bool(getattr(module, "transposed", False))
-        per_group = module.weight.shape[0 if transposed else 1]
-        if transposed:
-            depthwise = module.groups == module.in_channels
-            module.groups = per_group if depthwise else module.groups
-            module.in_channels = per_group
-            module.out_channels = module.weight.shape[1] * module.groups
-        else:
-            depthwise = module.groups == module.in_channels and module.groups > 1
-            rows = module.weight.shape[0]
-            if depthwise:
-                module.groups = rows * module.groups // module.out_channels
-            module.out_channels = rows
-            module.in_channels = per_group * module.groups
+    if isinstance(module, _ConvNd) or _is_deformable(module):
+        _update_convolution_(module)
     else:
         _update_other_widths_(module)
+
+
+def _update_convolution_(module: Any) -> None:
+    transposed = bool(getattr(module, "transposed", False))
+    per_group = module.weight.shape[0 if transposed else 1]
+    if transposed:
+        depthwise = module.groups == module.in_channels
+        module.groups = per_group if depthwise else module.groups
+        module.in_channels = per_group
+        module.out_channels = module.weight.shape[1] * module.groups
+    else:
+        depthwise = module.groups == module.in_channels and module.groups > 1
+        rows = module.weight.shape[0]
+        if depthwise:
+            module.groups = rows * module.groups // module.out_channels
+        module.out_channels = rows
+        module.in_channels = per_group * module.groups
 
 
 def _update_other_widths_(module: nn.Module) -> None:

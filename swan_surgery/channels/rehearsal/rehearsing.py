@@ -31,15 +31,12 @@ from swan_surgery.channels.runs.tracing import LabelMode
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What every label becomes: `unit_of[label + 1]`, and which units stay: `stays[unit + 1]`.
-
-    `prunable[unit + 1]` says which could go at all. `own_units` is shared by all rehearsals of a solution.
-    """
+    """What every label becomes: `unit_of[label + 1]`; `stays` and `prunable` are by unit + 1."""
 
     unit_of: Tensor
     stays: Tensor
     prunable: Tensor
-    own_units: dict[int, tuple[Tensor, Tensor]] = dataclass_field(default_factory=dict)
+    own_units: dict[int, tuple[Tensor, Tensor]] = dataclass_field(default_factory=dict)  # shared
     known: dict[int, tuple[Tensor, "Remaining | None"]] = dataclass_field(default_factory=dict)
 
     def units(self, field: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ def _draws(call: Call) -> bool:
     """Whether an operation draws random values: one that trains or drops out only if it is told to."""
     if torch.Tag.nondeterministic_seeded not in call.op.tags:
         return False
-    return all(bool(call.arg(name, True)) for name in ("train", "training", "dropout_p"))
+    return all(bool(call.arg(name, default=True)) for name in ("train", "training", "dropout_p"))
 
 
 # Of more elements, what meets channels is a mask or a table, and no width.
