@@ -113,7 +113,7 @@ class Schedule:
 
 SCHEDULES = {
     # What is left right after the cut, without any training; one rate is as good as another.
-    "cut": Schedule(num_train=10_000, adapt_epochs=2, epochs=0),
+    "cut": Schedule(num_train=10_000, adapt_epochs=2, epochs=0, precision="fp32"),
     "smoke": Schedule(num_train=256, adapt_epochs=1, epochs=2, batch=32, precision="fp32"),
     "short": Schedule(num_train=10_000, adapt_epochs=2, epochs=3),
     "longer": Schedule(num_train=20_000, adapt_epochs=2, epochs=6),
