@@ -43,7 +43,7 @@ from _measure import (
 from quality_candidates import CANDIDATES, READINGS
 from quality_data import Images, Splits, batches, load, normalised, synthetic
 from quality_networks import build, load_pretrained_
-from quality_peers import nearest_cut, pruner, with_provenance
+from quality_peers import as_units, nearest_cut, pruner
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -220,7 +220,7 @@ class Run:
         """Calibrate or compensate, note the cut, fine-tune from step `first`, note the end."""
         self.facts["bare_test"] = accuracy(small, self.splits.test)
         if self.row.method.endswith(COMPENSATED):
-            small = with_provenance(small, self.dense, self.example)
+            small = as_units(small, self.dense, self.example)
             done = swan.compensate(small, self.dense, self.few_batches(8, self.schedule.batch))
             self.facts["compensation_seconds"] = round(done.seconds, 1)
         else:

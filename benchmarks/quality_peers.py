@@ -68,34 +68,35 @@ def nearest_cut(
     return best
 
 
-def with_provenance(small: nn.Module, dense: nn.Module, example: Tensor) -> nn.Module:
-    """A peer's cut as one of ours, so that `swan.compensate` knows which channels are left; ours as it is.
+def as_units(cut: nn.Module, dense: nn.Module, example: Tensor) -> nn.Module:
+    """A peer's cut of `dense` as one of ours, so that `swan.compensate` knows which channels are left.
 
-    A channel is known by its batch-norm's running mean. Weights, biases and statistics are the peer's.
-
-    Raises:
-        RuntimeError: the peer's cut is none that closing units gives.
+    A channel is known by its batch-norm's running mean. A unit goes where at least half of its channels
+    are gone: the peer may cut a stage of a ResNet apart from the channels that its shortcut pads, which
+    are one unit. So its MACs may differ a little from the peer's. Our own cuts are returned as they are.
     """
-    if provenance_of(small) is not None:
-        return small
+    if provenance_of(cut) is not None:
+        return cut
     gated = swan.swanify(dense, example)
-    cut = dict(small.named_modules())
+    modules = dict(cut.named_modules())
+    gone, count = (torch.zeros(gated.channels.num_units) for _ in range(2))
+    for name, norm in dense.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            means = modules[name].running_mean
+            assert isinstance(means, Tensor)  # noqa: S101 - statistics are tracked
+            assert norm.running_mean is not None  # noqa: S101
+            left = set(means.tolist())
+            for mean, unit in zip(
+                norm.running_mean.tolist(),
+                gated.channels.layer(_convolution(name)).out_units,
+                strict=True,
+            ):
+                if unit >= 0:
+                    count[unit] += 1
+                    gone[unit] += mean not in left
     with torch.no_grad():
-        for name, norm in dense.named_modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                left = set(cut[name].running_mean.tolist())
-                stays = torch.tensor([value in left for value in norm.running_mean.tolist()])
-                units = torch.tensor(gated.channels.layer(_convolution(name)).out_units)
-                gated.gates.logits[units[~stays & (units >= 0)]] = -5.0
-    own = swan.prune(gated)
-    theirs = small.state_dict()
-    for name, tensor in own.state_dict().items():
-        if theirs[name].shape != tensor.shape:
-            raise RuntimeError(
-                f"{name} is {tuple(theirs[name].shape)}, by units {tuple(tensor.shape)}"
-            )
-    own.load_state_dict(theirs)
-    return own
+        gated.gates.logits[gone >= 0.5 * count] = -5.0
+    return swan.prune(gated)
 
 
 def _convolution(norm: str) -> str:

@@ -454,3 +454,23 @@ def test_what_weights_sum_among_themselves_in_one_node_is_not_closed_by_a_gate_b
     layers = {"a": nn.Conv2d(3, 8, 3, padding=1), "b": nn.Conv2d(8, 6, 3, padding=1)}
     net = Net(run, **layers, last=conv(6, 2), unused=conv(6, 3))
     assert assert_closed_equals_cut(prepared(net), image(2, 3, 8, 8)) is not None
+
+
+def gram_times_itself(m: nn.Module, x: Tensor) -> Tensor:
+    y = F.relu(m.first(x))
+    f = y.flatten(2)
+    return m.last((f @ f.transpose(1, 2) @ f).view_as(y))
+
+
+def outer_of_two(m: nn.Module, x: Tensor) -> Tensor:
+    y, z = F.relu(m.first(x)).flatten(2), m.other(x).flatten(2)
+    return m.last((y @ z.transpose(1, 2) @ z).view(x.shape[0], -1, *x.shape[2:]))
+
+
+@pytest.mark.parametrize("run", [gram_times_itself, outer_of_two], ids=lambda f: f.__name__)
+def test_units_along_two_axes_of_one_value_are_gated_above_it(run) -> None:
+    """A gate per element of `f @ f.T` closed only those whose later channel is closed."""
+    model = Net(run, first=conv(3, 8, 3), other=conv(3, 5), last=conv(8, 2))
+    gated = assert_closed_equals_cut(prepared(model), image(2, 3, 5, 5))
+    assert gated is not None
+    assert len(set(gated.channels.layer("first").out_units)) == 8

@@ -175,6 +175,7 @@ def _(call: Call, labels: Labels) -> None:
 
 
 @rule("split", "split_with_sizes", "chunk", "slice", "narrow", "split_copy")
+@rule("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk")
 def _(call: Call, labels: Labels) -> None:
     source = call.inputs[0]
     _note_aliases(call, labels)

@@ -61,6 +61,8 @@ def place(model: nn.Module, graph: fx.Graph, facts: dict[fx.Node, NodeFacts]) ->
         gated = frozenset(unit for site in sites for unit in facts[site].units)
         # Without sites that cover what is summed over, the gate goes right before the consumer.
         reads[source, node] = sites if gated >= wanted else frozenset()
+        if not reads[source, node] and crosses(facts[source]):
+            uncovered |= wanted
     shared = _double_gated(graph, facts, frozenset().union(*reads.values()))
     # A value that changes in place between two readers is gated in front of each of them.
     stale = [node for node in graph.nodes if facts[node].is_stale]
@@ -90,6 +92,14 @@ def units_at(facts: NodeFacts) -> Tensor:
         if axes_of(field):
             combined = torch.maximum(combined, units)
     return combined
+
+
+def crosses(facts: NodeFacts) -> bool:
+    """Whether units lie along several axes of one value: no gate of one factor each closes both there."""
+    labelled = [field > 0 for field in facts.fields if bool((field > 0).any())]
+    return any(
+        bool((one & two).any()) for number, one in enumerate(labelled) for two in labelled[:number]
+    )
 
 
 def _summed_input(node: fx.Node, facts: dict[fx.Node, NodeFacts]) -> fx.Node | None:
@@ -142,9 +152,13 @@ class _Walk:
 
     def _step(self, node: fx.Node) -> _Step:
         facts = self._facts[node]
-        own = frozenset([node]) if facts.units and not self._folds(node) else frozenset()
+        crossed = crosses(facts)
+        has_place = facts.units and not crossed and not self._folds(node)
+        own = frozenset([node]) if has_place else frozenset()
         is_tensor = facts.shape is not None
-        starts = facts.contracts or facts.is_stale or node.op in ("placeholder", "get_attr")
+        # A product of activations by their pixels makes no channels: `f @ f.T` has those of `f` twice.
+        makes = facts.contracts and not (crossed and not facts.summed)
+        starts = makes or facts.is_stale or node.op in ("placeholder", "get_attr")
         if starts or (is_tensor and not facts.units):
             return _Step(own)
         carriers = tuple(
@@ -154,7 +168,9 @@ class _Walk:
         )
         if not carriers:
             return _Step(own)
-        alone = [source for source in carriers if self._zero.keeps_zero(node, [source])]
+        # Where units cross, each operand brings those of its own axis.
+        single = () if crossed else carriers
+        alone = [source for source in single if self._zero.keeps_zero(node, [source])]
         if alone:
             whole = [s for s in alone if self._facts[s].units >= facts.units] or alone
             return _Step(above=tuple(whole), one_is_enough=True)
