@@ -220,7 +220,6 @@ class Run:
         """Calibrate or compensate, note the cut, fine-tune from step `first`, note the end."""
         self.facts["bare_test"] = accuracy(small, self.splits.test)
         if self.row.method.endswith(COMPENSATED):
-            small = as_units(small, self.dense, self.example)
             done = swan.compensate(small, self.dense, self.few_batches(8, self.schedule.batch))
             self.facts["compensation_seconds"] = round(done.seconds, 1)
         else:
@@ -300,8 +299,14 @@ class Run:
             self.example,
             self.row.budget * self.total,
             prepare,
+            finished=self.finished,
         )
         self.finish(found, first)
+
+    def finished(self, cut: nn.Module) -> nn.Module:
+        """A peer's cut; in terms of our units where it is to be compensated."""
+        is_ours = self.row.method.endswith(COMPENSATED)
+        return as_units(cut, self.dense, self.example) if is_ours else cut
 
     def pruner(self, model: nn.Module, importance: Any, ratio: float) -> Any:
         """Torch-Pruning's pruner: the same ratio in every layer (its default), or one global ranking."""

@@ -10,7 +10,6 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.models.provenance import provenance_of
 
 
 _ROUNDS = 14
@@ -40,6 +39,7 @@ def nearest_cut(
     wanted_macs: float,
     prepare: Callable[[nn.Module], None] | None = None,
     *,
+    finished: Callable[[nn.Module], nn.Module] = lambda trial: trial,
     rounds: int = _ROUNDS,
 ) -> nn.Module:
     """The cut of a copy of `model` whose MACs come nearest to those wanted.
@@ -50,6 +50,7 @@ def nearest_cut(
         example: what MACs are counted on.
         wanted_macs: MACs to come near to.
         prepare: called on every copy before it is cut; leaves the gradients that a score reads.
+        finished: what becomes of a cut, before its MACs are counted.
         rounds: how often the ratio's range is halved.
     """
     low, high, best, nearest = 0.0, 1.0, None, math.inf
@@ -60,6 +61,7 @@ def nearest_cut(
             prepare(trial)
         make_pruner(trial, middle).step()
         trial.zero_grad()
+        trial = finished(trial)
         excess = swan.count_macs(trial, example) - wanted_macs
         if abs(excess) < nearest:
             best, nearest = trial, abs(excess)
@@ -73,10 +75,8 @@ def as_units(cut: nn.Module, dense: nn.Module, example: Tensor) -> nn.Module:
 
     A channel is known by its batch-norm's running mean. A unit goes where at least half of its channels
     are gone: the peer may cut a stage of a ResNet apart from the channels that its shortcut pads, which
-    are one unit. So its MACs may differ a little from the peer's. Our own cuts are returned as they are.
+    are one unit. So its MACs differ from the peer's.
     """
-    if provenance_of(cut) is not None:
-        return cut
     gated = swan.swanify(dense, example)
     modules = dict(cut.named_modules())
     gone, count = (torch.zeros(gated.channels.num_units) for _ in range(2))

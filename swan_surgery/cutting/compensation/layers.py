@@ -279,9 +279,16 @@ def _width(read: Read) -> int:
 
 
 def _moments(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [C] of inputs [B, C, ...], in float64."""
-    rows = [x.transpose(0, 1).flatten(1) for x in inputs]
-    count = sum(r.shape[1] for r in rows)
-    mean = torch.stack([r.sum(1, dtype=torch.float64) for r in rows]).sum(0) / count
-    squares = [(r.double() - mean[:, None]).square().sum(1) for r in rows]
-    return mean, torch.stack(squares).sum(0) / count
+    """Mean and biased variance [C] of inputs [B, C, ...]; sums over batches in float64."""
+    counts, means, variances = [], [], []
+    for x in inputs:
+        own = x if x.dtype in ROUNDING else x.float()
+        var, mean = torch.var_mean(own, dim=[0, *range(2, x.ndim)], correction=0)
+        counts.append(x.numel() // x.shape[1])
+        means.append(mean.double())
+        variances.append(var.double())
+    count = torch.tensor(counts, dtype=torch.float64, device=inputs[0].device)[:, None]
+    by_batch = torch.stack(means)
+    mean = (count * by_batch).sum(0) / count.sum()
+    spread = torch.stack(variances) + (by_batch - mean).square()
+    return mean, (count * spread).sum(0) / count.sum()
