@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED, channel_map
@@ -155,3 +155,31 @@ def test_threads_may_gate_and_run_models_side_by_side() -> None:
         finally:
             done.set()
         assert other.result()
+
+
+class Demodulated(nn.Module):
+    """StyleGAN2: weights of its own for every sample, whose samples become groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.style = nn.Parameter(torch.randn(6, 5, 3, 3)), nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        weight = self.weight[None] * (self.style(x.mean((2, 3))) + 1)[:, None, :, None, None]
+        y = F.conv2d(x.reshape(1, b * c, h, w), weight.flatten(0, 1), padding=1, groups=b)
+        return F.relu(y.view(b, 6, h, w))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_gates_behind_functions_fit_every_batch(batch: int) -> None:
+    model = nn.Sequential(conv(3, 5), nn.ReLU(), Demodulated(), conv(6, 2))
+    gated = assert_closed_equals_cut(prepared(model), image(batch, 3, 4, 4))
+    assert gated is not None
+    small = swan.prune(gated)
+    for other in (1, 2, 3):
+        (wanted,), (got,) = (
+            outputs(gated, image(other, 3, 4, 4)),
+            outputs(small, image(other, 3, 4, 4)),
+        )
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)

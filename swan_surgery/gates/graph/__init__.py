@@ -2,7 +2,7 @@
 
 from swan_surgery.gates.graph.insertion import foldable, insert
 from swan_surgery.gates.graph.node_units import NodeFacts, node_facts, unit_fields
-from swan_surgery.gates.graph.placement import Placement, Site, place
+from swan_surgery.gates.graph.placement import Placement, Site, place, units_at
 from swan_surgery.gates.graph.tracing import trace
 
 
@@ -16,4 +16,5 @@ __all__ = [
     "place",
     "trace",
     "unit_fields",
+    "units_at",
 ]

@@ -22,6 +22,7 @@ from swan_surgery.gates.graph import (
     place,
     trace,
     unit_fields,
+    units_at,
 )
 from swan_surgery.gates.graph.faithfulness import Watch, difference, hooks_of
 from swan_surgery.gates.sites import FoldedGate, GateSite
@@ -55,8 +56,38 @@ def plan_graph(copy: nn.Module, channels: ChannelMap, inputs: Inputs) -> GraphPl
         units = unit_fields(copy, channels)
         placed = place(copy, graph, _facts(copy, graph, units, inputs))
         if not placed.uncovered:
+            _check_batches(copy, graph, units, placed, inputs)
             return GraphPlan(channels, graph, placed, settings)
         channels = channels.without(placed.uncovered, "no gate can close these channels", "fx")
+
+
+def _check_batches(
+    copy: nn.Module,
+    graph: fx.Graph,
+    units: Mapping[str, Fields],
+    placed: Placement,
+    inputs: Inputs,
+) -> None:
+    """Gates behind functions fit a batch of another size, where the model takes one.
+
+    A layer's own output has its channels on their axis; `conv2d(x.view(1, B * C, ...), groups=B)` does not.
+
+    Raises:
+        TraceError: one does not.
+    """
+    loose = [site for site in placed.sites if site.node.op != "call_module"]
+    if not loose:
+        return
+    try:
+        facts = node_facts(shell_of(copy), graph, units, inputs.on_meta().map(doubled))
+    except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError):
+        return
+    for site in loose:
+        if units_at(facts[site.node]).shape != site.units.shape:
+            raise TraceError(
+                f"a gate behind {site.node.name} of a torch.fx trace of {type(copy).__name__} would fit "
+                f"batches of the example inputs' size alone"
+            )
 
 
 # torch.fx changes nn.Module for all threads while it traces, and the comparison draws random numbers.
