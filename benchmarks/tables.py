@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tables_compensation
 import tables_gpu
 
 
@@ -445,6 +446,10 @@ _QUALITY = {
     "score-fisher": "one-shot by our Fisher score per MAC",
     "score-fisher-additive": "one-shot by our Fisher score per MAC, additive",
     "score-magnitude": "one-shot by magnitude per MAC",
+    "score-fisher-compensated": "one-shot by our Fisher score, compensated",
+    "tp-l2-compensated": "Torch-Pruning's L2 mask as units, compensated",
+    "tp-taylor-compensated": "Torch-Pruning's Taylor mask as units, compensated",
+    "random-compensated": "random channels, compensated",
     "score-magnitude-additive": "one-shot by magnitude per MAC, additive",
     "tp-l2": "Torch-Pruning, group L2",
     "tp-taylor": "Torch-Pruning, group Taylor",
@@ -578,6 +583,12 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} +- {statistics.stdev(values):.2f}"
 
 
+def compensation_markdown(results: Sequence[Result]) -> str:
+    """Test accuracy right after a cut, without any training."""
+    header, cells = tables_compensation.cells(quality_rows(results), mean_and_deviation)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
 def gpu_markdown(results: Sequence[Result]) -> str:
     """The tables of every part of `gpu.py` that has results."""
     parts = []
@@ -587,6 +598,7 @@ def gpu_markdown(results: Sequence[Result]) -> str:
 
 
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
+    "compensation": compensation_markdown,
     "demo": demo_markdown,
     "gpu": gpu_markdown,
     "latency": latency_markdown,
