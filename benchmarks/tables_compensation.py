@@ -7,6 +7,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 _NAMES = {
+    "dense": "the dense network",
     "score-fisher": "ours, one-shot Fisher",
     "tp-l2": "Torch-Pruning L2",
     "tp-taylor": "Torch-Pruning Taylor",
