@@ -192,6 +192,17 @@ def test_weights_that_would_be_worse_stay() -> None:
         assert (small(data) - model(data)).square().mean() < before
 
 
+class InputsFirst(nn.Module):
+    """A linear layer whose weight is [in, out], as GPT-2 has it."""
+
+    def __init__(self, size: int, out: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(size, out)), nn.Parameter(torch.ones(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
 class TestWideLayers:
     """Linear layers with more inputs than a Gram matrix should hold."""
 
@@ -207,6 +218,16 @@ class TestWideLayers:
         done = swan.compensate(small, model, data.split(60), damping=1e-12)
         torch.testing.assert_close(small(data), model(data), rtol=1e-6, atol=1e-6)
         assert any(not layer.reason for layer in done.layers)
+
+    def test_a_matrix_of_inputs_by_outputs_is_read_along_its_inputs(self, monkeypatch) -> None:
+        monkeypatch.setattr(layers, "MOST_INPUTS", 10)
+        model, data = model_and_data("flat")
+        model.behind = nn.Sequential(nn.Flatten(), InputsFirst(24, 4)).double()
+        small = cut_channel(model, data)
+        assert small.behind[1].weight.shape == (20, 4)
+        done = swan.compensate(small, model, data.split(60), damping=1e-12)
+        torch.testing.assert_close(small(data), model(data), rtol=1e-6, atol=1e-6)
+        assert "behind.1.weight" in [layer.name for layer in done.layers if not layer.reason]
 
     def test_an_uncut_one_is_not_changed(self, monkeypatch) -> None:
         monkeypatch.setattr(layers, "MOST_INPUTS", 10)

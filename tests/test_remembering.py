@@ -83,3 +83,15 @@ def test_whatever_decides_the_result_is_told_apart() -> None:
     for call in calls:
         call()
     assert [call.runs for call in calls] == [1] * len(calls)
+
+
+def test_whole_numbers_divide_to_the_default_type_of_the_moment() -> None:
+    whole = torch.ones(3, dtype=torch.int64, device="meta")
+    op = torch.ops.aten.div.Tensor
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert remembered(op, (whole, whole), {}, lambda: op(whole, whole)).dtype == dtype
+    finally:
+        torch.set_default_dtype(before)

@@ -23,9 +23,10 @@ def remembered(op: Any, args: Any, kwargs: Any, run: Callable[[], Any]) -> Any:
     key = _key((args, kwargs)) if _makes_new_tensors(op) else None
     if key is None:
         return run()
-    made = _known.get((op, key))
+    known = op, key, torch.get_default_dtype()  # what whole numbers divide to
+    made = _known.get(known)
     if made is None:
-        return _remember((op, key), run())
+        return _remember(known, run())
     outputs = [
         torch.empty_strided(shape, strides, dtype=dtype, device="meta")
         for shape, strides, dtype in made[0]

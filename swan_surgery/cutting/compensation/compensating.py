@@ -75,7 +75,8 @@ def compensate(
     what the reference gives at the channels that stayed. What is added to a residual stream also takes
     up what the stream has lost by then. Batch-norm statistics follow the change. A weight stays as it
     was unless its error on held-out rows falls, and so do all where the outputs of the whole model, on
-    the last fifth of the batches, came out further from the reference's. No gradients, no labels; one pass of each model.
+    the last fifth of the batches, came out further from the reference's. No gradients, no labels; one pass of
+    each model, and another before and after of the batches that judge.
 
     Args:
         small: what `prune` returned; weights, biases and statistics are changed in place.

@@ -110,6 +110,20 @@ def kept_outputs(
     return index
 
 
+def kept_inputs(kept: Kept, read: Read, small: nn.Module) -> Tensor | None:
+    """Positions of the reference's inputs that a matrix product still reads; None where all stayed.
+
+    And where it cannot be told: only a whole matrix [out, in] or [in, out] says so.
+    """
+    parameter = small.get_parameter(read.key[0])
+    if read.settings is not None or parameter.ndim != 2:
+        return None
+    axis = _output_axis(read, parameter)
+    if axis is None or parameter.shape[1 - axis] != read.weight.shape[0]:
+        return None
+    return kept.axis(read.key[0], 1 - axis)
+
+
 def _output_axis(read: Read, parameter: Tensor) -> int | None:
     if read.settings is None:
         return _axis_of(read.weight, parameter)

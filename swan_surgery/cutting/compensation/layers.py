@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.cutting.compensation.kept import Kept, kept_outputs
+from swan_surgery.cutting.compensation.kept import Kept, kept_inputs, kept_outputs
 from swan_surgery.cutting.compensation.lockstep import Pass
 from swan_surgery.cutting.compensation.outcome import ROUNDING, LayerCompensation
 from swan_surgery.cutting.compensation.reads import Key, Memory, Norm, Read, Region, Watching
 from swan_surgery.cutting.compensation.rows import (
+    ROWS,
     Positions,
     draw,
     input_rows,
     output_rows,
     row_count,
+    solved_with,
     weight_matrix,
     write_weight_,
 )
@@ -25,11 +27,10 @@ from swan_surgery.cutting.compensation.streams import Following, Stream
 from swan_surgery.cutting.compensation.wide import MOST_INPUTS, TOO_WIDE, mend_wide_
 
 
-ROWS = 16_384  # 32 positions of 512 images
 ROWS_PER_INPUT = 10
 MOST_RESCALED = 10.0  # of a variance: what is left of a channel is not blown up beyond that
 MOST_TAPS = 16_384  # a Gram matrix of 2 GB
-HELD_OUT = 5  # the last fifth of every batch's rows asks whether new weights are better
+
 Call = Callable[[nn.Module], object]
 Event = Read | Norm
 
@@ -214,8 +215,8 @@ class _Layers:
     def _wide(self, events: list[Read], twins: list[Read], kept: Tensor) -> None:
         """Too many inputs for a Gram matrix: behind a flatten, channels are mixed."""
         first = events[0]
-        inputs = self.kept.axis(first.key[0], 1)
-        if first.settings is None and first.region not in self.shared and inputs is not None:
+        inputs = kept_inputs(self.kept, first, self.sides[0].model)
+        if inputs is not None and first.region not in self.shared:
             outputs, inputs = (own.to(first.weight.device) for own in (kept, inputs))
             self.done.append(mend_wide_(events, twins, (outputs, inputs), self.settings.damping))
         else:
@@ -235,7 +236,7 @@ class _Layers:
             y = self._wanted(one, two, at, kept).unflatten(1, (shape[0], -1)).transpose(0, 1)
             if x.dtype not in ROUNDING:
                 x, y = x.float(), y.float()
-            cut = x.shape[1] - x.shape[1] // HELD_OUT
+            cut = solved_with(x.shape[1])
             sums.add(x[:, :cut], y[:, :cut])
             start = cut if cut < x.shape[1] else 0  # a single row is its own judge
             held.parts.append((x[:, start:], y[:, start:]))

@@ -10,6 +10,15 @@ from torch import Tensor
 from swan_surgery.cutting.compensation.reads import Read
 
 
+ROWS = 16_384  # 32 positions of 512 images
+HELD_OUT = 5  # the last fifth of every batch's rows asks whether new weights are better
+
+
+def solved_with(rows: int) -> int:
+    """How many of a batch's rows are solved with; those behind them judge."""
+    return rows - rows // HELD_OUT
+
+
 @dataclass(frozen=True, slots=True)
 class Positions:
     """Which rows are taken: flat numbers over batch x output positions, ascending."""

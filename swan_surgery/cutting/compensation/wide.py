@@ -11,13 +11,12 @@ from torch import Tensor
 
 from swan_surgery.cutting.compensation.outcome import ROUNDING, LayerCompensation
 from swan_surgery.cutting.compensation.reads import Read
-from swan_surgery.cutting.compensation.rows import weight_matrix, write_weight_
+from swan_surgery.cutting.compensation.rows import ROWS, solved_with, weight_matrix, write_weight_
 from swan_surgery.cutting.compensation.solving import Rows, Sums, solve
 
 
 MOST_INPUTS = 8192
 TOO_WIDE = "it has too many inputs to solve for"
-_ROWS = 16_384
 
 
 def pixels_of(kept: Tensor, inputs: int) -> int | None:
@@ -50,7 +49,7 @@ def mend_wide_(
     held = Rows()
     for one, two in zip(events, twins, strict=True):
         assert two.output is not None  # noqa: S101 - stopped after it had run
-        start = _used(len(one.input)) % len(one.input)
+        start = solved_with(len(one.input)) % len(one.input)
         held.parts.append((one.input[start:][None], two.output[start:][:, kept[0]][None]))
     centred = first.bias is not None
     before = held.error(weight_matrix(first), centred=centred)
@@ -84,13 +83,15 @@ def mixed(
     pixels = pixels_of(inputs, total)
     if pixels is None or total // pixels > MOST_INPUTS:
         return None
-    stayed = inputs.reshape(-1, pixels)[:, 0] // pixels
+    stayed = inputs.reshape(-1, pixels)[:, 0].cpu() // pixels
     start = torch.zeros(1, total // pixels, len(stayed), dtype=torch.float64)
     start[0, stayed, torch.arange(len(stayed))] = 1
     sums, generator = Sums(), torch.Generator().manual_seed(total)
     for one, two in zip(events, twins, strict=True):
-        x, z = (_by_pixel(read.input[: _used(len(read.input))], pixels) for read in (one, two))
-        at = torch.randperm(len(x), generator=generator)[: -(-_ROWS // len(events))]
+        x, z = (
+            _by_pixel(read.input[: solved_with(len(read.input))], pixels) for read in (one, two)
+        )
+        at = torch.randperm(len(x), generator=generator)[: -(-ROWS // len(events))]
         sums.add(x[at][None], z[at][None])
     first, twin = events[0], twins[0]
     has_bias = first.bias is not None and twin.bias is not None
@@ -108,12 +109,8 @@ def mixed(
     return new, bias
 
 
-def _used(rows: int) -> int:
-    """How many of a batch's rows are solved with; the others judge."""
-    return rows - rows // 5 if rows > 1 else rows
-
-
 def _by_pixel(x: Tensor, pixels: int) -> Tensor:
-    """[R, C * P] -> [R * P, C]."""
+    """[R, C * P] -> [R * P, C]; in float32 at least."""
+    x = x if x.dtype in ROUNDING else x.float()
     rows: Tensor = x.unflatten(1, (-1, pixels)).transpose(1, 2).flatten(0, 1)
     return rows

@@ -30,6 +30,8 @@ from swan_surgery.gates.starting import make_bank
 from swan_surgery.models import Inputs, copy_of, doubled, shell_of
 
 
+# What nodes raise on stand-ins or inputs that do not suit them.
+_DOES_NOT_RUN = (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError)
 # Folding into a weight pays while the weight is not much larger than what the layer puts out.
 _TYPICAL_BATCH = 8
 
@@ -80,7 +82,7 @@ def _check_batches(
         return
     try:
         facts = node_facts(shell_of(copy), graph, units, inputs.on_meta().map(doubled))
-    except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError):
+    except _DOES_NOT_RUN:
         return
     for site in loose:
         if units_at(facts[site.node]).shape != site.units.shape:
@@ -143,12 +145,12 @@ def _facts(
     for stand_in, candidate in attempts[:-1]:
         try:
             return node_facts(stand_in(copy), graph, units, candidate)
-        except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError):
+        except _DOES_NOT_RUN:
             continue
     stand_in, candidate = attempts[-1]
     try:
         return node_facts(stand_in(copy), graph, units, candidate)
-    except (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError) as err:
+    except _DOES_NOT_RUN as err:
         first = str(err).splitlines()[0] if str(err) else ""
         raise TraceError(
             f"the torch.fx trace of {type(copy).__name__} does not run on the example inputs "
