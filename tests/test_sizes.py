@@ -82,6 +82,22 @@ def test_numbers_that_scale_with_a_width_and_with_the_inputs(name: str) -> None:
     assert assert_right_at(gated, OTHERS) == 2 * len(OTHERS)
 
 
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_scale_follow_a_second_cut_and_come_back_from_a_file(
+    name: str, tmp_path
+) -> None:
+    once = swan.swanify(network(NUMBERS[name]), image(2, 3, 8, 8))
+    close_random_(once, 0.3, 0)
+    again = swan.swanify(swan.prune(once), image(2, 3, 8, 8))
+    assert second_is_gated(again)
+    assert assert_right_at(again, OTHERS) == 2 * len(OTHERS)
+    small = swan.prune(again)
+    swan.save(small, tmp_path / "x.swan")
+    loaded = swan.load(tmp_path / "x.swan", model=network(NUMBERS[name]))
+    x = image(3, 3, 12, 9)
+    assert torch.equal(loaded(x), small(x))
+
+
 STATISTICS: dict[str, tuple[Middle, tuple[int, ...]]] = {
     "all of the batch": (lambda y: y * y.flatten(0, 1).mean(), (4, 3, 8, 8)),
     "all of a sample": (lambda y: y * y.flatten(1).mean(1)[:, None, None, None], (2, 3, 7, 9)),

@@ -22,6 +22,13 @@ class Factor:
 Replacement = float | Factor
 
 
+def after(old: Replacement, new: Replacement) -> Replacement:
+    """What one replacement and then another come to."""
+    if not isinstance(new, Factor):
+        return new
+    return Factor(old.value * new.value) if isinstance(old, Factor) else new.times(old)
+
+
 def same_number(one: float, two: float) -> bool:
     """Whether two numbers are the same but for rounding."""
     return one == two or isclose(one, two, rel_tol=1e-12)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from swan_surgery.calls.arguments import Replacement
+from swan_surgery.calls.arguments import Replacement, after
 from swan_surgery.calls.mode import CallMode, Change, guard_of
 from swan_surgery.models.subclasses import maker_of, subclass_of
 
@@ -59,13 +59,17 @@ def resize_(
     training: bool,
     site: str = "",
 ) -> None:
-    """Replace one number in one call of a module on a private copy; `site` is where it is called."""
+    """Replace one number in one call of a module on a private copy; `site` is where it is called.
+
+    A factor is for what the call is given by now: an earlier cut may have replaced that already.
+    """
     if maker_of(module) is not resized:
         module.replacements = {True: {}, False: {}}  # type: ignore[assignment]
         module.call_sites = {True: {}, False: {}}  # type: ignore[assignment]
         module.__class__ = subclass_of(type(module), resized)
     assert isinstance(module, Resized)  # noqa: S101 - made so above
-    module.replacements[training].setdefault(call, {})[leaf] = number
+    own = module.replacements[training].setdefault(call, {})
+    own[leaf] = after(own[leaf], number) if leaf in own else number
     if site:
         module.call_sites[training][call] = site
 
