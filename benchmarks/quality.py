@@ -55,6 +55,8 @@ from swan_surgery.environment.machine import device_name
 RATES = (0.01, 0.02, 0.04, 0.08)
 TUNED_AT = 0.25
 COMPENSATED = "-compensated"
+# Cuts of a staged method at each budget: about one per halving, also where `swan.stages` makes one.
+STAGES = {0.5: 2, 0.39: 2, 0.25: 2, 0.1: 3, 0.05: 4}
 METHODS = (
     "dense",
     "ours",
@@ -69,6 +71,9 @@ METHODS = (
     "score-magnitude",
     "score-magnitude-additive",
     "score-fisher-compensated",
+    "staged-fisher",
+    "staged-fisher-compensated",
+    "ours-compensated",
     "tp-l2-compensated",
     "tp-taylor-compensated",
     "random-compensated",
@@ -117,6 +122,8 @@ SCHEDULES = {
     "cut": Schedule(num_train=10_000, adapt_epochs=2, epochs=0, precision="fp32"),
     "smoke": Schedule(num_train=256, adapt_epochs=1, epochs=2, batch=32, precision="fp32"),
     "short": Schedule(num_train=10_000, adapt_epochs=2, epochs=3),
+    # The short one for processors without bfloat16.
+    "brief": Schedule(num_train=10_000, adapt_epochs=2, epochs=3, precision="fp32"),
     "longer": Schedule(num_train=20_000, adapt_epochs=2, epochs=6),
     "medium": Schedule(num_train=50_000, adapt_epochs=2, epochs=10),
     "long": Schedule(num_train=50_000, adapt_epochs=10, epochs=50),
@@ -217,14 +224,20 @@ class Run:
         own = batches(self.splits.train, size, torch.Generator().manual_seed(77 + self.row.seed))
         return [batch for _, batch in zip(range(count), own, strict=False)]
 
-    def finish(self, small: nn.Module, first: int) -> None:
-        """Calibrate or compensate, note the cut, fine-tune from step `first`, note the end."""
-        self.facts["bare_test"] = accuracy(small, self.splits.test)
+    def mend(self, small: nn.Module, reference: nn.Module) -> None:
+        """Calibrate or compensate, by the name of the method."""
         if self.row.method.endswith(COMPENSATED):
-            done = swan.compensate(small, self.dense, self.few_batches(8, self.schedule.batch))
-            self.facts["compensation_seconds"] = round(done.seconds, 1)
+            done = swan.compensate(small, reference, self.few_batches(8, self.schedule.batch))
+            self.facts["compensation_seconds"] = round(
+                self.facts.get("compensation_seconds", 0.0) + done.seconds, 1
+            )
         else:
             swan.calibrate(small, [x for x, _ in self.few_batches(20, self.schedule.batch)])
+
+    def finish(self, small: nn.Module, first: int, reference: nn.Module | None = None) -> None:
+        """Calibrate or compensate, note the cut, fine-tune from step `first`, note the end."""
+        self.facts["bare_test"] = accuracy(small, self.splits.test)
+        self.mend(small, reference or self.dense)
         self.facts["macs_share"] = swan.count_macs(small, self.example) / self.total
         self.facts["params"] = swan.count_params(small)
         self.facts["widths"] = [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)]
@@ -267,17 +280,36 @@ class Run:
         )
         self.finish(swan.prune(gated, macs=self.row.budget), joint)
 
-    def by_score(self, score: str, *, per_cost: bool = True) -> None:
-        """One-shot by one of our scores; "-additive": without diminishing returns."""
-        diminishing, score = not score.endswith("-additive"), score.removesuffix("-additive")
-        gated = self.gated()
-        scores = swan.importance(
+    def scores(self, gated: swan.GatedModel, score: str) -> Tensor:
+        """One of our scores, of few batches."""
+        return swan.importance(
             gated,
             score,
             batches=self.few_batches(40),
             loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
             generator=torch.Generator().manual_seed(self.row.seed),
         )
+
+    def in_stages(self, score: str) -> None:
+        """Several cuts, each scored and mended anew, with training in between."""
+        plan = swan.stages(self.row.budget, steps=self.steps, number=STAGES[self.row.budget])
+        model = self.dense
+        for index, stage in enumerate(plan):
+            gated = swan.swanify(model, self.example)
+            scores = self.scores(gated, score)
+            small = swan.prune_by_score(gated, scores, macs=stage.share, of="original")
+            if index == len(plan) - 1:
+                self.finish(small, stage.step, model)
+            else:
+                self.mend(small, model)
+                self.train(small, stage.step, plan[index + 1].step)
+            model = small
+
+    def by_score(self, score: str, *, per_cost: bool = True) -> None:
+        """One-shot by one of our scores; "-additive": without diminishing returns."""
+        diminishing, score = not score.endswith("-additive"), score.removesuffix("-additive")
+        gated = self.gated()
+        scores = self.scores(gated, score)
         self.finish(
             swan.prune_by_score(
                 gated, scores, macs=self.row.budget, per_cost=per_cost, diminishing=diminishing
@@ -360,6 +392,8 @@ class Run:
             self.learn_gates(**learners[method])
         elif method == "dense":
             self.finish(copy.deepcopy(self.dense), 0)
+        elif method.startswith("staged-"):
+            self.in_stages(method.removeprefix("staged-"))
         elif method == "thin":
             self.finish(self.thin(), 0)
         elif method == "random":  # every unit as likely as any other: layers shrink alike

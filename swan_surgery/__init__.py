@@ -45,6 +45,7 @@ from swan_surgery.learning.distillation import distillation_loss
 from swan_surgery.learning.objective import Objective
 from swan_surgery.learning.parameter_groups import parameter_groups
 from swan_surgery.learning.ramps import CosineRamp
+from swan_surgery.learning.stages import Stage, stages
 from swan_surgery.reporting import Report, report
 from swan_surgery.selection.importance import importance
 from swan_surgery.timing.layers import measure_latencies
@@ -74,6 +75,7 @@ __all__ = [
     "PruningPlan",
     "Report",
     "RuleError",
+    "Stage",
     "SwanError",
     "SwanWarning",
     "TraceError",
@@ -105,6 +107,7 @@ __all__ = [
     "save",
     "save_pretrained",
     "soft_gates",
+    "stages",
     "swanify",
     "unswanify",
 ]

@@ -20,7 +20,7 @@ from swan_surgery.gates.checks import check_gated
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.provenance import note_, provenance_of
 from swan_surgery.selection.diminishing_returns import DiminishingReturns
-from swan_surgery.selection.limits import limits_of
+from swan_surgery.selection.limits import Of, limits_of
 from swan_surgery.selection.ordering import order_by_price, ranking
 from swan_surgery.selection.widest_mask import round_widths, widest_mask
 
@@ -32,6 +32,7 @@ def prune(
     params: float | None = None,
     latency_ms: float | None = None,
     latency_table: LatencyTable | None = None,
+    of: Of = "given",
     round_to: int | Literal["auto"] = 1,
     verify: bool = True,
     compensate: Iterable[Any] | None = None,
@@ -51,6 +52,8 @@ def prune(
         params: the same for parameters; with several budgets, all are kept.
         latency_ms: milliseconds to take at most, by `latency_table`.
         latency_table: from `swan.measure_latencies(gated)`.
+        of: "original" takes the shares of `macs` and `params` of the model before it was ever cut, where
+            this one is a cut already.
         round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
             the best of the closed units. "auto" takes the multiple that `latency_table` found to be
             the fastest per MAC.
@@ -90,6 +93,7 @@ def prune(
         params=params,
         latency_ms=latency_ms,
         latency_table=_for_budget(latency_table, latency_ms, round_to),
+        of=of,
     )
     if limits:
         mask = widest_mask(gated, ranking(gated), limits, round_to=multiple)
@@ -111,6 +115,7 @@ def prune_by_score(
     params: float | None = None,
     latency_ms: float | None = None,
     latency_table: LatencyTable | None = None,
+    of: Of = "given",
     per_cost: bool = True,
     diminishing: bool = True,
     round_to: int | Literal["auto"] = 1,
@@ -126,6 +131,8 @@ def prune_by_score(
         params: share of its parameters to keep at most; with several budgets, all are kept.
         latency_ms: milliseconds to take at most, by `latency_table`.
         latency_table: from `swan.measure_latencies(gated)`.
+        of: "original" takes the shares of `macs` and `params` of the model before it was ever cut, where
+            this one is a cut already.
         per_cost: rank by score per cost saved, with costs taken anew as units go; False ranks by
             the score alone.
         diminishing: with returns that diminish within a layer: a unit's score counts by what it adds to
@@ -166,6 +173,7 @@ def prune_by_score(
         params=params,
         latency_ms=latency_ms,
         latency_table=_for_budget(latency_table, latency_ms, round_to),
+        of=of,
     )
     if not limits:
         raise InputError("say how small the model shall get: macs=0.5 or params=0.5")

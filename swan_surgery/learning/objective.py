@@ -24,7 +24,7 @@ from swan_surgery.gates.checks import check_gated
 from swan_surgery.learning.curvature import CurvatureRule
 from swan_surgery.learning.penalties import Penalties, paper_penalties
 from swan_surgery.learning.ramps import CosineRamp, ramps_of
-from swan_surgery.selection.limits import Limit, limits_of, refuse_unreachable
+from swan_surgery.selection.limits import Limit, Of, limits_of, refuse_unreachable
 
 
 Learning = Literal["curvature", "gradient"]
@@ -59,6 +59,7 @@ class Objective:
         params: float | None = None,
         latency_ms: float | None = None,
         latency_table: LatencyTable | None = None,
+        of: Of = "given",
         learning: Learning | None = None,
         decay: float = 0.98,
         diminishing: bool = True,
@@ -79,6 +80,7 @@ class Objective:
             params: the same for parameters; with several budgets, all are met.
             latency_ms: milliseconds per forward pass to arrive at, by `latency_table`.
             latency_table: from `swan.measure_latencies(gated)`.
+            of: "original" takes the shares of the model before it was ever cut.
             learning: how gates learn under a budget. "curvature": from E[(dL/dg)^2] per cost saved
                 (`gate_learning`); the logits are written by the objective, the optimizer sees no
                 gradient on them. "gradient": by the optimizer, as in the paper; the threshold moves
@@ -126,6 +128,7 @@ class Objective:
             "params": params,
             "latency_ms": latency_ms,
             "latency_table": latency_table,
+            "of": of,
         }
         self._table = cost_table(gated)
         self._marginal = marginal_macs(gated)

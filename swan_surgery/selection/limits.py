@@ -1,6 +1,8 @@
 """What a model may cost: limits in MACs, parameters and milliseconds."""
 
 from dataclasses import dataclass
+from math import prod
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -10,6 +12,10 @@ from swan_surgery.costs.params import param_table
 from swan_surgery.costs.table import CostTable
 from swan_surgery.errors import BudgetError, InputError
 from swan_surgery.gates import GatedModel
+from swan_surgery.models.provenance import provenance_of
+
+
+Of = Literal["given", "original"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,12 +47,25 @@ def limits_of(
     params: float | None = None,
     latency_ms: float | None = None,
     latency_table: LatencyTable | None = None,
+    of: Of = "given",
 ) -> tuple[Limit, ...]:
     """The limits that shares of the base model's MACs and parameters, and milliseconds, stand for.
 
+    Args:
+        gated: the gated model.
+        macs: share of the MACs.
+        params: share of the parameters.
+        latency_ms: milliseconds, by the table.
+        latency_table: of this model.
+        of: whose MACs and parameters the shares are of: of the model that was gated, or of the one that
+            it was cut from in the first place.
+
     Raises:
-        InputError: a share outside (0, 1]; `latency_ms` not positive, or without its table.
+        InputError: a share outside (0, 1]; `latency_ms` not positive, or without its table; MACs of
+            the original model that no step of its provenance tells.
     """
+    if of not in get_args(Of):
+        raise InputError(f"of must be one of {', '.join(get_args(Of))}; got {of!r}")
     for name, unit, share in (("macs", "MACs", macs), ("params", "parameters", params)):
         if share is not None and not 0 < share <= 1:
             raise InputError(
@@ -54,12 +73,40 @@ def limits_of(
             )
     limits = []
     if macs is not None:
-        limits.append(Limit("macs", cost_table(gated), macs))
+        table = cost_table(gated)
+        original = table.total if of == "given" else _original_macs(gated, table.total)
+        limits.append(Limit("macs", table, min(1.0, macs * original / table.total)))
     if params is not None:
-        limits.append(Limit("params", param_table(gated), params))
+        table = param_table(gated)
+        original = table.total if of == "given" else _original_params(gated)
+        limits.append(Limit("params", table, min(1.0, params * original / table.total)))
     if latency_ms is not None or latency_table is not None:
         limits.append(_latency_limit(gated, latency_ms, latency_table))
     return tuple(limits)
+
+
+def _original_macs(gated: GatedModel, total: float) -> float:
+    """By what each step since left of it, so that other example inputs may be in use by now."""
+    provenance = provenance_of(gated.model)
+    factor = 1.0
+    for step in () if provenance is None else provenance.steps:
+        if step.macs is None or not step.macs.after:
+            raise InputError(
+                f'of="original" needs the MACs of the model before it was cut, which the step {step.kind!r} '
+                f"could not count; give macs as a share of the model as it is"
+            )
+        factor *= step.macs.before / step.macs.after
+    return factor * total
+
+
+def _original_params(gated: GatedModel) -> int:
+    """Parameters keep their names as they shrink; a tied one counts once."""
+    provenance = provenance_of(gated.model)
+    shapes = {} if provenance is None else provenance.base.shapes
+    return sum(
+        prod(shapes.get(name, parameter.shape))
+        for name, parameter in gated.model.named_parameters()
+    )
 
 
 def _latency_limit(
