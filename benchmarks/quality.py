@@ -53,6 +53,7 @@ from swan_surgery.environment.machine import device_name
 
 
 RATES = (0.01, 0.02, 0.04, 0.08)
+COMPENSATED_RATES = (0.0025, 0.005, 0.01, 0.02)  # what was solved for wants smaller steps
 TUNED_AT = 0.25
 COMPENSATED = "-compensated"
 # Cuts of a staged method at each budget: about one per halving, also where `swan.stages` makes one.
@@ -464,6 +465,11 @@ def dense_network(row: Row, splits: Splits, options: argparse.Namespace) -> nn.M
     return model
 
 
+def rates_of(method: str) -> tuple[float, ...]:
+    """The grid that a method's learning rate is looked for in, to begin with."""
+    return COMPENSATED_RATES if method.endswith(COMPENSATED) else RATES
+
+
 def chosen_rate(rows: dict[str, Any], wanted: Row) -> float:
     """The learning rate with the best validation accuracy of seed 0: of the nearest runs that were tuned.
 
@@ -481,9 +487,9 @@ def chosen_rate(rows: dict[str, Any], wanted: Row) -> float:
             wanted, network=network, schedule=schedule, distil=distil, budget=budget, seed=0
         )
         found = tried_rates(rows, case)
-        if set(RATES) <= found.keys():
+        if set(rates_of(wanted.method)) <= found.keys():
             return float(max(found, key=lambda lr: found[lr]))
-    return RATES[len(RATES) // 2]
+    return rates_of(wanted.method)[2]
 
 
 def tried_rates(rows: dict[str, Any], wanted: Row) -> dict[float, float]:
@@ -499,8 +505,9 @@ def tried_rates(rows: dict[str, Any], wanted: Row) -> dict[float, float]:
 def rates_to_try(rows: dict[str, Any], wanted: Row) -> tuple[float, ...]:
     """The grid; once it is done, one step beyond the edge that the best rate lies on, if it does."""
     found = tried_rates(rows, wanted)
-    if not set(RATES) <= found.keys():
-        return RATES
+    grid = rates_of(wanted.method)
+    if not set(grid) <= found.keys():
+        return grid
     best = max(found, key=lambda lr: found[lr])
     if best == max(found):
         return (2 * best,)
