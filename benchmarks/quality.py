@@ -53,7 +53,7 @@ from swan_surgery.environment.machine import device_name
 
 
 RATES = (0.01, 0.02, 0.04, 0.08)
-COMPENSATED_RATES = (0.0025, 0.005, 0.01, 0.02)  # what was solved for wants smaller steps
+COMPENSATED_RATES = (0.01, 0.02, 0.04)  # what was solved for wants smaller steps
 TUNED_AT = 0.25
 COMPENSATED = "-compensated"
 # Cuts of a staged method at each budget: about one per halving, also where `swan.stages` makes one.
@@ -489,7 +489,8 @@ def chosen_rate(rows: dict[str, Any], wanted: Row) -> float:
         found = tried_rates(rows, case)
         if set(rates_of(wanted.method)) <= found.keys():
             return float(max(found, key=lambda lr: found[lr]))
-    return rates_of(wanted.method)[2]
+    grid = rates_of(wanted.method)
+    return grid[len(grid) // 2]
 
 
 def tried_rates(rows: dict[str, Any], wanted: Row) -> dict[float, float]:

@@ -12,6 +12,7 @@ import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map, register_rule
+from swan_surgery.compressing import Compressed, compress
 from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.costs.macs import count_macs, expected_macs, hard_macs, marginal_macs
 from swan_surgery.costs.params import count_params, expected_params, hard_params
@@ -57,6 +58,7 @@ __all__ = [
     "BudgetError",
     "ChannelMap",
     "Compensation",
+    "Compressed",
     "CosineRamp",
     "CostError",
     "EmptyLayerError",
@@ -86,6 +88,7 @@ __all__ = [
     "calibrate",
     "channel_map",
     "compensate",
+    "compress",
     "count_macs",
     "count_params",
     "distillation_loss",

@@ -13,7 +13,7 @@ _ONE_CUT = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One of several cuts.
+    """One of several cuts: when, and to how much.
 
     Attributes:
         step: of the training; the cut is made before it.

@@ -17,3 +17,21 @@ def run_on_batch(model: nn.Module, batch: Any) -> Any:
         return model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
     first = batch[0] if isinstance(batch, (tuple, list)) else batch
     return model(first.to(device))
+
+
+def first_samples(batch: Any, count: int) -> Any:
+    """Example inputs out of a batch: of every tensor that has one entry per sample the first few.
+
+    A mapping holds keyword arguments; of a tuple or list the first element is the input.
+    """
+    if isinstance(batch, Mapping):
+        sizes = [v.shape[0] for v in batch.values() if isinstance(v, Tensor) and v.ndim]
+        most = sizes[0] if sizes else 0
+        return {name: _first(value, count, most) for name, value in batch.items()}
+    first = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return _first(first, count, first.shape[0] if isinstance(first, Tensor) and first.ndim else 0)
+
+
+def _first(value: Any, count: int, samples: int) -> Any:
+    is_batch = isinstance(value, Tensor) and value.ndim and value.shape[0] == samples
+    return value[:count] if is_batch else value

@@ -1,7 +1,7 @@
 """`compensate`: the layers behind a cut are solved for anew, so that they give what they gave before."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +10,15 @@ from math import isnan
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 
 from swan_surgery.cutting.compensation.judging import Judge, come_back_, state_of
 from swan_surgery.cutting.compensation.kept import kept_between
-from swan_surgery.cutting.compensation.layers import Settings, in_lockstep
+from swan_surgery.cutting.compensation.layers import Settings
 from swan_surgery.cutting.compensation.outcome import LayerCompensation
+from swan_surgery.cutting.compensation.walking import in_lockstep
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
@@ -23,7 +26,7 @@ from swan_surgery.models.batches import run_on_batch
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.provenance import note_, provenance_of
 from swan_surgery.models.slim_attention import put_back_, write_out_
-from swan_surgery.models.steps import Step, StepKind, register_step
+from swan_surgery.models.steps import Step, StepKind, StepMacs, register_step
 
 
 COMPENSATE = "compensate"
@@ -67,6 +70,7 @@ def compensate(
     *,
     damping: float = 0.01,
     num_batches: int | None = None,
+    progress: bool = False,
 ) -> Compensation:
     """Give back to a cut network what the layers behind the cut can still read out of what stayed.
 
@@ -85,6 +89,7 @@ def compensate(
             512 to 1,024 samples as in training, augmentation included.
         damping: how strongly weights are held where they are, over the mean square of the inputs.
         num_batches: how many batches to use at most; all of them by default.
+        progress: show a bar with the time that is left on stderr.
 
     Returns:
         What was done to which weight, and what came of it: relative squared errors before and after.
@@ -118,11 +123,11 @@ def compensate(
     if not calls:
         raise InputError("there is no batch to compensate with; nothing was changed")
     start = time.perf_counter()
-    with torch.inference_mode(mode=False), _at_rest(small, reference):
+    with torch.inference_mode(mode=False), _at_rest(small, reference), _told(progress) as advance:
         judge = Judge(reference, calls[-max(len(calls) // _JUDGED, 1) :])
         was, before = state_of(small), judge.error(small)
         try:
-            layers = in_lockstep(small, reference, calls, kept, Settings(damping))
+            layers = in_lockstep(small, reference, calls, kept, Settings(damping), advance)
             after = judge.error(small)
         except BaseException:
             come_back_(small, was)
@@ -137,6 +142,16 @@ def compensate(
 
 def _run(model: nn.Module, *, batch: Any) -> object:
     return run_on_batch(model, batch)
+
+
+@contextmanager
+def _told(progress: bool) -> Iterator[Callable[[float], None]]:  # noqa: FBT001 - one switch
+    if not progress:
+        yield lambda _: None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("compensating", total=1.0)
+        yield lambda share: bar.update(task, completed=share)
 
 
 @contextmanager
@@ -166,7 +181,9 @@ def _note(small: nn.Module) -> None:
     """The artefact says that weights were solved for; the file holds them."""
     provenance = provenance_of(small)
     if provenance is not None:
-        note_(small, provenance.followed_by(Step(COMPENSATE, _VERSION, {}, provenance.macs)))
+        macs = provenance.macs
+        same = None if macs is None else StepMacs(macs.after, macs.after, macs.input_shapes)
+        note_(small, provenance.followed_by(Step(COMPENSATE, _VERSION, {}, same)))
 
 
 def _unchanged(model: nn.Module, _step: Step) -> nn.Module:

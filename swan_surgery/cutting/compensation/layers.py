@@ -1,4 +1,4 @@
-"""Small model and reference side by side, layer by layer: sums over all batches, new weights, on to the next."""
+"""A layer of the small model beside the reference's: sums over all batches, new weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class Settings:
 
 
 @dataclass
-class _Side:
+class Side:
     """One of the two models: its memory, and what follows its reads."""
 
     model: nn.Module
@@ -59,6 +59,7 @@ class _Side:
             self.call(self.model)
 
     def passes(self, calls: Sequence[Call], *, when: str, streams: bool) -> list[Pass[Event]]:
+        """A pass per batch, that stops `when` ("before" or "after") something is read."""
         partners = {k: s.partner for k, s in self.following.streams.items()} if streams else {}
         return [Pass(self._work(call, when, partners)) for call in calls]
 
@@ -73,53 +74,10 @@ class _Side:
         return work
 
 
-def in_lockstep(
-    small: nn.Module, reference: nn.Module, calls: Sequence[Call], kept: Kept, settings: Settings
-) -> list[LayerCompensation]:
-    """Solve for the small model's weights, in execution order; both models are in eval mode."""
-    sides = _Side(small, calls[0]), _Side(reference, calls[0])
-    layers = _Layers(sides, kept, settings)
-    if layers.shared:
-        # What is read more than once is solved for at its last read: others need that before.
-        _walk(layers, calls)
-        layers.phase = "single"
-    _walk(layers, calls)
-    return layers.done
-
-
-def _walk(layers: "_Layers", calls: Sequence[Call]) -> None:
-    """One pass of all batches through both models."""
-    sides, streams = layers.sides, layers.settings.streams
-    here = sides[0].passes(calls, when="before", streams=streams)
-    there = sides[1].passes(calls, when="after", streams=streams)
-    try:
-        while True:
-            events = [own.next() for own in here]
-            if events[0] is None:
-                return
-            keys = {event.key for event in events if event is not None}
-            if len(keys) > 1:
-                raise RuntimeError("batches take different paths through the model")
-            twins = [_advanced(own, events[0].key) for own in there]
-            with torch.no_grad():
-                layers.mend(events, twins)
-            del events, twins
-    finally:
-        for own in (*here, *there):
-            own.abandon()
-
-
-def _advanced(own: Pass[Event], key: Key) -> Event | None:
-    """The reference's event of the same key; None where it has none any more."""
-    while (event := own.next()) is not None and event.key != key:
-        pass
-    return event
-
-
-class _Layers:
+class Layers:
     """Mends one event after the other."""
 
-    def __init__(self, sides: tuple[_Side, _Side], kept: Kept, settings: Settings) -> None:
+    def __init__(self, sides: tuple[Side, Side], kept: Kept, settings: Settings) -> None:
         self.sides, self.kept, self.settings = sides, kept, settings
         self.done: list[LayerCompensation] = []
         self.aims: dict[
@@ -134,6 +92,7 @@ class _Layers:
         ] = {}  # of shared weights, until their last read
 
     def mend(self, events: list[Any], twins: list[Any]) -> None:
+        """Solve for what all batches read here; the reference's twins have run."""
         first = events[0]
         is_shared = isinstance(first, Read) and first.region in self.shared
         if is_shared != (self.phase == "shared"):

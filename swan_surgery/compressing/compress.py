@@ -1,0 +1,160 @@
+"""`compress`: score, cut, compensate, train for as long as asked; in stages where little shall stay."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import Progress, TimeRemainingColumn
+from torch import nn
+
+from swan_surgery.compressing.cutter import Budget, Choice, Cutter, Loss, Tell
+from swan_surgery.compressing.training import Finetune, Training
+from swan_surgery.cutting.compensation import Compensation
+from swan_surgery.errors import InputError
+from swan_surgery.learning.stages import stages
+from swan_surgery.models.batches import first_samples
+from swan_surgery.reporting import Report, report
+from swan_surgery.selection.importance import Score
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compressed:
+    """What `compress` made.
+
+    Attributes:
+        model: the smaller model, of the given class; nothing of this library is needed to run it.
+        steps: what was done, one sentence each, in order.
+        compensations: of every cut.
+        seconds: how long it took.
+    """
+
+    model: nn.Module
+    steps: tuple[str, ...]
+    compensations: tuple[Compensation, ...]
+    seconds: float
+    _given: nn.Module
+    _example: Any
+
+    def report(self, evaluate: Callable[[nn.Module], float] | None = None) -> Report:
+        """Before and after, as `swan.report` measures them."""
+        return report(self._given, self.model, self._example, evaluate=evaluate)
+
+    def __str__(self) -> str:
+        """The steps, and how long they took."""
+        return "\n".join([*self.steps, f"{self.seconds:.1f} s in all"])
+
+
+def compress(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    latency_ms: float | None = None,
+    loss: Loss | Literal["self"] = "self",
+    finetune: int | Finetune = 0,
+    steps: int | None = None,
+    lr: float = 1e-3,
+    score: Score = "fisher",
+    cuts: int | None = None,
+    ignore: str | Iterable[str] = (),
+    round_to: int | Literal["auto"] = 1,
+    num_batches: int = 16,
+    example_inputs: Any = None,
+    progress: bool = True,
+) -> Compressed:
+    """Make a smaller model of a trained one: score the units, cut, solve for what stays, train on.
+
+    Without labels and without training by default: units are scored by how much they move the model's own
+    outputs, and after the cut the weights are solved for that give the old outputs best
+    (`swan.compensate`). The given model is not changed.
+
+    Args:
+        model: a trained model; any that `swan.swanify` takes.
+        data: batches: inputs, or tuples whose first element is the input, or dicts of keyword arguments.
+            Training goes through them again and again, so it needs a loader or a list, no iterator.
+        macs: share of the model's MACs to keep at most, in (0, 1].
+        params: share of its parameters; with several budgets, all are kept.
+        latency_ms: milliseconds to take at most, by layers measured here.
+        loss: "self", or `loss(model, batch)`, a scalar, by which units are scored and the smaller model
+            is trained.
+        finetune: steps of training after the first cut, one batch each (AdamW, a cosine from `lr`; with
+            loss="self" toward the given model's outputs); or a function `finetune(model, steps)` of your
+            own that trains in place, told which of `steps` are its.
+        steps: how many steps there are in all, for a function of your own.
+        lr: peak learning rate of the built-in training.
+        score: as in `swan.importance`.
+        cuts: how many there shall be; by default as `swan.stages` says where there is training, else one.
+        ignore: modules that stay whole, names or patterns, as for `swan.swanify`.
+        round_to: widths become multiples of this; "auto" measures which one is the fastest.
+        num_batches: that units are scored and weights are solved for with; 512 to 1,024 samples are
+            plenty.
+        example_inputs: to map the model with; by default the first two samples of the first batch.
+        progress: show on stderr what is going on and how long it will take.
+
+    Raises:
+        ModelError, NoGateableChannelsError: as `swan.swanify` does.
+        InputError: no budget, no data, shares out of range, an iterator where it must be read again.
+        BudgetError: the budget cannot be reached; before anything is trained.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> data = [torch.randn(64, 8) for _ in range(4)]
+        >>> small = swan.compress(net, data, macs=0.5, progress=False).model
+        >>> small[0]
+        Linear(in_features=8, out_features=16, bias=True)
+    """
+    training = Training(model, data, loss, finetune, steps or 0, lr)
+    training.check()
+    batches = list(islice(data, num_batches))
+    if not batches:
+        raise InputError("data yields no batch")
+    if example_inputs is None:
+        example_inputs = first_samples(batches[0], 2)
+    budget = Budget(macs, params, latency_ms)
+    started = time.perf_counter()
+    with _told(progress) as tell:
+        choice = Choice(loss, score, ignore, round_to)
+        cutter = Cutter(model, example_inputs, batches, budget, choice, tell)
+        number = 1 if training.total == 0 or latency_ms is not None else cuts
+        plan = stages(budget.least, steps=training.total, number=number)
+        small = model
+        for index, stage in enumerate(plan):
+            small = cutter.cut(small, (index + 1) / len(plan))
+            until = plan[index + 1].step if index + 1 < len(plan) else training.total
+            if until > stage.step:
+                training.run(small, range(stage.step, until), tell)
+                cutter.done.append(f"trained for {until - stage.step} steps")
+    return Compressed(
+        small,
+        tuple(cutter.done),
+        tuple(cutter.compensations),
+        time.perf_counter() - started,
+        model,
+        example_inputs,
+    )
+
+
+@contextmanager
+def _told(progress: bool) -> Iterator[Tell]:  # noqa: FBT001 - one switch
+    """A line on stderr: what is going on, how much of it is done, how long it will take."""
+    if not progress:
+        yield lambda _text, _share: None
+        return
+    columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+
+        def tell(text: str, share: float) -> None:
+            if bar.tasks[0].description != text:
+                bar.reset(task, description=text)
+            bar.update(task, completed=share)
+
+        yield tell
+
+
+__all__ = ["Compressed", "compress"]

@@ -1,0 +1,151 @@
+"""One cut of `compress`: score, cut to a part of the way, solve for what stays."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from swan_surgery.compressing.own_outputs import Sensitivity
+from swan_surgery.costs.latency_table import LatencyTable
+from swan_surgery.costs.macs import count_macs
+from swan_surgery.costs.params import count_params
+from swan_surgery.cutting.compensation import Compensation, compensate
+from swan_surgery.cutting.pruning import prune_by_score
+from swan_surgery.errors import InputError
+from swan_surgery.gates import GatedModel
+from swan_surgery.gates.conversion import swanify
+from swan_surgery.selection.importance import Score, importance
+from swan_surgery.selection.limits import limits_of, refuse_unreachable
+from swan_surgery.timing.layers import measure_latencies
+
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Tell = Callable[[str, float], None]  # what is going on, and how much of it is done, in [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the smaller model may cost: shares of the given model's, and milliseconds."""
+
+    macs: float | None
+    params: float | None
+    latency_ms: float | None
+
+    @property
+    def least(self) -> float:
+        """The smallest share; one where there is none."""
+        return min((own for own in (self.macs, self.params) if own is not None), default=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How units are chosen."""
+
+    loss: Loss | Literal["self"]
+    score: Score
+    ignore: Iterable[str]
+    round_to: int | Literal["auto"]
+
+
+@dataclass(slots=True)
+class Cutter:
+    """Cuts a model, and what it made of it, again and again.
+
+    Attributes:
+        done: what was done so far, in words.
+        compensations: of every cut.
+
+    Raises:
+        InputError: no budget.
+        BudgetError: the budget cannot be reached.
+    """
+
+    model: nn.Module
+    example: Any
+    batches: Sequence[Any]
+    budget: Budget
+    choice: Choice
+    tell: Tell
+    done: list[str] = field(default_factory=list)
+    compensations: list[Compensation] = field(default_factory=list)
+    _gated: GatedModel = field(init=False)
+    _table: LatencyTable | None = field(init=False, default=None)
+    _whole: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Map the model, and refuse a budget that cannot be reached before anything is done."""
+        self.tell("mapping the model", 0.0)
+        self._gated = self._gate(self.model)
+        self._whole = self._size(self.model)
+        limits = limits_of(self._gated, **self._limits(self._gated, 1.0))
+        if not limits:
+            raise InputError(
+                "say how small the model shall get: macs=0.5, params=0.5 or latency_ms"
+            )
+        for limit in limits:
+            refuse_unreachable(limit, self._gated.gates.least_mask(self._scores_by_size()))
+
+    def cut(self, model: nn.Module, part: float) -> nn.Module:
+        """Cut a model to its part of the way, in (0, 1], from the whole model to the budget.
+
+        `model` is the given one or what became of it; it is not changed.
+        """
+        gated = self._gated if model is self.model else self._gate(model)
+        self.tell("scoring units", 0.0)
+        scores = importance(
+            gated,
+            self.choice.score,
+            batches=self.batches,
+            loss=Sensitivity() if self.choice.loss == "self" else self.choice.loss,
+        )
+        limits = self._limits(gated, part)
+        if self.choice.round_to == "auto" and self._table is None:
+            limits["latency_table"] = measure_latencies(gated)
+        self.tell("cutting", 0.0)
+        small = prune_by_score(gated, scores, round_to=self.choice.round_to, **limits)
+        macs, params = self._size(small)
+        self.done.append(
+            f"cut to {macs / max(self._whole[0], 1):.3f} of the MACs and "
+            f"{params / max(self._whole[1], 1):.3f} of the parameters by {self.choice.score} scores"
+        )
+        self.tell("compensating", 0.0)
+        mended = compensate(small, model, self.batches)
+        self.compensations.append(mended)
+        self.done.append(str(mended).partition("\n")[0])
+        return small
+
+    def _gate(self, model: nn.Module) -> GatedModel:
+        return swanify(model, self.example, ignore=self.choice.ignore)
+
+    def _size(self, model: nn.Module) -> tuple[int, int]:
+        return count_macs(model, self.example), count_params(model)
+
+    def _limits(self, gated: GatedModel, part: float) -> dict[str, Any]:
+        """A part of the way to the budget, as arguments for `limits_of`; shares of the gated model."""
+        macs, params = (
+            self._size(gated.model) if part < 1 or gated is not self._gated else self._whole
+        )
+        shares = {
+            "macs": _share(self.budget.macs, part, self._whole[0], macs),
+            "params": _share(self.budget.params, part, self._whole[1], params),
+        }
+        if self.budget.latency_ms is None:
+            return shares
+        if self._table is None:
+            self.tell("measuring layers", 0.0)
+            self._table = measure_latencies(gated)
+        return {**shares, "latency_ms": self.budget.latency_ms, "latency_table": self._table}
+
+    def _scores_by_size(self) -> Tensor:
+        return importance(self._gated, "magnitude")
+
+
+def _share(wanted: float | None, part: float, whole: int, now: int) -> float | None:
+    """The share of what a model costs now that brings it to `wanted` ** `part` of the whole."""
+    if wanted is None or not 0 < wanted <= 1 or not now:
+        return wanted
+    return float(min(1.0, wanted**part * whole / now))
+
+
+__all__ = ["Budget", "Choice", "Cutter", "Loss", "Tell"]
