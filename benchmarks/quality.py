@@ -49,6 +49,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.compressing.own_outputs import Sensitivity
 from swan_surgery.environment.machine import device_name
 
 
@@ -72,6 +73,8 @@ METHODS = (
     "score-magnitude",
     "score-magnitude-additive",
     "score-fisher-compensated",
+    "score-self",
+    "score-self-compensated",
     "staged-fisher",
     "staged-fisher-compensated",
     "ours-compensated",
@@ -282,14 +285,20 @@ class Run:
         self.finish(swan.prune(gated, macs=self.row.budget), joint)
 
     def scores(self, gated: swan.GatedModel, score: str) -> Tensor:
-        """One of our scores, of few batches."""
+        """One of our scores, of few batches; "self": by the outputs instead of the labels."""
+        own = score == "self"
         return swan.importance(
             gated,
-            score,
+            "fisher" if own else score,
             batches=self.few_batches(40),
-            loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+            loss=Sensitivity() if own else self.labelled,
             generator=torch.Generator().manual_seed(self.row.seed),
         )
+
+    @staticmethod
+    def labelled(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross entropy, as scores see it."""
+        return F.cross_entropy(model(batch[0]), batch[1])
 
     def in_stages(self, score: str) -> None:
         """Several cuts, each scored and mended anew, with training in between."""
