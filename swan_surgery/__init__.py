@@ -17,6 +17,7 @@ from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.costs.macs import count_macs, expected_macs, hard_macs, marginal_macs
 from swan_surgery.costs.params import count_params, expected_params, hard_params
 from swan_surgery.cutting.compensation import Compensation, compensate
+from swan_surgery.cutting.kept import kept
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.cutting.pruning import prune, prune_by_score
 from swan_surgery.errors import (
@@ -98,6 +99,7 @@ __all__ = [
     "hard_macs",
     "hard_params",
     "importance",
+    "kept",
     "load",
     "marginal_macs",
     "measure_latencies",

@@ -513,13 +513,13 @@ class TestBudget:
         gated = gated_zoo()
         refuse(
             swan.InputError,
-            r"macs is a share of the base model's MACs, in \(0, 1\]; got",
+            r"macs is a share of the base model's MACs, in \(0, 1\], or a number of them from 1,000 on; got",
             lambda: swan.prune(gated, macs=macs),
             gated,
         )
         refuse(
             swan.InputError,
-            r"macs is a share of the base model's MACs, in \(0, 1\]; got",
+            r"macs is a share of the base model's MACs, in \(0, 1\], or a number of them from 1,000 on; got",
             lambda: swan.Objective(gated, macs=macs),
             gated,
         )

@@ -90,3 +90,14 @@ def test_what_is_below_the_share_already_stays() -> None:
 def test_of_is_one_of_two() -> None:
     with pytest.raises(swan.InputError, match="given, original; got 'first'"):
         _cut(_net(), macs=0.5, of="first")
+
+
+def test_a_budget_may_be_a_number() -> None:
+    net, example = _net(), torch.zeros(3, 8)
+    assert 2300 < swan.count_macs(_cut(net, macs=7000), example) / 3 <= 7000 / 3
+    assert 1900 < swan.count_params(_cut(net, params=2000)) <= 2000
+    gated = swan.swanify(net, example)
+    swan.Objective(gated, macs=6000.0)(0.0)
+    assert 5500 < swan.hard_macs(gated) <= 6000
+    whole = swan.count_params(net)
+    assert swan.count_params(_cut(net, params=10**9)) == whole

@@ -77,8 +77,8 @@ def compress(
         model: a trained model; any that `swan.swanify` takes.
         data: batches: inputs, or tuples whose first element is the input, or dicts of keyword arguments.
             Training goes through them again and again, so it needs a loader or a list, no iterator.
-        macs: share of the model's MACs to keep at most, in (0, 1].
-        params: share of its parameters; with several budgets, all are kept.
+        macs: share of the model's MACs to keep at most, in (0, 1], or a number of MACs.
+        params: the same of its parameters; with several budgets, all are kept.
         latency_ms: milliseconds to take at most, by layers measured here.
         loss: "self", or `loss(model, batch)`, a scalar, by which units are scored and the smaller model
             is trained.
@@ -121,7 +121,7 @@ def compress(
         choice = Choice(loss, score, ignore, round_to)
         cutter = Cutter(model, example_inputs, batches, budget, choice, tell)
         number = 1 if training.total == 0 or latency_ms is not None else cuts
-        plan = stages(budget.least, steps=training.total, number=number)
+        plan = stages(cutter.budget.least, steps=training.total, number=number)
         small = model
         for index, stage in enumerate(plan):
             small = cutter.cut(small, (index + 1) / len(plan))

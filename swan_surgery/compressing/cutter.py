@@ -1,7 +1,7 @@
 """One cut of `compress`: score, cut to a part of the way, solve for what stays."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ Tell = Callable[[str, float], None]  # what is going on, and how much of it is d
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What the smaller model may cost: shares of the given model's, and milliseconds."""
+    """What the smaller model may cost: shares of the given model's (or numbers of them), and milliseconds."""
 
     macs: float | None
     params: float | None
@@ -85,6 +85,8 @@ class Cutter:
             )
         for limit in limits:
             refuse_unreachable(limit, self._gated.gates.least_mask(self._scores_by_size()))
+        shares = {limit.name: limit.share for limit in limits}
+        self.budget = replace(self.budget, macs=shares.get("macs"), params=shares.get("params"))
 
     def cut(self, model: nn.Module, part: float) -> nn.Module:
         """Cut a model to its part of the way, in (0, 1], from the whole model to the budget.

@@ -23,6 +23,7 @@ from swan_surgery.selection.diminishing_returns import DiminishingReturns
 from swan_surgery.selection.limits import Of, limits_of
 from swan_surgery.selection.ordering import order_by_price, ranking
 from swan_surgery.selection.widest_mask import round_widths, widest_mask
+from swan_surgery.selection.widths import Widths, within_widths
 
 
 def prune(
@@ -33,6 +34,7 @@ def prune(
     latency_ms: float | None = None,
     latency_table: LatencyTable | None = None,
     of: Of = "given",
+    widths: Widths | None = None,
     round_to: int | Literal["auto"] = 1,
     verify: bool = True,
     compensate: Iterable[Any] | None = None,
@@ -45,7 +47,8 @@ def prune(
 
     Args:
         gated: the result of `swanify`, trained.
-        macs: share of the base model's MACs to keep at most, in (0, 1]. Moves the threshold: units
+        macs: share of the base model's MACs to keep at most, in (0, 1], or a number of MACs
+            (at the example inputs; 2e9). Moves the threshold: units
             stay in order of p, as many as the budget allows, so closed units may open again; what
             is left of the budget is filled with the next units that fit. By default
             `gates.open_mask()` stays.
@@ -54,6 +57,9 @@ def prune(
         latency_table: from `swan.measure_latencies(gated)`.
         of: "original" takes the shares of `macs` and `params` of the model before it was ever cut, where
             this one is a cut already.
+        widths: ceilings on single layers: names or glob patterns (the first that matches counts) -> at
+            most so many units, or at most this share of them (a float), as in `{"layer3.*": 0.5}`.
+            `{"*": 0.5}` alone halves every layer. Floors are `gates.min_width`'s.
         round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
             the best of the closed units. "auto" takes the multiple that `latency_table` found to be
             the fastest per MAC.
@@ -95,10 +101,13 @@ def prune(
         latency_table=_for_budget(latency_table, latency_ms, round_to),
         of=of,
     )
+    order = ranking(gated)
+    allowed = within_widths(gated, order, widths or {}, round_to=multiple)
     if limits:
-        mask = widest_mask(gated, ranking(gated), limits, round_to=multiple)
+        mask = widest_mask(gated, order, limits, allowed=allowed, round_to=multiple)
     else:
-        mask = round_widths(gated, gated.gates.open_mask(), multiple)
+        mask = gated.gates.open_mask()
+        mask = round_widths(gated, mask & allowed.to(mask.device), multiple)
     small = cut_to(gated, mask, verify=verify)
     if compensate is not None:
         if reference is None:
@@ -116,6 +125,7 @@ def prune_by_score(
     latency_ms: float | None = None,
     latency_table: LatencyTable | None = None,
     of: Of = "given",
+    widths: Widths | None = None,
     per_cost: bool = True,
     diminishing: bool = True,
     round_to: int | Literal["auto"] = 1,
@@ -127,12 +137,15 @@ def prune_by_score(
     Args:
         gated: the result of `swanify`, trained or not.
         scores: one per unit, not negative, as `swan.importance` gives them.
-        macs: share of the base model's MACs to keep at most, in (0, 1].
+        macs: share of the base model's MACs to keep at most, in (0, 1], or a number of MACs.
         params: share of its parameters to keep at most; with several budgets, all are kept.
         latency_ms: milliseconds to take at most, by `latency_table`.
         latency_table: from `swan.measure_latencies(gated)`.
         of: "original" takes the shares of `macs` and `params` of the model before it was ever cut, where
             this one is a cut already.
+        widths: ceilings on single layers: names or glob patterns (the first that matches counts) -> at
+            most so many units, or at most this share of them (a float), as in `{"layer3.*": 0.5}`.
+            `{"*": 0.5}` alone halves every layer. Floors are `gates.min_width`'s.
         per_cost: rank by score per cost saved, with costs taken anew as units go; False ranks by
             the score alone.
         diminishing: with returns that diminish within a layer: a unit's score counts by what it adds to
@@ -175,7 +188,7 @@ def prune_by_score(
         latency_table=_for_budget(latency_table, latency_ms, round_to),
         of=of,
     )
-    if not limits:
+    if not limits and not widths:
         raise InputError("say how small the model shall get: macs=0.5 or params=0.5")
     if scores.numel() > 1 and bool((scores == scores[0]).all()):
         warnings.warn(
@@ -189,7 +202,8 @@ def prune_by_score(
     if diminishing:
         scores = DiminishingReturns(gated.channels.unit_groups, len(scores))(scores)
     order = order_by_price(scores, limits if per_cost else (), least)
-    mask = widest_mask(gated, order, limits, least=least, round_to=multiple)
+    allowed = within_widths(gated, order, widths or {}, round_to=multiple)
+    mask = widest_mask(gated, order, limits, least=least, allowed=allowed, round_to=multiple)
     small = cut_to(gated, mask, verify=verify)
     if compensate is not None:
         compensate_layers(small, gated.base_model(), compensate)

@@ -1,6 +1,6 @@
 """The gated model: an ordinary `nn.Module` that runs the base model's graph with gates in it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from swan_surgery.channels import ChannelMap
-from swan_surgery.errors import ModelError
-from swan_surgery.gates.bank import GateBank
+from swan_surgery.channels import PINNED, ChannelMap
+from swan_surgery.errors import InputError, ModelError
+from swan_surgery.gates.bank import INITIAL_LOGIT, GateBank
 from swan_surgery.gates.in_place import Acting, ungate_modules_
 from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.architecture import structure_of
@@ -121,6 +121,35 @@ class GatedModel(nn.Module):
                     f"model was traced, and the gated model runs that graph; call swan.swanify(model, "
                     f"..., in_place=True) to gate the model's own code, which reads it anew"
                 )
+
+    def close(self, layer: str, channels: Iterable[int]) -> None:
+        """Close the units of chosen output channels, and with them whatever hangs on the same gates.
+
+        Args:
+            layer: module name of a layer, or parameter name of a bare weight.
+            channels: numbers of its output channels.
+
+        Raises:
+            InputError: no such layer or channel, or one without a gate.
+        """
+        known = {own.name: own for own in self.channels.layers}
+        if layer not in known:
+            raise InputError(
+                f"the model has no layer {layer!r} with channels; there are {', '.join([*known][:6])}, ..."
+            )
+        of_channel, chosen = known[layer].out_units, list(channels)
+        for channel in chosen:
+            if not 0 <= channel < len(of_channel):
+                raise InputError(
+                    f"{layer!r} has {len(of_channel)} output channels; got {channel}, and they count from 0"
+                )
+            if of_channel[channel] == PINNED:
+                raise InputError(
+                    f"channel {channel} of {layer!r} has no gate; gated.channels.explain() says why"
+                )
+        units = torch.tensor([of_channel[channel] for channel in chosen], dtype=torch.int64)
+        with torch.no_grad():
+            self.gates.logits[units.to(self.gates.logits.device)] = -INITIAL_LOGIT
 
     def base_model(self) -> nn.Module:
         """A copy of the base model with the weights as trained, and without gates."""

@@ -75,7 +75,8 @@ class Objective:
 
         Args:
             gated: the gated model.
-            macs: share of the base model's MACs to arrive at, in (0, 1]. Each call lowers the budget
+            macs: share of the base model's MACs to arrive at, in (0, 1], or a number of MACs.
+                Each call lowers the budget
                 along its ramp and decides which units are open, so that the *hard* gates meet it.
             params: the same for parameters; with several budgets, all are met.
             latency_ms: milliseconds per forward pass to arrive at, by `latency_table`.

@@ -16,6 +16,8 @@ from swan_surgery.models.provenance import provenance_of
 
 
 Of = Literal["given", "original"]
+# Below this no number of MACs or parameters is meant: 50 is somebody's 50 %.
+_FEWEST = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,12 +51,12 @@ def limits_of(
     latency_table: LatencyTable | None = None,
     of: Of = "given",
 ) -> tuple[Limit, ...]:
-    """The limits that shares of the base model's MACs and parameters, and milliseconds, stand for.
+    """The limits that MACs, parameters and milliseconds stand for.
 
     Args:
         gated: the gated model.
-        macs: share of the MACs.
-        params: share of the parameters.
+        macs: share of the MACs, in (0, 1], or a number of MACs at the example inputs.
+        params: share of the parameters, or a number of them.
         latency_ms: milliseconds, by the table.
         latency_table: of this model.
         of: whose MACs and parameters the shares are of: of the model that was gated, or of the one that
@@ -66,23 +68,30 @@ def limits_of(
     """
     if of not in get_args(Of):
         raise InputError(f"of must be one of {', '.join(get_args(Of))}; got {of!r}")
-    for name, unit, share in (("macs", "MACs", macs), ("params", "parameters", params)):
-        if share is not None and not 0 < share <= 1:
+    for name, unit, given in (("macs", "MACs", macs), ("params", "parameters", params)):
+        if given is not None and not (0 < given <= 1 or _FEWEST <= given < float("inf")):
             raise InputError(
-                f"{name} is a share of the base model's {unit}, in (0, 1]; got {share}"
+                f"{name} is a share of the base model's {unit}, in (0, 1], or a number of them from "
+                f"{_FEWEST:,} on; got {given}"
             )
     limits = []
     if macs is not None:
         table = cost_table(gated)
         original = table.total if of == "given" else _original_macs(gated, table.total)
-        limits.append(Limit("macs", table, min(1.0, macs * original / table.total)))
+        limits.append(Limit("macs", table, _share(macs, original, table.total)))
     if params is not None:
         table = param_table(gated)
         original = table.total if of == "given" else _original_params(gated)
-        limits.append(Limit("params", table, min(1.0, params * original / table.total)))
+        limits.append(Limit("params", table, _share(params, original, table.total)))
     if latency_ms is not None or latency_table is not None:
         limits.append(_latency_limit(gated, latency_ms, latency_table))
     return tuple(limits)
+
+
+def _share(given: float, original: float, total: float) -> float:
+    """A share of the original, or a number, as a share of what the model costs now."""
+    most = given if given > 1 else given * original
+    return min(1.0, most / total) if total else 1.0
 
 
 def _original_macs(gated: GatedModel, total: float) -> float:

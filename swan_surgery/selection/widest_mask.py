@@ -58,6 +58,7 @@ def widest_mask(
     limits: Sequence[Limit],
     *,
     least: Tensor | None = None,
+    allowed: Tensor | None = None,
     round_to: int = 1,
 ) -> Tensor:
     """The open mask of the longest prefix of `order` within all limits, then whatever still fits.
@@ -71,6 +72,7 @@ def widest_mask(
         order: all units, those to keep first.
         limits: what must not be exceeded.
         least: open mask of what stays in any case; by default the minimum widths by p.
+        allowed: mask of what may stay (`within_widths`); by default everything. `least` goes before it.
         round_to: widths become multiples of this many channels.
 
     Raises:
@@ -78,12 +80,14 @@ def widest_mask(
     """
     gates = gated.gates
     floor = gates.least_mask(gates.probabilities().detach()) if least is None else least
-    order = order.to(floor.device)
+    whole_order = order = order.to(floor.device)
+    if allowed is not None:
+        order = order[allowed.to(floor.device)[order]]
 
     def mask_of(count: int) -> Tensor:
         mask = floor.clone()
         mask[order[:count]] = True
-        return round_widths(gated, mask, round_to, order)
+        return round_widths(gated, mask, round_to, whole_order)
 
     def fits(mask: Tensor) -> bool:
         return all(limit.allows(mask) for limit in limits)

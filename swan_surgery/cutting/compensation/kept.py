@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.cutting.compensation.reads import Read
-from swan_surgery.cutting.plan import PruningPlan
-from swan_surgery.cutting.step import CUT
+from swan_surgery.cutting.kept import positions_of
 from swan_surgery.errors import InputError
 from swan_surgery.models.provenance import Provenance, provenance_of
 from swan_surgery.models.steps import Step, shapes_after
@@ -32,8 +31,8 @@ def kept_between(small: nn.Module, reference: nn.Module) -> Kept:
         InputError: the small model was not cut from the reference, or not from a model like it.
     """
     here, there = provenance_of(small), provenance_of(reference)
-    positions = _positions(here)
-    for key, available in _positions(there).items():
+    positions = positions_of(here)
+    for key, available in positions_of(there).items():
         own = positions.get(key)
         if own is None or not bool(torch.isin(own, available).all()):
             raise InputError(
@@ -45,17 +44,6 @@ def kept_between(small: nn.Module, reference: nn.Module) -> Kept:
     kept = Kept(positions)
     _check(small, reference, kept)
     return kept
-
-
-def _positions(provenance: Provenance | None) -> dict[tuple[str, int], Tensor]:
-    """What all cuts together left of the base model's axes."""
-    found: dict[tuple[str, int], Tensor] = {}
-    for step in () if provenance is None else provenance.steps:
-        if step.kind == CUT:
-            for entry in PruningPlan.from_json(step.data["plan"]).positions:
-                key, kept = (entry.tensor, entry.axis), torch.tensor(entry.kept, dtype=torch.long)
-                found[key] = found[key][kept] if key in found else kept
-    return found
 
 
 def _check_base(small: Provenance, steps: tuple[Step, ...], reference: nn.Module) -> None:
