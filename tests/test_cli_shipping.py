@@ -135,7 +135,7 @@ class TestPrune:
         (tmp_path / "w.safetensors").write_bytes(b"junk")
         weights = ("--macs", 0.5, "--weights", tmp_path / "w.safetensors")
         out = ("-o", tmp_path / "x.swan")
-        assert "pickles are not read" in refused("prune", NAME, *SHAPE, *out, *weights)
+        assert "is not a safetensors file" in refused("prune", NAME, *SHAPE, *out, *weights)
         save_file(other().state_dict(), tmp_path / "w.safetensors")
         assert "does not fit Sequential" in refused("prune", NAME, *SHAPE, *out, *weights)
 

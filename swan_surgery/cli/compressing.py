@@ -39,7 +39,9 @@ def compress_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the smaller model.")],
     weights: Annotated[
         Path | None,
-        typer.Option(help="Weights to start from: of swan.save, or a safetensors file."),
+        typer.Option(
+            help="Weights to start from: of swan.save, safetensors, or a checkpoint (.pth)."
+        ),
     ] = None,
     macs: Annotated[float | None, typer.Option(help="Share of the multiply-adds to keep.")] = None,
     params: Annotated[float | None, typer.Option(help="Share of the parameters to keep.")] = None,

@@ -54,7 +54,7 @@ def prune_command(
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="Weights to start from: of swan.save (gated too), or a safetensors file."
+            help="Weights to start from: of swan.save (gated too), safetensors, or a checkpoint (.pth)."
         ),
     ] = None,
     macs: Annotated[float | None, typer.Option(help="Share of the multiply-adds to keep.")] = None,

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from swan_surgery.artifacts import load
+from swan_surgery.cli.checkpoints import TORCH_SUFFIXES, read_weights
 from swan_surgery.cli.models import Subject, build_model, parse_inputs
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs
@@ -17,7 +17,7 @@ def subject_of(name: str, weights: Path | None, shapes: list[str]) -> tuple[nn.M
     """The model of a name with data, weights from a file if one is given, and its example inputs.
 
     `weights` is a file of `swan.save` (the model is then what was saved: pruned, or gated), or
-    safetensors of a plain `state_dict`.
+    safetensors or a `torch.save` checkpoint of a plain `state_dict`.
 
     Raises:
         InputError: no such model or file, weights that do not fit, inputs that cannot be guessed.
@@ -36,22 +36,26 @@ def inputs_of(subject: Subject, shapes: list[str]) -> Inputs:
 
 
 def with_weights(model: nn.Module, path: Path) -> nn.Module:
-    """The model as saved in a file, or with the weights in it."""
+    """The model as saved in a file, or with the weights in it.
+
+    Raises:
+        InputError: no such file, or weights that do not fit.
+        ArtifactError: a damaged file of ours, or one of another model.
+    """
     if not path.is_dir() and not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.is_dir() or _is_ours(path):
         return load(path, model)
     try:
-        state = load_file(path)
-        model.load_state_dict(state)
-    except SafetensorError as err:
-        raise InputError(f"{path} is not a safetensors file ({err}); pickles are not read") from err
+        model.load_state_dict(read_weights(path, model.state_dict()))
     except RuntimeError as err:
         raise InputError(f"{path} does not fit {type(model).__name__}: {err}") from err
     return model
 
 
 def _is_ours(path: Path) -> bool:
+    if path.suffix in TORCH_SUFFIXES:
+        return False
     try:
         with safe_open(path, framework="pt") as file:
             return "swan_surgery" in (file.metadata() or {})
