@@ -50,6 +50,7 @@ from swan_surgery.learning.ramps import CosineRamp
 from swan_surgery.learning.stages import Stage, stages
 from swan_surgery.reporting import Report, report
 from swan_surgery.selection.importance import importance
+from swan_surgery.selection.sensitivity import SensitivityTable, sensitivity
 from swan_surgery.timing.layers import measure_latencies
 from swan_surgery.timing.runtimes import MeasuredLatency, measure_latency
 
@@ -78,6 +79,7 @@ __all__ = [
     "PruningPlan",
     "Report",
     "RuleError",
+    "SensitivityTable",
     "Stage",
     "SwanError",
     "SwanWarning",
@@ -111,6 +113,7 @@ __all__ = [
     "report",
     "save",
     "save_pretrained",
+    "sensitivity",
     "soft_gates",
     "stages",
     "swanify",
