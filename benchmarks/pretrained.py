@@ -140,7 +140,8 @@ def _peer(example: Tensor, importance: Any, is_global: bool, model: nn.Module, r
         pruning_ratio=ratio,
         max_pruning_ratio=1.0,
         global_pruning=is_global,
-        ignored_layers=[model.classifier],
+        # It cannot follow `reshape(-1, self.in_features)` behind the last convolution.
+        ignored_layers=[model.classifier, model.conv6],
     )
 
 
