@@ -9,6 +9,16 @@ import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
 
 # isort: split
 
+from swan_surgery.adaptive import (
+    AdaptiveModel,
+    Routing,
+    adapt,
+    calibrate_widths,
+    compact,
+    fit_routes,
+    route_stats,
+    sandwich_loss,
+)
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map, register_rule
@@ -52,6 +62,7 @@ from swan_surgery.timing.runtimes import MeasuredLatency, measure_latency
 
 
 __all__ = [
+    "AdaptiveModel",
     "ArtifactError",
     "BudgetError",
     "ChannelMap",
@@ -73,6 +84,7 @@ __all__ = [
     "PathError",
     "PruningPlan",
     "Report",
+    "Routing",
     "RuleError",
     "SwanError",
     "SwanWarning",
@@ -81,8 +93,11 @@ __all__ = [
     "VerificationError",
     "WritingError",
     "acting_gates",
+    "adapt",
     "calibrate",
+    "calibrate_widths",
     "channel_map",
+    "compact",
     "compensate",
     "count_macs",
     "count_params",
@@ -90,6 +105,7 @@ __all__ = [
     "expected_macs",
     "expected_params",
     "export",
+    "fit_routes",
     "hard_macs",
     "hard_params",
     "importance",
@@ -102,6 +118,8 @@ __all__ = [
     "prune_by_score",
     "register_rule",
     "report",
+    "route_stats",
+    "sandwich_loss",
     "save",
     "save_pretrained",
     "soft_gates",

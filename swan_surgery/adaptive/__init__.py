@@ -3,6 +3,7 @@
 from swan_surgery.adaptive.adapting import adapt
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel, Routes
 from swan_surgery.adaptive.calibrating import calibrate_widths
+from swan_surgery.adaptive.compacting import compact
 from swan_surgery.adaptive.route_stats import Routing, route_stats
 from swan_surgery.adaptive.routing import fit_routes
 from swan_surgery.adaptive.sandwich import sandwich_loss
@@ -14,6 +15,7 @@ __all__ = [
     "Routing",
     "adapt",
     "calibrate_widths",
+    "compact",
     "fit_routes",
     "route_stats",
     "sandwich_loss",
