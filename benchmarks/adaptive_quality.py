@@ -30,7 +30,7 @@ import swan_surgery as swan
 
 STEPS, BATCH, TRAIN, FIT, TEST = 60, 128, 5_000, 512, 2_000
 LR, WEIGHT_DECAY = 0.02, 1e-4
-WIDTHS = (0.125, 0.25, 0.5, 0.75, 1.0)
+WIDTHS = (0.2, 0.4, 0.7, 1.0)
 
 
 class Comparison:
@@ -38,7 +38,8 @@ class Comparison:
 
     def __init__(self, seed: int, splits: Splits, options: argparse.Namespace) -> None:
         self.seed = seed
-        row = Row(options.network, options.base, "dense", 1.0, False, seed, LR)
+        self.kept = None if options.smoke else options.work / f"nested_{seed}.swan"
+        row = Row(options.network, options.base, "dense", 1.0, distil=False, seed=seed, lr=LR)
         self.dense = dense_network(row, splits, options).eval()
         train = splits.train
         self.train_images = Images(train.x[: options.train], train.y[: options.train])
@@ -112,14 +113,14 @@ class Comparison:
             )
 
         seconds = self.train(adapted, loss)
+        if self.kept is not None:
+            swan.save(adapted, self.kept)
         swan.calibrate_widths(adapted, self.few(3), full=True)
         dense = adapted.costs.dense
         for budget in budgets:
             routing = swan.fit_routes(adapted, self.fit_images, macs=budget)
             images = normalised(self.test.x).split(500)
-            told = swan.route_stats(
-                adapted, zip(images, self.test.y.split(500), strict=True)
-            )
+            told = swan.route_stats(adapted, zip(images, self.test.y.split(500), strict=True))
             note(
                 "nested",
                 budget,
@@ -210,7 +211,9 @@ def main() -> None:
             own = {"network": options.network, "method": method, "budget": budget, "seed": seed}
             rows[key] = own | facts
             write(path, result)
-            terminal.print(f"{key}: test {facts['test']:.2f} at {facts['macs_share']:.3f} of the MACs")
+            terminal.print(
+                f"{key}: test {facts['test']:.2f} at {facts['macs_share']:.3f} of the MACs"
+            )
 
         names = [f"{options.network}/static/{budget:g}/{seed}" for budget in options.budgets]
         last = f"{options.network}/uniform/1/{seed}"

@@ -80,7 +80,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
     moments = {norm: Moments() for norm in norms}
     if isinstance(loader, Tensor):
         raise InputError("loader must yield batches; for a single batch pass [batch]")
-    with observing(model, moments):
+    with _observing(model, moments):
         used = _run(model, loader, num_batches)
     if not used:
         raise InputError("the loader yielded no batch; batch-norm statistics are unchanged")
@@ -98,7 +98,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
 
 
 @contextmanager
-def observing(model: nn.Module, moments: Mapping[_BatchNorm, Moments]) -> Iterator[None]:
+def _observing(model: nn.Module, moments: Mapping[_BatchNorm, Moments]) -> Iterator[None]:
     """Everything in eval mode but the norms, which are watched; all as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     kept = [(norm, _statistics(norm)) for norm in moments]

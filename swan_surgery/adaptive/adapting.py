@@ -21,7 +21,7 @@ from swan_surgery.costs.macs import cost_table
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan_
 from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.errors import InputError, NoGateableChannelsError, VerificationError
+from swan_surgery.errors import InputError, NoGateableChannelsError
 from swan_surgery.gates import GatedModel, magnitudes
 from swan_surgery.gates.conversion import swanify, unswanify
 from swan_surgery.models import copy_of, shell_of
@@ -69,7 +69,6 @@ def adapt(
         InputError: widths, scores or `structure` out of range.
         ModelError: what `swanify` refuses.
         NoGateableChannelsError: no group of channels lies inside one block; says why.
-        VerificationError: a block at full width computes something else.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -79,6 +78,30 @@ def adapt(
     """
     _check(structure, per, widths)
     gated, base = _sources(model, example_inputs, ignore)
+    return _adapted(gated, base, (structure, per, tuple(widths)), _scores(gated, scores))
+
+
+def adapt_in_order(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    structure: str,
+    per: str,
+    widths: Sequence[float],
+    ignore: Iterable[str],
+) -> AdaptiveModel:
+    """The same for a model whose channels are in order already: they stay as they are."""
+    _check(structure, per, widths)
+    gated, base = _sources(model, example_inputs, ignore)
+    # Equal scores leave the order as it is.
+    return _adapted(
+        gated, base, (structure, per, tuple(widths)), torch.zeros(gated.gates.num_units)
+    )
+
+
+def _adapted(
+    gated: GatedModel, base: nn.Module, choice: tuple[str, str, tuple[float, ...]], scores: Tensor
+) -> AdaptiveModel:
     channels, inputs = gated.channels, gated.own_inputs()
     check_data(base, inputs, to="adapt")
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -86,21 +109,18 @@ def adapt(
         watched = [reader for group in found for reader in group.readers]
         probed = probe(base, inputs, blocks=[g.block for g in found], watched=watched)
         found, refused = _runnable(found, channels, probed)
-        static = (*static, *refused)
         ordered = copy_of(base)
-        _order_(ordered, found, _scores(gated, scores))
-        found, refused = _verified(ordered, found, channels, probed, widths)
-        static = (*static, *refused)
+        _order_(ordered, found, scores)
+        found, odd = _verified(ordered, base, found, channels, probed)
+        static = (*static, *refused, *odd)
         if not found:
             raise NoGateableChannelsError(
                 "no channels can look at the input:\n" + "\n".join(f"  {own}" for own in static)
             )
-        names = list(dict.fromkeys(group.block for group in found))
-        names = [name for name in probed.rows if name in names]
-        found = tuple(sorted(found, key=lambda group: names.index(group.block)))
-        own = Structure(
-            structure, per, tuple(widths), found, static, channels, gated.example_inputs, gated.ignored
-        )
+        names = {group.block for group in found}
+        places = {name: place for place, name in enumerate(n for n in probed.rows if n in names)}
+        found = tuple(sorted(found, key=lambda group: places[group.block]))
+        own = Structure(*choice, found, static, channels, gated.example_inputs, gated.ignored)
         return _assembled(ordered, gated, own, probed)
 
 
@@ -175,12 +195,13 @@ def _order_(model: nn.Module, groups: Iterable[NestedGroup], scores: Tensor) -> 
 
 def _verified(
     ordered: nn.Module,
+    base: nn.Module,
     found: Sequence[NestedGroup],
     channels: ChannelMap,
     probed: Probe,
-    widths: Sequence[float],
 ) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...]]:
-    """Blocks in another order compute what they computed; at every width compact equals masked."""
+    """Blocks in another order compute what they computed; one that does not is put back, and stays static."""
+    odd = set()
     for name in dict.fromkeys(group.block for group in found):
         call = probed.calls[name]
         block = ordered.get_submodule(name)
@@ -188,13 +209,11 @@ def _verified(
             args, kwargs = _fresh(call.arguments)
             same = _all_close(block(*args, **kwargs), call.output)
         if not same:
-            raise VerificationError(
-                f"block {name!r} computes something else once its channels are in another order; "
-                f"pass ignore={name!r} to keep it static, and please report this model",
-                module=name,
-            )
-    del channels, widths
-    return tuple(found), ()
+            odd.add(name)
+            block.load_state_dict(base.get_submodule(name).state_dict())
+    reason = "their block computes something else once they are in another order"
+    static = (static_group(channels, g.units, reason) for g in found if g.block in odd)
+    return tuple(group for group in found if group.block not in odd), tuple(static)
 
 
 def _fresh(call: Any) -> Any:
@@ -203,7 +222,9 @@ def _fresh(call: Any) -> Any:
 
 def _all_close(found: Any, wanted: Any) -> bool:
     return all(
-        close(a, b) for a, b in zip(tree_leaves(found), tree_leaves(wanted), strict=True) if isinstance(a, Tensor)
+        close(a, b)
+        for a, b in zip(tree_leaves(found), tree_leaves(wanted), strict=True)
+        if isinstance(a, Tensor)
     )
 
 
@@ -214,10 +235,12 @@ def _assembled(
     names = list(dict.fromkeys(group.block for group in groups))
     shells = [_shells(ordered, structure, level) for level in range(len(widths) - 1)]
     looks = names if structure.per == "block" else names[:1]
-    last = {name: _is_last(ordered, structure, name) for name in names}
+    last = {name: _is_last(structure, name) for name in names}
     reference = next(p for p in ordered.parameters() if p.is_floating_point())
     sizes = {
-        name: features_of(probed.rows[name].first(probed.calls[name].arguments), channels_last=last[name]).shape[1]
+        name: features_of(
+            probed.rows[name].first(probed.calls[name].arguments), channels_last=last[name]
+        ).shape[1]
         for name in looks
     }
     table = cost_table(gated).to(torch.device("cpu"))
@@ -248,12 +271,11 @@ def _assembled(
     return AdaptiveModel(model, structure, costs)
 
 
-def _is_last(model: nn.Module, structure: Structure, block: str) -> bool:
+def _is_last(structure: Structure, block: str) -> bool:
     """Whether channels are the last axis of what goes into a block: its first layer is linear."""
     for layer in structure.channels.layers:
-        inside = not block or layer.name.startswith(f"{block}.")
-        if inside:
-            return isinstance(model.get_submodule(layer.name), nn.Linear)
+        if not block or layer.name.startswith(f"{block}."):
+            return "conv" not in layer.op
     return False
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from swan_surgery.adaptive.block import NestedBlock
 from swan_surgery.adaptive.costs import BlockCosts
 from swan_surgery.adaptive.run import Execution, Levels, Run, begin
-from swan_surgery.errors import InputError
 from swan_surgery.adaptive.statics import fixed
 from swan_surgery.adaptive.structure import Structure
+from swan_surgery.errors import InputError
 from swan_surgery.models import copy_of
 
 
@@ -110,7 +110,9 @@ class AdaptiveModel(nn.Module):
             return {name: self._checked(own) for name, own in levels.items()}
         if isinstance(levels, Tensor) and levels.ndim == 2:
             if levels.shape[1] != len(names):
-                raise InputError(f"levels {tuple(levels.shape)} are not one for each of {len(names)} blocks")
+                raise InputError(
+                    f"levels {tuple(levels.shape)} are not one for each of {len(names)} blocks"
+                )
             return {name: self._checked(levels[:, i]) for i, name in enumerate(names)}
         own = self._checked(levels)
         return dict.fromkeys(names, own)
@@ -118,9 +120,13 @@ class AdaptiveModel(nn.Module):
     def _checked(self, levels: Levels) -> Levels:
         count = len(self.widths)
         if isinstance(levels, Tensor) and levels.ndim:
-            inside = not levels.is_floating_point() and bool(((levels >= 0) & (levels < count)).all())
+            inside = not levels.is_floating_point() and bool(
+                ((levels >= 0) & (levels < count)).all()
+            )
             if not inside or levels.ndim != 1:
-                raise InputError(f"levels must be whole numbers from 0 to {count - 1}, one per sample")
+                raise InputError(
+                    f"levels must be whole numbers from 0 to {count - 1}, one per sample"
+                )
             return levels.long()
         level = int(levels)
         if not -count <= level < count:
@@ -174,19 +180,24 @@ class AdaptiveModel(nn.Module):
             levels[name] = self.widths.index(wanted[name])
         parts = {name: block.parts(levels[name]) for name, block in self.blocks().items()}
         macs = int(self.costs.at(levels)) - self.costs.looking
-        return fixed(self.dense_model(), self.structure, levels, parts, macs=(self.costs.dense, macs))
+        return fixed(
+            self.dense_model(), self.structure, levels, parts, macs=(self.costs.dense, macs)
+        )
 
     def explain(self) -> str:
         """Which blocks look at their input, over which channels, and why the rest stays static."""
-        lines = [
+        head = (
             f"{self.structure.kind}, per {self.structure.per}, widths "
             f"{', '.join(f'{width:g}' for width in self.widths)}; {self.costs.least:,} to "
             f"{self.costs.most:,} MACs per sample (given: {self.costs.dense:,})"
-        ]
+        )
+        lines = [head]
         for name, own in self.costs.blocks.items():
             counts = [len(g.units) for g in self.structure.groups if g.block == name]
             shares = ", ".join(f"{int(macs):,}" for macs in own)
-            lines.append(f"{name or '(the model)'}: {' + '.join(map(str, counts))} units, MACs {shares}")
+            lines.append(
+                f"{name or '(the model)'}: {' + '.join(map(str, counts))} units, MACs {shares}"
+            )
         lines += map(str, self.structure.static)
         return "\n".join(lines)
 

@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from swan_surgery.adaptive.effort import Effort, features_of
 from swan_surgery.adaptive.levels import (
-    STATISTICS,
     LevelStatistics,
     Narrowing,
     closed_bias,
 )
-from swan_surgery.adaptive.masked import Recorder, masking
+from swan_surgery.adaptive.masked import Observer, masking
 from swan_surgery.adaptive.rows import Rows, put_together
 from swan_surgery.adaptive.run import Levels, Run, running
 from swan_surgery.errors import ModelError
@@ -30,7 +28,7 @@ class NestedBlock(nn.Module):
         effort: looks at the input; None where another block looks for this one.
         narrowings: what each level but the widest keeps.
         extra: int64 (levels,): MACs of each level above the narrowest, per sample.
-        recorder: told what readers get, in runs that observe.
+        observer: told what readers and batch-norms get, in runs that observe.
         bound: shells whose parameters are views of the weights, once `compact` has made them.
     """
 
@@ -58,7 +56,7 @@ class NestedBlock(nn.Module):
         self.channels_last = channels_last
         self.register_buffer("extra", extra, persistent=False)
         self.shells = tuple(shells)
-        self.recorder: Recorder | None = None
+        self.observer: Observer | None = None
         self.bound: tuple[nn.Module, ...] | None = None
         self.last: Levels | None = None
         self.training = full.training
@@ -165,6 +163,14 @@ class NestedBlock(nn.Module):
             found[f"{name}.bias"] = bias if given is None else given + bias
         return found
 
+    def own_state(self) -> dict[str, Tensor]:
+        """All that is not the module's own: statistics and means of its widths, and who looks."""
+        found = {f"statistics.{name}": t for name, t in self.statistics.named_buffers()}
+        if self.effort is not None:
+            own = (*self.effort.named_parameters(), *self.effort.named_buffers())
+            found |= {f"effort.{name}": tensor for name, tensor in own}
+        return found
+
     def parts(self, level: int) -> dict[str, Tensor]:
         """The same for any level, the widest included."""
         if level < len(self.narrowings):
@@ -173,9 +179,9 @@ class NestedBlock(nn.Module):
         return dict([*named, *self.full.named_buffers(remove_duplicate=False)])
 
     def _masked(self, run: Run, levels: Levels, call: Any) -> Any:
-        recorder = self.recorder if run.execution == "observe" else None
+        observer = self.observer if run.execution == "observe" else None
         statistics: Any = self.statistics
-        with masking(self.full, self.narrowings, statistics, levels, recorder=recorder):
+        with masking(self.full, self.narrowings, statistics, levels, observer=observer):
             return self.full(*call[0], **call[1])
 
     def extra_repr(self) -> str:
@@ -183,4 +189,4 @@ class NestedBlock(nn.Module):
         return f"{self.num_levels} widths"
 
 
-__all__ = ["STATISTICS", "NestedBlock"]
+__all__ = ["NestedBlock"]

@@ -65,15 +65,19 @@ def candidates(
     nested, static = [], []
     for units, own, block in zip(channels.unit_groups, axes, owners, strict=True):
         try:
-            inside = sorted(name for name in set(owners) if _lies_inside(name, block))
-            if inside:
-                raise _StaysStatic(
-                    f"they run between blocks ({inside[0]!r} is one), as a residual stream does"
-                )
+            _check_stream(owners, block)
             nested.append(_nested(model, channels, units, own, block))
         except _StaysStatic as reason:
             static.append(static_group(channels, units, str(reason)))
     return tuple(nested), tuple(static)
+
+
+def _check_stream(owners: Iterable[str], block: str) -> None:
+    inside = sorted(name for name in set(owners) if _lies_inside(name, block))
+    if inside:
+        raise _StaysStatic(
+            f"they run between blocks ({inside[0]!r} is one), as a residual stream does"
+        )
 
 
 def static_group(channels: ChannelMap, units: Iterable[int], reason: str) -> StaticGroup:
@@ -83,7 +87,7 @@ def static_group(channels: ChannelMap, units: Iterable[int], reason: str) -> Sta
     return StaticGroup(layers or ("(no layer)",), len(own), reason)
 
 
-def _axes_of_groups(channels: ChannelMap) -> list[Mapping[tuple[str, int], tuple[int, ...]]]:
+def _axes_of_groups(channels: ChannelMap) -> list[dict[tuple[str, int], tuple[int, ...]]]:
     """The axes on which each unit group lies."""
     group_of = {unit: g for g, units in enumerate(channels.unit_groups) for unit in units}
     found: list[dict[tuple[str, int], tuple[int, ...]]] = [{} for _ in channels.unit_groups]
@@ -126,7 +130,7 @@ def _nested(
         raise _StaysStatic("a norm takes its statistics over them")
     _check_code(channels, own, block)
     order = _order(axes, own)
-    _check_tensors(model, axes, block)
+    _check_tensors(model, axes)
     readers = _readers(model, channels, axes)
     runs = tuple(NestedAxis(t, axis, len(found) // len(order)) for (t, axis), found in axes.items())
     return NestedGroup(block, order, runs, readers)
@@ -141,7 +145,11 @@ def _check_code(channels: ChannelMap, own: frozenset[int], block: str) -> None:
                 f"follows their width"
             )
     for number in channels.numbers:
-        if number.units is not None and own & set(number.units) and not _is_in(number.module, block):
+        if (
+            number.units is not None
+            and own & set(number.units)
+            and not _is_in(number.module, block)
+        ):
             raise _StaysStatic(
                 f"a number in the code of {number.module!r}, outside their block, follows their width"
             )
@@ -151,9 +159,7 @@ def _is_in(name: str, block: str) -> bool:
     return not block or name == block or name.startswith(f"{block}.")
 
 
-def _order(
-    axes: Mapping[tuple[str, int], tuple[int, ...]], own: frozenset[int]
-) -> tuple[int, ...]:
+def _order(axes: Mapping[tuple[str, int], tuple[int, ...]], own: frozenset[int]) -> tuple[int, ...]:
     """The units in the order of their positions, the same on every axis: a prefix is then a view."""
     orders = set()
     for (tensor, _), found in axes.items():
@@ -174,20 +180,17 @@ def _order(
     return order
 
 
-def _check_tensors(
-    model: nn.Module, axes: Mapping[tuple[str, int], tuple[int, ...]], block: str
-) -> None:
+def _check_tensors(model: nn.Module, axes: Mapping[tuple[str, int], tuple[int, ...]]) -> None:
     names: dict[int, set[str]] = defaultdict(set)
     for named in (model.named_parameters, model.named_buffers):
         for name, tensor in named(remove_duplicate=False):
             names[id(tensor)].add(name)
     known = {name: own for own in names.values() for name in own}
-    for tensor, _ in axes:
-        if tensor not in known:
-            raise _StaysStatic(f"{tensor!r} is a plain attribute, which no view replaces")
-        if len(known[tensor]) > 1:
-            raise _StaysStatic(f"{tensor!r} is tied")
-    del block
+    for held, _ in axes:
+        if held not in known:
+            raise _StaysStatic(f"{held!r} is a plain attribute, which no view replaces")
+        if len(known[held]) > 1:
+            raise _StaysStatic(f"{held!r} is tied")
 
 
 def _readers(

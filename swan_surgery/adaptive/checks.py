@@ -15,7 +15,9 @@ def check_adaptive(adapted: object, *, to: str, compact: bool = False) -> None:
             f"expected an adaptive model to {to}, got {type(adapted).__name__}; call swan.adapt(model) first"
         )
     if adapted.is_compact and not compact:
-        raise ModelError(f"cannot {to} what swan.compact returned; do it before, and call compact again")
+        raise ModelError(
+            f"cannot {to} what swan.compact returned; do it before, and call compact again"
+        )
 
 
 __all__ = ["check_adaptive"]

@@ -66,7 +66,9 @@ def twice(inputs: Inputs, batch: int) -> Inputs:
     return inputs.map(on)
 
 
-def probe(model: nn.Module, inputs: Inputs, *, blocks: Iterable[str], watched: Iterable[str]) -> Probe:
+def probe(
+    model: nn.Module, inputs: Inputs, *, blocks: Iterable[str], watched: Iterable[str]
+) -> Probe:
     """Run a private model in eval mode, once and with twice as many samples.
 
     Args:

@@ -75,16 +75,23 @@ class Routing:
         }
 
     def __str__(self) -> str:
-        lines = [
+        head = (
             f"{self.samples} samples: MACs mean {self.mean_macs:,.0f} "
             f"({self.mean_macs / self.dense_macs:.3f} of the given model), p95 {self.p95_macs:,.0f}; "
             f"ms per sample mean {float(self.milliseconds.mean()):.3f}, "
             f"p95 {float(self.milliseconds.quantile(0.95)):.3f}"
-        ]
+        )
+        lines = [head]
         for name, own in self.shares.items():
-            known = "" if self.information is None else f", {self.information[name]:.2f} about the label"
+            known = (
+                ""
+                if self.information is None
+                else f", {self.information[name]:.2f} about the label"
+            )
             parts = " ".join(f"{share:.2f}" for share in own)
-            lines.append(f"{name or '(the model)'}: {parts}; {self.entropies[name]:.2f} bits{known}")
+            lines.append(
+                f"{name or '(the model)'}: {parts}; {self.entropies[name]:.2f} bits{known}"
+            )
         return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """`fit_routes`: what looks at the input is fitted in closed form, and its thresholds to a budget."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -9,11 +9,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.block import NestedBlock
+from swan_surgery.adaptive.budgets import Distance, check_budget, divergence
+from swan_surgery.adaptive.calibrating import observe_
 from swan_surgery.adaptive.checks import check_adaptive
 from swan_surgery.adaptive.effort import Effort
 from swan_surgery.adaptive.probing import evaluating
@@ -29,11 +30,10 @@ from swan_surgery.adaptive.thresholds import (
     thresholds_at,
 )
 from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.errors import BudgetError, InputError, SwanWarning
+from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.models.batches import run_on_batch
 
 
-Distance = Callable[[Any, Any], Tensor]
 _ROUNDS = 4
 
 
@@ -54,12 +54,13 @@ def fit_routes(
     max_macs: float | None = None,
     num_batches: int | None = None,
     distance: Distance | None = None,
+    calibrate: bool = True,
 ) -> Routing:
     """Decide who takes which width, so that inputs cost `macs` of the given model on average.
 
-    For every block and width, how far the model's output moves when the block alone takes it, the others
-    near the budget, is measured per sample. The effort e(x) is the ridge regression of what the widest
-    width saves on pooled features of the block's input; its thresholds are the monotone choice of widths
+    For every block and width next to the uniform one that is nearest to the budget, how far the model's
+    output moves when the block alone takes it is measured per sample (with `per="network"`: every width). The effort e(x) is the ridge regression of what the widest
+    of these saves on pooled features of the block's input; its thresholds are the monotone choice of widths
     with the least loss at one price per MAC for all blocks, set under the gates: with the efforts that
     samples have once the blocks before are routed. A block whose features explain nothing on held-out
     samples takes one width for all.
@@ -72,6 +73,8 @@ def fit_routes(
         num_batches: how many batches to use at most; all of them by default.
         distance: (output, output of the widest) -> [B]; by default the Kullback-Leibler divergence of
             softmax outputs over the last axis.
+        calibrate: then measure each width's statistics on the samples that take it
+            (`calibrate_widths(among="routed")`), and set the thresholds once more.
 
     Returns:
         The routes as measured on the batches (`route_stats`).
@@ -85,7 +88,7 @@ def fit_routes(
         SwanWarning: widths hardly vary with the input, so that a static model does as well.
     """
     check_adaptive(adapted, to="fit routes of")
-    _check_budget(adapted, macs, max_macs)
+    check_budget(adapted.costs, macs, max_macs)
     batches = list(islice(loader, num_batches))
     if not batches:
         raise InputError("the loader yielded no batch, so there is nothing to fit routes to")
@@ -96,7 +99,11 @@ def fit_routes(
     try:
         with torch.no_grad(), streams_kept(), evaluating(adapted):
             fitted = _fit(adapted, batches, macs, distance or divergence)
-            _set_thresholds_(adapted, batches, fitted, macs * costs.dense - costs.fixed)
+            budget = macs * costs.dense - costs.fixed
+            _set_thresholds_(adapted, batches, fitted, budget)
+            if calibrate:
+                observe_(adapted, batches, among="routed")
+                _set_thresholds_(adapted, batches, fitted, budget)
     finally:
         adapted.execution = held
     routing = route_stats(adapted, batches)
@@ -110,34 +117,6 @@ def fit_routes(
     return routing
 
 
-def divergence(output: Any, wanted: Any) -> Tensor:
-    """Kullback-Leibler divergence of softmax outputs over the last axis, mean over all but the first: [B]."""
-    if not isinstance(output, Tensor) or output.ndim < 2:
-        raise InputError(
-            "the default distance needs one tensor of logits; pass distance=lambda out, widest: ..."
-        )
-    own, other = F.log_softmax(output.double(), -1), F.log_softmax(wanted.double(), -1)
-    found = (other.exp() * (other - own)).sum(-1)
-    return found.flatten(1).mean(1) if found.ndim > 1 else found
-
-
-def _check_budget(adapted: AdaptiveModel, macs: float, max_macs: float | None) -> None:
-    costs = adapted.costs
-    for name, share in (("macs", macs), ("max_macs", max_macs)):
-        if share is None:
-            continue
-        if not 0 < share <= 1:
-            raise InputError(f"{name} must be a share of the given model's MACs in (0, 1]; got {share}")
-        if share * costs.dense < costs.least:
-            raise BudgetError(
-                f"{name}={share:g} is {int(share * costs.dense):,} MACs per sample, but the narrowest widths "
-                f"cost {costs.least:,} ({costs.least / costs.dense:.3f} of the given model)",
-                unit="MACs",
-                least=costs.least,
-                most=costs.most,
-            )
-
-
 def _fit(
     adapted: AdaptiveModel, batches: list[Any], share: float, distance: Distance
 ) -> dict[str, _Fitted]:
@@ -148,12 +127,15 @@ def _fit(
     alone = adapted.structure.per == "block"
     with _watching(adapted, looking) as features, adapted.holding(near):
         wanted = _outputs(adapted, batches, -1)
-        for own in features.values():
-            own.clear()
+        for kept in features.values():
+            kept.clear()
         base = _distances(adapted, batches, near, wanted, distance)
-    losses = {name: torch.zeros(len(base), count, dtype=torch.float64) for name in looking}
+    # The sum of what single blocks lose foretells little far from where it was measured.
+    tried = range(max(near - 1, 0), min(near + 2, count)) if alone else range(count)
+    unknown = torch.full((len(base), count), torch.inf, dtype=torch.float64)
+    losses = {name: unknown.clone() for name in looking}
     for name in looking:
-        for level in range(count):
+        for level in tried:
             levels = dict.fromkeys(names, near) | {name: level} if alone else level
             same = alone and level == near
             own = base if same else _distances(adapted, batches, levels, wanted, distance)
@@ -161,7 +143,7 @@ def _fit(
     fitted = {}
     for name in looking:
         x, lost = torch.cat(features[name]), losses[name]
-        reading = fit_reading(x, lost[:, 0] - lost[:, -1])
+        reading = fit_reading(x, lost[:, tried[0]] - lost[:, tried[-1]])
         efforts = x.double() @ reading.weight + reading.bias
         macs = _macs_of(adapted, name)
         fitted[name] = _Fitted(reading, binned(efforts, lost, informed=reading.explained > 0), macs)
@@ -182,9 +164,7 @@ def _nearest_level(adapted: AdaptiveModel, share: float) -> int:
 
 
 @contextmanager
-def _watching(
-    adapted: AdaptiveModel, names: Iterable[str]
-) -> Iterator[Mapping[str, list[Tensor]]]:
+def _watching(adapted: AdaptiveModel, names: Iterable[str]) -> Iterator[Mapping[str, list[Tensor]]]:
     """Collects what efforts would read, batch by batch."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
 
@@ -257,9 +237,7 @@ def _effort(adapted: AdaptiveModel, name: str) -> Effort:
     return effort
 
 
-def _quantiles_(
-    adapted: AdaptiveModel, batches: list[Any], shares: Mapping[str, Tensor]
-) -> float:
+def _quantiles_(adapted: AdaptiveModel, batches: list[Any], shares: Mapping[str, Tensor]) -> float:
     """Set thresholds at shares of the efforts that samples have under the gates; mean MACs of blocks."""
     mean = 0.0
     for _ in range(3):
@@ -292,4 +270,4 @@ class _Routing(nn.Module):
         return self.adapted.routes(*args, **kwargs)
 
 
-__all__ = ["divergence", "fit_routes"]
+__all__ = ["fit_routes"]

@@ -1,7 +1,6 @@
 """Training all widths together: the widest or the narrowest, and widths at random, every step."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,11 +46,12 @@ def sandwich_loss(
     number = len(names) if adapted.structure.per == "block" else 1
     drawn = torch.randint(count, (number,), generator=generator).tolist()
     drawn = drawn if len(drawn) == len(names) else drawn * len(names)
-    total: Any = 0
-    for levels in (-1 if step % 2 == 0 else 0, dict(zip(names, drawn, strict=True))):
+    losses = []
+    outer = -1 if step % 2 == 0 else 0
+    for levels in (dict.fromkeys(names, outer), dict(zip(names, drawn, strict=True))):
         with adapted.holding(levels):
-            total = total + loss(adapted)
-    return total / 2
+            losses.append(loss(adapted))
+    return torch.stack(losses).mean()
 
 
 __all__ = ["sandwich_loss"]

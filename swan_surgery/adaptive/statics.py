@@ -20,11 +20,12 @@ _VERSION = 1
 
 def give_bias_(layer: nn.Module) -> bool:
     """A bias of zeros for a layer that has none; whether it had none."""
-    if layer.bias is not None:
+    own: Any = layer
+    if own.bias is not None:
         return False
-    weight: Any = layer.weight
+    weight = own.weight
     bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-    layer.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    own.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
     return True
 
 
