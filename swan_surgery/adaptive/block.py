@@ -113,14 +113,13 @@ class NestedBlock(nn.Module):
         return run.shared
 
     def _grouped(self, levels: Tensor, call: Any) -> Any:
-        present = levels.unique().tolist() if len(levels) > 1 else levels.tolist()
-        if len(present) == 1:
-            return self._at(present[0], *call)
-        indices = [(levels == level).nonzero().squeeze(1) for level in present]
-        parts = [
-            self._at(level, *self.rows.take(call, index))
-            for level, index in zip(present, indices, strict=True)
-        ]
+        groups: dict[int, list[int]] = {}
+        for sample, level in enumerate(levels.tolist()):
+            groups.setdefault(level, []).append(sample)
+        if len(groups) == 1:
+            return self._at(next(iter(groups)), *call)
+        indices = list(groups.values())
+        parts = [self._at(level, *self.rows.take(call, own)) for level, own in groups.items()]
         return put_together(parts, indices)
 
     def _at(self, level: int, args: Any, kwargs: Any) -> Any:

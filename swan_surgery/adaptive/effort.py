@@ -52,8 +52,12 @@ def features_of(x: Tensor, *, channels_last: bool) -> Tensor:
     Nothing flows back from here into the network.
     """
     x = x.detach()
-    rows = (x if channels_last else x.movedim(1, -1)).flatten(1, -2) if x.ndim > 2 else x[:, None]
-    return torch.cat([rows.mean(1), rows.square().mean(1).sqrt()], dim=1)
+    if x.ndim == 2:
+        return torch.cat([x, x.abs()], dim=1)
+    axis = 1 if channels_last else 2
+    rows = x.flatten(1, -2) if channels_last else x.flatten(2)
+    length = torch.linalg.vector_norm(rows, dim=axis)
+    return torch.cat([rows.mean(axis), length * rows.shape[axis] ** -0.5], dim=1)
 
 
 __all__ = ["Effort", "features_of"]

@@ -183,8 +183,7 @@ def _rows(block: nn.Module, one: Call, two: Call, batch: int) -> Rows | str:
     first = rows.first(two.arguments)
     if not first.is_floating_point() or first.ndim < 2:
         return "gets no activations to look at"
-    index = torch.arange(batch, device=first.device)
-    args, kwargs = tree_map(_copied, rows.take(two.arguments, index))
+    args, kwargs = tree_map(_copied, rows.take(two.arguments, range(batch)))
     with torch.no_grad(), streams_kept(), evaluating(block):
         alone = tree_leaves(block(*args, **kwargs))
     for apart, together in zip(alone, outputs, strict=True):

@@ -20,27 +20,34 @@ class Rows:
         leaf: Tensor = tree_flatten(call)[0][self.positions[0]]
         return leaf
 
-    def take(self, call: Any, index: Tensor) -> Any:
-        """The call for some of the samples, `index` int64 of shape (rows,)."""
+    def take(self, call: Any, index: Sequence[int]) -> Any:
+        """The call for some of the samples, ascending; without a copy where they lie side by side."""
         leaves, shape = tree_flatten(call)
+        together = index[-1] - index[0] + 1 == len(index)
         for position in self.positions:
-            leaves[position] = leaves[position].index_select(0, index)
+            leaf = leaves[position]
+            if together:
+                leaves[position] = leaf.narrow(0, index[0], len(index))
+            else:
+                places = torch.tensor(index, device=leaf.device)
+                leaves[position] = leaf.index_select(0, places)
         return tree_unflatten(leaves, shape)
 
 
-def put_together(outputs: Sequence[Any], indices: Sequence[Tensor]) -> Any:
+def put_together(outputs: Sequence[Any], indices: Sequence[Sequence[int]]) -> Any:
     """The outputs of groups of samples as the output of all of them, in their order.
 
     Args:
         outputs: one per group; every leaf a tensor with one row per sample, or the same for all.
-        indices: which samples each group holds, int64.
+        indices: which samples each group holds, ascending.
     """
     if len(outputs) == 1:
         return outputs[0]
     flat = [tree_flatten(output)[0] for output in outputs]
     shape = tree_flatten(outputs[0])[1]
     if torch.is_grad_enabled():
-        order = torch.cat(list(indices)).argsort()
+        places = torch.tensor([place for index in indices for place in index])
+        order = places.argsort()
         joined = [_joined(leaves, order) for leaves in zip(*flat, strict=True)]
     else:
         joined = [_written(leaves, indices) for leaves in zip(*flat, strict=True)]
@@ -50,10 +57,10 @@ def put_together(outputs: Sequence[Any], indices: Sequence[Tensor]) -> Any:
 def _joined(leaves: Sequence[Any], order: Tensor) -> Any:
     if not isinstance(leaves[0], Tensor):
         return leaves[0]
-    return torch.cat(list(leaves)).index_select(0, order)
+    return torch.cat(list(leaves)).index_select(0, order.to(leaves[0].device))
 
 
-def _written(leaves: Sequence[Any], indices: Sequence[Tensor]) -> Any:
+def _written(leaves: Sequence[Any], indices: Sequence[Sequence[int]]) -> Any:
     first = leaves[0]
     if not isinstance(first, Tensor):
         return first
@@ -67,7 +74,7 @@ def _written(leaves: Sequence[Any], indices: Sequence[Tensor]) -> Any:
         (count, *first.shape[1:]), dtype=first.dtype, device=first.device, memory_format=layout
     )
     for leaf, index in zip(leaves, indices, strict=True):
-        whole.index_copy_(0, index, leaf)
+        whole.index_copy_(0, torch.tensor(index, device=first.device), leaf)
     return whole
 
 

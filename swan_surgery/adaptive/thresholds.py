@@ -136,11 +136,15 @@ def shares_below(losses: Losses, levels: Tensor, num_levels: int) -> Tensor:
 
 
 def thresholds_at(efforts: Tensor, shares: Tensor) -> Tensor:
-    """Efforts below which these shares of the samples lie; infinite where all or none do."""
+    """Efforts below which these shares of the samples lie; infinite where all or none do.
+
+    Halfway between two samples, so that rounding moves none of them across.
+    """
     ordered = efforts.double().sort().values
     places = (shares * len(ordered)).round().long()
-    padded = torch.cat([ordered, ordered.new_tensor([torch.inf])])
-    found = padded[places.clamp(max=len(ordered))]
+    below = ordered[(places - 1).clamp(min=0)]
+    found = (below + ordered[places.clamp(max=len(ordered) - 1)]) / 2
+    found = torch.where(places == len(ordered), torch.inf, found)
     return torch.where(places == 0, -torch.inf, found)
 
 
