@@ -6,7 +6,8 @@ One nested model is trained per seed (all widths together, distilled from the de
 budget, per block. Against it: the same model at its uniform widths (`adapted.at`), and one static cut per budget
 (one-shot Fisher), trained for as many steps with the same images, loss and learning rate. A nested step runs two
 widths. Routes are fitted on training images that no step has seen; test accuracy, in %, is that of the first
-`TEST` images of the test half of `quality_data`. Rows in the result file are not measured again.
+`TEST` images of the test half of `quality_data`. Rows in the result file are not
+measured again, and trained nested models are kept in `--work`.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from _measure import arguments, console, environment, output_path, report, write
 from quality import Row, accuracy, dense_network
 from quality_data import Images, Splits, batches, load, normalised, synthetic
+from quality_networks import build
 from torch import Tensor, nn
 
 import swan_surgery as swan
@@ -37,7 +39,7 @@ class Comparison:
     """One seed: the dense network, and what is made of it."""
 
     def __init__(self, seed: int, splits: Splits, options: argparse.Namespace) -> None:
-        self.seed = seed
+        self.seed, self.network = seed, options.network
         self.kept = None if options.smoke else options.work / f"nested_{seed}.swan"
         row = Row(options.network, options.base, "dense", 1.0, distil=False, seed=seed, lr=LR)
         self.dense = dense_network(row, splits, options).eval()
@@ -112,13 +114,19 @@ class Comparison:
                 generator=generator,
             )
 
-        seconds = self.train(adapted, loss)
-        if self.kept is not None:
-            swan.save(adapted, self.kept)
+        if self.kept is not None and self.kept.exists():
+            found = swan.load(self.kept, build(self.network))
+            assert isinstance(found, swan.AdaptiveModel)  # noqa: S101 - saved below
+            adapted, seconds = found, None
+        else:
+            seconds = self.train(adapted, loss)
+            if self.kept is not None:
+                swan.save(adapted, self.kept)
         swan.calibrate_widths(adapted, self.few(3), full=True)
         dense = adapted.costs.dense
         for budget in budgets:
-            routing = swan.fit_routes(adapted, self.fit_images, macs=budget)
+            swan.calibrate_widths(adapted, self.few(3))
+            routing = swan.fit_routes(adapted, self.fit_images, macs=budget, statistics=self.few(3))
             images = normalised(self.test.x).split(500)
             told = swan.route_stats(adapted, zip(images, self.test.y.split(500), strict=True))
             note(
@@ -133,7 +141,7 @@ class Comparison:
                 hardness=self.hardness(adapted),
                 train_cpu_seconds=seconds,
             )
-        swan.calibrate_widths(adapted, self.few(3), among="uniform")
+        swan.calibrate_widths(adapted, self.few(3))
         for level, width in enumerate(WIDTHS):
             with adapted.holding(level):
                 test = accuracy(adapted, self.test)

@@ -313,7 +313,7 @@ def test_routes_meet_the_budget_and_the_ceiling() -> None:
     adapted = swan.adapt(small_net(), image(2, 3, 8, 8))
     batches = loader()
     swan.calibrate_widths(adapted, batches)
-    routing = swan.fit_routes(adapted, batches, macs=0.6, max_macs=0.8)
+    routing = swan.fit_routes(adapted, batches, macs=0.6, max_macs=0.8, statistics=batches)
     assert routing.mean_macs <= 0.6 * adapted.costs.dense
     assert routing.mean_macs >= 0.35 * adapted.costs.dense
     assert float(routing.macs.max()) <= 0.8 * adapted.costs.dense

@@ -54,7 +54,7 @@ def fit_routes(
     max_macs: float | None = None,
     num_batches: int | None = None,
     distance: Distance | None = None,
-    calibrate: bool = True,
+    statistics: Iterable[Any] | None = None,
 ) -> Routing:
     """Decide who takes which width, so that inputs cost `macs` of the given model on average.
 
@@ -73,8 +73,8 @@ def fit_routes(
         num_batches: how many batches to use at most; all of them by default.
         distance: (output, output of the widest) -> [B]; by default the Kullback-Leibler divergence of
             softmax outputs over the last axis.
-        calibrate: then measure each width's statistics on the samples that take it
-            (`calibrate_widths(among="routed")`), and set the thresholds once more.
+        statistics: batches with the training augmentation, on which each width's statistics are then
+            measured under these routes (`calibrate_widths(among="routed")`); thresholds are set once more.
 
     Returns:
         The routes as measured on the batches (`route_stats`).
@@ -101,8 +101,8 @@ def fit_routes(
             fitted = _fit(adapted, batches, macs, distance or divergence)
             budget = macs * costs.dense - costs.fixed
             _set_thresholds_(adapted, batches, fitted, budget)
-            if calibrate:
-                observe_(adapted, batches, among="routed")
+            if statistics is not None:
+                observe_(adapted, list(statistics), among="routed")
                 _set_thresholds_(adapted, batches, fitted, budget)
     finally:
         adapted.execution = held
