@@ -23,17 +23,10 @@ from swan_surgery.adaptive.thresholds import (
 )
 from tests.adaptive_laws import aim_, check_adaptive_laws, randomise_statistics_
 from tests.closing import image, prepared
-from tests.random_layers import randomise_
+from tests.conftest import PROFILE
+from tests.random_layers import BLOCKS, randomise_
 from tests.small_nets import Net, conv
-from tests.strategies import BLOCKS, Case, PartSpec, build, option_specs, simple_network
-
-
-# Blocks whose inner channels nobody else sees, found by trying all kinds.
-ADAPTS = tuple(
-    name
-    for name in ("inverted_residual", "bottleneck", "basic", "convnext", "mlp", "residual")
-    if name in BLOCKS
-)
+from tests.strategies import Case, PartSpec, build, option_specs, simple_network
 
 
 class Basic(nn.Module):
@@ -96,7 +89,7 @@ def loader(count: int = 3, size: int = 16) -> list[tuple[Tensor, Tensor]]:
 
 @pytest.mark.law
 @pytest.mark.slow
-@settings(max_examples=settings.default.max_examples if settings.default.max_examples > 100 else 8)
+@settings(max_examples=500 if PROFILE == "thorough" else 8)
 @given(
     st.sampled_from(sorted(BLOCKS)).flatmap(
         lambda name: st.sampled_from(option_specs(BLOCKS, name))

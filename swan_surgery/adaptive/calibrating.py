@@ -67,6 +67,12 @@ def calibrate_widths(
     Raises:
         ModelError: `adapted` is not an adaptive model, or compact.
         InputError: the loader yields no batch, or they give NaN statistics.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> adapted = swan.adapt(net, torch.zeros(2, 3))
+        >>> swan.calibrate_widths(adapted, [torch.randn(16, 3) for _ in range(4)])  # batches used
+        4
     """
     check_adaptive(adapted, to="calibrate")
     batches = list(islice(loader, num_batches))

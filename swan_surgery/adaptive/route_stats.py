@@ -109,6 +109,12 @@ def route_stats(
     Raises:
         ModelError: not an adaptive model.
         InputError: the loader yields no batch.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> adapted = swan.adapt(net, torch.zeros(2, 3))
+        >>> swan.route_stats(adapted, [torch.randn(16, 3)]).shares[""]  # nothing was routed yet
+        (0.0, 0.0, 0.0, 1.0)
     """
     check_adaptive(adapted, to="tell the routes of", compact=True)
     levels, macs, times, labels = [], [], [], []

@@ -86,6 +86,9 @@ def fit_routes(
 
     Warns:
         SwanWarning: widths hardly vary with the input, so that a static model does as well.
+
+    Example:
+        >>> routing = swan.fit_routes(adapted, held_out, macs=0.5)  # doctest: +SKIP
     """
     check_adaptive(adapted, to="fit routes of")
     check_budget(adapted.costs, macs, max_macs)

@@ -1,6 +1,6 @@
 """Accuracy of nested widths that look at the input, against static cuts, on CIFAR-10.
 
-    python benchmarks/adaptive_quality.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
+    python benchmarks/adaptive_accuracy.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
 
 One nested model is trained per seed (all widths together, distilled from the dense network), then routed to each
 budget, per block. Against it: the same model at its uniform widths (`adapted.at`), and one static cut per budget
@@ -205,8 +205,12 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
-    path = output_path("adaptive_quality", options)
-    result: dict[str, Any] = {"theme": "adaptive_quality", "environment": environment(), "rows": {}}
+    path = output_path("adaptive_accuracy", options)
+    result: dict[str, Any] = {
+        "theme": "adaptive_accuracy",
+        "environment": environment(),
+        "rows": {},
+    }
     if path is not None and path.exists():
         result = json.loads(path.read_text())
     rows = result["rows"]
