@@ -4,7 +4,7 @@
 
 Paired in one loop, float32, eval mode. Every variant does the same work per sample on average: `static` is the
 library's cut of the block's inner channels, `nested` gives half of a batch one width and half another with
-that mean (at batch 1 the samples take turns), `uniform` gives all the one width (what grouping itself costs
+that mean (at batch 1 a call for one sample of each is timed together, for all variants), `uniform` gives all the one width (what grouping itself costs
 is the difference), `masked` multiplies masks. Looking at the input is part of `nested`. Ratios are over the
 dense block's time next to it; the target is nested <= 1.15 x static.
 """
@@ -70,26 +70,25 @@ def variants(
     # Thresholds at the median effort, so that samples really look, and halves take two widths.
     nn.init.normal_(looks.weight)
     _halve_(adapted, x)
-    rows = x[:batch]
+    parts = x.split(batch)
     small = swan.compact(adapted, verify=False)
     masked = swan.compact(adapted, execution="masked", verify=False)
     static = adapted.at(share).eval()
-    turn = iter(range(1 << 30))
 
-    def nested() -> object:
-        # At batch 1 two samples take turns, one below the threshold and one above.
-        return small(x if batch > 1 else x[next(turn) % 2 :][:1])
-
-    def uniform() -> object:
+    def uniform() -> None:
         with small.holding(1):
-            return small(rows)
+            on_all(small)
+
+    def on_all(own: nn.Module) -> None:
+        for part in parts:
+            own(part)
 
     return {
-        "dense": lambda: model(rows),
-        "static": lambda: static(rows),
-        "nested": nested,
+        "dense": lambda: on_all(model),
+        "static": lambda: on_all(static),
+        "nested": lambda: on_all(small),
         "uniform": uniform,
-        "masked": lambda: masked(rows),
+        "masked": lambda: on_all(masked),
     }
 
 
@@ -137,7 +136,8 @@ def measure(
     share, batch = case
     with torch.no_grad():
         samples = paired(variants(block, x, share, batch), repeats=repeats)
-    ms = {key: 1e3 * wall(own)["median"] for key, own in samples.items()}
+    calls = len(x) // batch
+    ms = {key: 1e3 * wall(own)["median"] / calls for key, own in samples.items()}
     # CPU seconds of one thread hardly notice who else is on the machine.
     over_dense = {key: ratio(own, samples["dense"], clock=1) for key, own in samples.items()}
     over_static = {key: ratio(own, samples["static"], clock=1) for key, own in samples.items()}
