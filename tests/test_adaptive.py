@@ -493,6 +493,7 @@ def test_thresholds_split_as_asked_for() -> None:
             swan.InputError,
             "one for each",
         ),
+        (lambda: swan.adapt(adapted_net()), swan.ModelError, "adaptive already"),
         (lambda: swan.compact(small_net()), swan.ModelError, "swan.adapt"),
         (lambda: swan.compact(adapted_net(), execution="gather"), swan.InputError, "execution"),
         (lambda: swan.calibrate_widths(adapted_net(), []), swan.InputError, "no batch"),
@@ -517,7 +518,7 @@ def test_thresholds_split_as_asked_for() -> None:
             "counts from 0",
         ),
     ],
-    ids=map(str, range(19)),
+    ids=map(str, range(20)),
 )
 def test_refusals_say_what_to_do(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

@@ -21,7 +21,7 @@ from swan_surgery.costs.macs import cost_table
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan_
 from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.errors import InputError, NoGateableChannelsError
+from swan_surgery.errors import InputError, ModelError, NoGateableChannelsError
 from swan_surgery.gates import GatedModel, magnitudes
 from swan_surgery.gates.conversion import swanify, unswanify
 from swan_surgery.models import copy_of, shell_of
@@ -139,6 +139,8 @@ def _sources(
     model: nn.Module, example_inputs: Any, ignore: Iterable[str]
 ) -> tuple[GatedModel, nn.Module]:
     """The gated model that maps and prices it, and a private copy of what is adapted."""
+    if isinstance(model, AdaptiveModel):
+        raise ModelError("the model is adaptive already; pass its dense_model() to adapt it anew")
     if isinstance(model, GatedModel):
         base = unswanify(model)
         gated = model
