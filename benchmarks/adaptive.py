@@ -142,6 +142,7 @@ def measure(
     over_dense = {key: ratio(own, samples["dense"], clock=1) for key, own in samples.items()}
     over_static = {key: ratio(own, samples["static"], clock=1) for key, own in samples.items()}
     return {
+        "macs_over_static": macs_over_static(block, x, share),
         "block": name,
         "batch": batch,
         "share": share,
@@ -149,6 +150,15 @@ def measure(
         "over_dense": over_dense,
         "over_static": over_static,
     }
+
+
+def macs_over_static(block: nn.Module, x: Tensor, share: float) -> float:
+    """What two widths cost over one with their mean: a layer between two inner ones grows with the square."""
+    low, high = AROUND[share]
+    adapted = swan.adapt(OneBlock(block).eval(), x[:2], widths=(low, share, high, 1.0))
+    (blocks,) = adapted.costs.blocks.values()
+    around = adapted.costs.fixed + float(blocks[0] + blocks[2]) / 2
+    return around / (adapted.costs.fixed - adapted.costs.looking + float(blocks[1]))
 
 
 def described(row: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ def speed_cells(
         "one width",
         "masked",
     ]
-    header.append("nested / static")
+    header += ["nested / static", "their MACs"]
     rows = []
     for result in results:
         for row in result["rows"]:
@@ -44,6 +44,7 @@ def speed_cells(
                         for key in ("static", "nested", "uniform", "masked")
                     ),
                     spread(row["over_static"]["nested"], 2),
+                    f"{row['macs_over_static']:.2f}",
                 ]
             )
     return header, rows
