@@ -207,6 +207,16 @@ def test_calibrated_statistics_are_those_of_a_static_width() -> None:
         assert torch.allclose(own, other, atol=1e-9)
 
 
+@pytest.mark.parametrize("per", ["block", "network"])
+def test_statistics_among_widths_at_random_are_of_all_widths(per: str) -> None:
+    adapted = swan.adapt(small_net(), image(2, 3, 8, 8), per=per)
+    before = {n: t.clone() for n, t in adapted.named_buffers() if "statistics" in n}
+    assert swan.calibrate_widths(adapted, loader(2), among="mixed") == 2
+    after = dict(adapted.named_buffers())
+    moved = [n for n, t in before.items() if not torch.equal(t, after[n])]
+    assert len(moved) == len([n for n in before if "tracked" not in n])
+
+
 def test_what_cannot_adapt_says_why() -> None:
     adapted = swan.adapt(small_net(), image(2, 3, 8, 8))
     text = adapted.explain()

@@ -1,21 +1,27 @@
 """Batch-norm statistics and means of every width, measured as each width runs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.block import NestedBlock
 from swan_surgery.adaptive.checks import check_adaptive
 from swan_surgery.adaptive.levels import LevelStatistics
 from swan_surgery.adaptive.probing import evaluating
+from swan_surgery.adaptive.run import Levels
 from swan_surgery.calibration import Moments, calibrate
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
+
+
+# Runs of a batch with widths at random.
+_DRAWS = 2
 
 
 class _Seen:
@@ -42,7 +48,7 @@ def calibrate_widths(
     loader: Iterable[Any],
     *,
     num_batches: int | None = None,
-    among: Literal["uniform", "routed"] = "uniform",
+    among: Literal["uniform", "mixed"] = "uniform",
     full: bool = False,
 ) -> int:
     """Measure batch-norm statistics and the means of closed channels, for every width on its own.
@@ -56,8 +62,9 @@ def calibrate_widths(
         loader: batches as `calibrate` takes them; held in memory while each width runs them.
         num_batches: how many batches to use at most; all of them by default.
         among: "uniform": at each width all blocks have that width, which is right for `adapted.at` and
-            `per="network"`. "routed": samples take the widths that they choose, and each width is measured
-            on those that take it; `fit_routes` does this itself.
+            `per="network"`. "mixed": every sample has a width of its own in every block, drawn at random,
+            so that a width is measured on all kinds of inputs: measured on those that choose it, it would
+            normalise away what they have in common. `fit_routes` does this in the shares of its routes.
         full: measure the widest width and the norms outside of blocks too, as after training; the model
             with everything open then no longer is the given one.
 
@@ -85,21 +92,29 @@ def calibrate_widths(
     return len(batches)
 
 
-def observe_(adapted: AdaptiveModel, batches: list[Any], *, among: str) -> None:
-    """Statistics of all widths but the widest, by runs of these batches."""
+def observe_(
+    adapted: AdaptiveModel,
+    batches: list[Any],
+    *,
+    among: str,
+    shares: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Statistics of all widths but the widest, by runs of these batches.
+
+    `shares`: of the widths by block, where they are drawn at random; all the same by default.
+    """
     blocks = adapted.blocks()
     seen = {name: _Seen() for name in blocks}
     before = adapted.execution
     adapted.execution = "observe"
     for name, block in blocks.items():
         block.observer = seen[name]
-    count = len(adapted.widths) - 1
-    held: list[int | dict[str, int]] = [*range(count)] if among == "uniform" else [{}]
+    generator = torch.Generator().manual_seed(0)
     try:
         with torch.no_grad(), streams_kept(), evaluating(adapted):
-            for levels in held:
-                with adapted.holding(levels):
-                    for batch in batches:
+            for batch in batches:
+                for levels in _levels(adapted, batch, among, shares, generator):
+                    with adapted.holding(levels):
                         run_on_batch(adapted, batch)
     finally:
         adapted.execution = before
@@ -108,6 +123,29 @@ def observe_(adapted: AdaptiveModel, batches: list[Any], *, among: str) -> None:
     _check(seen)
     for name, block in blocks.items():
         _write_(block, seen[name])
+
+
+def _levels(
+    adapted: AdaptiveModel,
+    batch: Any,
+    among: str,
+    shares: Mapping[str, Sequence[float]] | None,
+    generator: torch.Generator,
+) -> list[Levels]:
+    """The levels of the runs of one batch."""
+    names, count = list(adapted.costs.blocks), len(adapted.widths)
+    if among == "uniform":
+        return [*range(count - 1)]
+    first = next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+    odds = [(1.0,) * count if shares is None else shares[name] for name in names]
+    if adapted.structure.per == "network":
+        odds = odds[:1]
+    table = torch.tensor(odds, dtype=torch.float64)
+    found: list[Levels] = []
+    for _ in range(_DRAWS):
+        drawn = torch.multinomial(table, len(first), replacement=True, generator=generator).T
+        found.append(drawn.expand(-1, len(names)).to(first.device))
+    return found
 
 
 def _check(seen: Mapping[str, _Seen]) -> None:

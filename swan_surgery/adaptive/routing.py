@@ -74,7 +74,8 @@ def fit_routes(
         distance: (output, output of the widest) -> [B]; by default the Kullback-Leibler divergence of
             softmax outputs over the last axis.
         statistics: batches with the training augmentation, on which each width's statistics are then
-            measured under these routes (`calibrate_widths(among="routed")`); thresholds are set once more.
+            measured among widths at random in the shares of these routes (`calibrate_widths(among="mixed")`);
+            thresholds are set once more.
 
     Returns:
         The routes as measured on the batches (`route_stats`).
@@ -105,7 +106,8 @@ def fit_routes(
             budget = macs * costs.dense - costs.fixed
             _set_thresholds_(adapted, batches, fitted, budget)
             if statistics is not None:
-                observe_(adapted, list(statistics), among="routed")
+                shares = route_stats(adapted, batches).shares
+                observe_(adapted, list(statistics), among="mixed", shares=shares)
                 _set_thresholds_(adapted, batches, fitted, budget)
     finally:
         adapted.execution = held
