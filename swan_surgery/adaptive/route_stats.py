@@ -169,7 +169,7 @@ def _labels(batch: Any, count: int) -> Tensor | None:
 
 def _entropy(counts: Tensor) -> float:
     share = counts.flatten() / counts.sum()
-    return float(-(share * share.clamp(min=1e-300).log2()).sum())
+    return abs(float((share * share.clamp(min=1e-300).log2()).sum()))
 
 
 def _information(levels: Tensor, labels: Tensor, count: int) -> float:
