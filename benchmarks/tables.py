@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tables_adaptive
 import tables_compensation
 import tables_gpu
 
@@ -589,6 +590,18 @@ def compensation_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+def adaptive_markdown(results: Sequence[Result]) -> str:
+    """Time of blocks whose samples take widths of their own."""
+    header, cells = tables_adaptive.speed_cells(results, spread)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
+def adaptive_accuracy_markdown(results: Sequence[Result]) -> str:
+    """Accuracy of widths that look at the input, and of static cuts."""
+    header, cells = tables_adaptive.accuracy_cells(results, mean_and_deviation)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
 def gpu_markdown(results: Sequence[Result]) -> str:
     """The tables of every part of `gpu.py` that has results."""
     parts = []
@@ -598,6 +611,8 @@ def gpu_markdown(results: Sequence[Result]) -> str:
 
 
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
+    "adaptive": adaptive_markdown,
+    "adaptive_accuracy": adaptive_accuracy_markdown,
     "compensation": compensation_markdown,
     "demo": demo_markdown,
     "gpu": gpu_markdown,

@@ -9,6 +9,16 @@ import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
 
 # isort: split
 
+from swan_surgery.adaptive import (
+    AdaptiveModel,
+    Routing,
+    adapt,
+    calibrate_widths,
+    compact,
+    fit_routes,
+    route_stats,
+    sandwich_loss,
+)
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map, register_rule
@@ -56,6 +66,7 @@ from swan_surgery.timing.runtimes import MeasuredLatency, measure_latency
 
 
 __all__ = [
+    "AdaptiveModel",
     "ArtifactError",
     "BudgetError",
     "ChannelMap",
@@ -78,6 +89,7 @@ __all__ = [
     "PathError",
     "PruningPlan",
     "Report",
+    "Routing",
     "RuleError",
     "SensitivityTable",
     "Stage",
@@ -88,8 +100,11 @@ __all__ = [
     "VerificationError",
     "WritingError",
     "acting_gates",
+    "adapt",
     "calibrate",
+    "calibrate_widths",
     "channel_map",
+    "compact",
     "compensate",
     "compress",
     "count_macs",
@@ -98,6 +113,7 @@ __all__ = [
     "expected_macs",
     "expected_params",
     "export",
+    "fit_routes",
     "hard_macs",
     "hard_params",
     "importance",
@@ -111,6 +127,8 @@ __all__ = [
     "prune_by_score",
     "register_rule",
     "report",
+    "route_stats",
+    "sandwich_loss",
     "save",
     "save_pretrained",
     "sensitivity",

@@ -15,7 +15,7 @@ from swan_surgery.models.batches import run_on_batch
 from swan_surgery.models.checks import check_data
 
 
-class _Moments:
+class Moments:
     """Sum, sum of squared deviations and count over everything seen, in float64 (Chan et al.)."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
         for module in model.modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
-    moments = {norm: _Moments() for norm in norms}
+    moments = {norm: Moments() for norm in norms}
     if isinstance(loader, Tensor):
         raise InputError("loader must yield batches; for a single batch pass [batch]")
     with _observing(model, moments):
@@ -98,7 +98,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
 
 
 @contextmanager
-def _observing(model: nn.Module, moments: Mapping[_BatchNorm, _Moments]) -> Iterator[None]:
+def _observing(model: nn.Module, moments: Mapping[_BatchNorm, Moments]) -> Iterator[None]:
     """Everything in eval mode but the norms, which are watched; all as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     kept = [(norm, _statistics(norm)) for norm in moments]
@@ -129,7 +129,7 @@ def _run(model: nn.Module, loader: Iterable[Any], num_batches: int | None) -> in
     return used
 
 
-def _observe(moments: _Moments) -> Callable[[nn.Module, Any, Any], None]:
+def _observe(moments: Moments) -> Callable[[nn.Module, Any, Any], None]:
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
         moments.update(args[0] if args else kwargs["input"])
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from swan_surgery.artifacts.adaptive import PREFIX, rebuilt_adaptive
 from swan_surgery.artifacts.container import file_in, read
 from swan_surgery.artifacts.folders import WEIGHTS
-from swan_surgery.artifacts.saving import map_digest
-from swan_surgery.artifacts.structures import decode, unpack
+from swan_surgery.artifacts.structures import decode, map_digest, unpack
 from swan_surgery.errors import ArtifactError, InputError, SwanError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model
@@ -37,7 +37,7 @@ def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = N
         model: the base model, newly built as it was before `swanify`; its weights do not matter and
             it is not changed. It may lie on the meta device; the result is then on the CPU,
             otherwise where the model is.
-        example_inputs: for a gated model, if those in the file are not to be used.
+        example_inputs: for a gated or an adaptive model, if those in the file are not to be used.
 
     Returns:
         The model as it was saved: bitwise the same outputs.
@@ -88,12 +88,9 @@ def _rebuilt(
     shapes = shapes_after(provenance.base.shapes, provenance.steps)
     for step in provenance.steps:
         result = apply_step(result, step)
-    is_gated = header["kind"] == "gated"
-    own = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not (is_gated and name.startswith(("gates/", "inputs/")))
-    }
+    kind = header["kind"]
+    beside = {"gated": ("gates/", "inputs/"), "adaptive": (PREFIX, "inputs/")}.get(kind, ())
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(beside)}
     _fill_(result, own, header, shapes)
     for name, width in header["bare_norms"].items():
         norm = result.get_submodule(name)
@@ -109,8 +106,12 @@ def _rebuilt(
     for name in header["other_mode"]:
         result.get_submodule(name).training = not header["training"]
     note_(result, provenance)
-    if is_gated:
+    if kind == "gated":
         return _gated(path, header["gating"], tensors, result, example_inputs)
+    if kind == "adaptive":
+        part = header["adaptive"]
+        given = _inputs(part, tensors) if example_inputs is None else as_inputs(example_inputs)
+        return rebuilt_adaptive(path, part, tensors, result, given)
     return result
 
 

@@ -1,7 +1,5 @@
 """`save`: a pruned, plain or gated model to one file."""
 
-import hashlib
-import json
 from dataclasses import asdict
 from importlib.metadata import version
 from os import PathLike
@@ -12,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from swan_surgery.adaptive import AdaptiveModel
+from swan_surgery.artifacts.adaptive import adaptive_part
 from swan_surgery.artifacts.container import write
-from swan_surgery.artifacts.structures import encode, pack
-from swan_surgery.channels import ChannelMap
+from swan_surgery.artifacts.structures import encode, map_digest, pack
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model, check_whole
@@ -36,7 +35,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
 
     Args:
         model: what `swan.prune` returned, trained on or not; a gated model in the middle of its
-            training; or any plain model.
+            training; what `swan.adapt` or `swan.compact` returned; or any plain model.
         path: usually ends in `.swan` or `.safetensors`; an existing file is replaced.
 
     Raises:
@@ -64,6 +63,10 @@ def contents(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header, tensors = _plain(model.model)
         gating, own = _gating(model)
         return {**header, "kind": "gated", "gating": gating}, {**tensors, **own}
+    if isinstance(model, AdaptiveModel):
+        header, tensors = _plain(model.dense_model())
+        part, own = adaptive_part(model)
+        return {**header, "kind": "adaptive", "adaptive": part}, {**tensors, **own}
     check_model(model)
     return _plain(model)
 
@@ -157,9 +160,3 @@ def _gating(gated: GatedModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "inputs": inputs,
     }
     return gating, tensors
-
-
-def map_digest(channels: ChannelMap) -> str:
-    """Names which units lie where."""
-    text = json.dumps([[e.tensor, e.axis, e.units] for e in channels.tensors])
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,12 +1,15 @@
 """What a header holds besides plain JSON: nested arguments of a model, and long texts, packed."""
 
 import base64
+import hashlib
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from swan_surgery.channels import ChannelMap
 from swan_surgery.errors import ArtifactError
 
 
@@ -84,3 +87,9 @@ def unpack(packed: str) -> str:
         if isinstance(err, ArtifactError):
             raise
         raise ArtifactError(f"a text in the file cannot be unpacked: {err}") from err
+
+
+def map_digest(channels: ChannelMap) -> str:
+    """Names which units lie where."""
+    text = json.dumps([[e.tensor, e.axis, e.units] for e in channels.tensors])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.console import Console
 
+from swan_surgery.cli.adapting import adapt_command
 from swan_surgery.cli.compressing import compress_command
 from swan_surgery.cli.demo_output import Teller, closing, file_list, result_table, verdict
 from swan_surgery.cli.errors import OneLineErrors
@@ -156,6 +157,7 @@ def demo(
 app.command("train", short_help="From a config to a fine-tuned smaller model.")(train_command)
 app.command("prune", short_help="Cut by gates, or in one shot by a score.")(prune_command)
 app.command("compress", short_help="Score, cut, compensate and train on.")(compress_command)
+app.command("adapt", short_help="Widths that look at the input.")(adapt_command)
 app.command("report", short_help="Before and after: cost, size, latency, widths.")(report_command)
 app.command("export", short_help="To ONNX or torch.export, run and compared.")(export_command)
 app.command("latency", short_help="Milliseconds per forward pass.")(latency_command)

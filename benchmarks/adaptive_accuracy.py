@@ -1,0 +1,245 @@
+"""Accuracy of nested widths that look at the input, against static cuts, on CIFAR-10.
+
+    python benchmarks/adaptive_accuracy.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
+
+One nested model is trained per seed (all widths together, distilled from the dense network), then routed to each
+budget, per block. Against it: the same model at its uniform widths (`adapted.at`), and one static cut per budget
+(one-shot Fisher), trained for as many steps with the same images, loss and learning rate. A nested step runs two
+widths. Routes are fitted on training images that no step has seen; test accuracy, in %, is that of the first
+`TEST` images of the test half of `quality_data`. Rows in the result file are not
+measured again, and trained nested models are kept in `--work`.
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _measure import arguments, console, environment, output_path, report, write
+from quality import Row, accuracy, dense_network
+from quality_data import Images, Splits, batches, load, normalised, synthetic
+from quality_networks import build
+from torch import Tensor, nn
+
+import swan_surgery as swan
+
+
+STEPS, BATCH, TRAIN, FIT, TEST = 60, 128, 5_000, 512, 2_000
+LR, WEIGHT_DECAY = 0.02, 1e-4
+WIDTHS = (0.2, 0.4, 0.7, 1.0)
+
+
+class Comparison:
+    """One seed: the dense network, and what is made of it."""
+
+    def __init__(self, seed: int, splits: Splits, options: argparse.Namespace) -> None:
+        self.seed, self.network = seed, options.network
+        self.kept = None if options.smoke else options.work / f"nested_{seed}.swan"
+        row = Row(options.network, options.base, "dense", 1.0, distil=False, seed=seed, lr=LR)
+        self.dense = dense_network(row, splits, options).eval()
+        train = splits.train
+        self.train_images = Images(train.x[: options.train], train.y[: options.train])
+        self.fit_images = [
+            (normalised(x), y)
+            for x, y in zip(
+                train.x[options.train :][: options.fit].split(BATCH),
+                train.y[options.train :][: options.fit].split(BATCH),
+                strict=True,
+            )
+        ]
+        self.test = Images(splits.test.x[:TEST], splits.test.y[:TEST])
+        self.steps = options.steps
+        self.example = torch.zeros(2, 3, 32, 32)
+        gated = swan.swanify(self.dense, self.example)
+        self.gated = gated
+        self.scores = swan.importance(
+            gated,
+            "fisher",
+            batches=self.few(8, 64),
+            loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+        )
+
+    def few(self, count: int, size: int = BATCH) -> list[tuple[Tensor, Tensor]]:
+        """The same batches, augmented as in training, for scores and statistics."""
+        own = batches(self.train_images, size, torch.Generator().manual_seed(77 + self.seed))
+        return [batch for _, batch in zip(range(count), own, strict=False)]
+
+    def train(self, model: nn.Module, loss: Callable[[Tensor, Tensor, int], Tensor]) -> float:
+        """Steps under one cosine; seconds of this process."""
+        generator = torch.Generator().manual_seed(1000 + self.seed)
+        optimizer = torch.optim.SGD(
+            model.parameters(), LR, 0.9, weight_decay=WEIGHT_DECAY, nesterov=True
+        )
+        model.train()
+        step, started = 0, time.process_time()
+        while step < self.steps:
+            for x, y in batches(self.train_images, BATCH, generator):
+                if step == self.steps:
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+                optimizer.zero_grad()
+                loss(x, y, step).backward()
+                optimizer.step()
+                step += 1
+        return time.process_time() - started
+
+    def distilled(self, model: nn.Module, x: Tensor, y: Tensor, soft: Tensor) -> Tensor:
+        """Mostly the dense network's outputs."""
+        logits = model(x)
+        return 0.1 * F.cross_entropy(logits, y) + 0.9 * swan.distillation_loss(logits, soft)
+
+    def soft(self, x: Tensor) -> Tensor:
+        """The dense network's outputs."""
+        with torch.no_grad():
+            return self.dense(x)
+
+    def nested(self, budgets: list[float], note: Callable[..., None]) -> None:
+        """One model for all budgets."""
+        adapted = swan.adapt(self.dense, self.example, widths=WIDTHS, scores=self.scores)
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def loss(x: Tensor, y: Tensor, step: int) -> Tensor:
+            soft = self.soft(x)
+            return swan.sandwich_loss(
+                adapted,
+                lambda model: self.distilled(model, x, y, soft),
+                step=step,
+                generator=generator,
+            )
+
+        if self.kept is not None and self.kept.exists():
+            found = swan.load(self.kept, build(self.network))
+            assert isinstance(found, swan.AdaptiveModel)  # noqa: S101 - saved below
+            adapted, seconds = found, None
+        else:
+            seconds = self.train(adapted, loss)
+            if self.kept is not None:
+                swan.save(adapted, self.kept)
+        swan.calibrate_widths(adapted, self.few(3), full=True)
+        dense = adapted.costs.dense
+        for budget in budgets:
+            swan.calibrate_widths(adapted, self.few(3))
+            routing = swan.fit_routes(adapted, self.fit_images, macs=budget, statistics=self.few(3))
+            images = normalised(self.test.x).split(500)
+            told = swan.route_stats(adapted, zip(images, self.test.y.split(500), strict=True))
+            note(
+                "nested",
+                budget,
+                test=accuracy(adapted, self.test),
+                macs_share=told.mean_macs / dense,
+                p95_share=told.p95_macs / dense,
+                entropies=dict(told.entropies),
+                information=dict(told.information or {}),
+                fitted_share=routing.mean_macs / dense,
+                hardness=self.hardness(adapted),
+                train_cpu_seconds=seconds,
+            )
+        swan.calibrate_widths(adapted, self.few(3))
+        for level, width in enumerate(WIDTHS):
+            with adapted.holding(level):
+                test = accuracy(adapted, self.test)
+            macs = swan.count_macs(adapted.at(width), self.example[:1])
+            note("uniform", width, test=test, macs_share=macs / dense)
+
+    def hardness(self, adapted: swan.AdaptiveModel) -> float:
+        """Rank correlation of what a test image costs and the dense network's loss on it."""
+        images = normalised(self.test.x)
+        with torch.no_grad():
+            losses = torch.cat(
+                [
+                    F.cross_entropy(self.dense(x), y, reduction="none")
+                    for x, y in zip(images.split(500), self.test.y.split(500), strict=True)
+                ]
+            )
+            macs = torch.cat([adapted.eval().routes(x).macs for x in images.split(500)])
+        ranks = torch.stack([_ranks(losses), _ranks(macs.float())])
+        return float(torch.corrcoef(ranks)[0, 1])
+
+    def static(self, budget: float) -> dict[str, Any]:
+        """One cut, trained on."""
+        small = swan.prune_by_score(self.gated, self.scores, macs=budget)
+        swan.calibrate(small, self.few(3))
+        seconds = self.train(small, lambda x, y, _: self.distilled(small, x, y, self.soft(x)))
+        macs = swan.count_macs(small, self.example[:1])
+        total = swan.count_macs(self.dense, self.example[:1])
+        return {
+            "test": accuracy(small, self.test),
+            "macs_share": macs / total,
+            "train_cpu_seconds": seconds,
+        }
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks, ties at their mean."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).float()
+    return (ends - (counts - 1) / 2)[inverse]
+
+
+def parse() -> argparse.Namespace:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--data", type=Path, help="folder or tar as in quality.py")
+    parser.add_argument("--pretrained", type=Path, help="folder with <network>-*.th")
+    parser.add_argument("--work", type=Path, default=Path("out/quality"))
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.25])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    # The dense network is that of quality.py's schedule "cut".
+    options.base, options.steps, options.train, options.fit = "cut", STEPS, TRAIN, FIT
+    if options.smoke:
+        options.base, options.steps, options.train, options.fit = "smoke", 2, 128, 128
+        options.seeds, options.budgets, options.work = [0], [0.5], options.work / "smoke"
+    elif options.data is None:
+        parser.error("--data is needed: no images come with this project")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(1)
+    path = output_path("adaptive_accuracy", options)
+    result: dict[str, Any] = {
+        "theme": "adaptive_accuracy",
+        "environment": environment(),
+        "rows": {},
+    }
+    if path is not None and path.exists():
+        result = json.loads(path.read_text())
+    rows = result["rows"]
+    splits = synthetic(256) if options.data is None else load(options.data, 10_000)
+    terminal = console()
+    for seed in options.seeds:
+
+        def note(method: str, budget: float, *, seed: int = seed, **facts: Any) -> None:
+            key = f"{options.network}/{method}/{budget:g}/{seed}"
+            own = {"network": options.network, "method": method, "budget": budget, "seed": seed}
+            rows[key] = own | facts
+            write(path, result)
+            terminal.print(
+                f"{key}: test {facts['test']:.2f} at {facts['macs_share']:.3f} of the MACs"
+            )
+
+        names = [f"{options.network}/static/{budget:g}/{seed}" for budget in options.budgets]
+        last = f"{options.network}/uniform/1/{seed}"
+        if last in rows and all(name in rows for name in names):
+            continue
+        own = Comparison(seed, splits, options)
+        note("dense", 1.0, test=accuracy(copy.deepcopy(own.dense), own.test), macs_share=1.0)
+        if last not in rows:
+            own.nested(options.budgets, note)
+        for budget, name in zip(options.budgets, names, strict=True):
+            if name not in rows:
+                note("static", budget, **own.static(budget))
+    report(path, terminal)
+
+
+if __name__ == "__main__":
+    main()

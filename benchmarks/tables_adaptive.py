@@ -1,0 +1,78 @@
+"""The tables of `adaptive.py` and `adaptive_accuracy.py`: time and accuracy of widths that look at the input."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+Result = Mapping[str, Any]
+Cells = tuple[list[str], list[list[str]]]
+_METHODS = {
+    "dense": "the dense network",
+    "nested": "nested, per block",
+    "uniform": "the same model, one width for all",
+    "static": "static cut, one-shot Fisher",
+}
+
+
+def speed_cells(
+    results: Sequence[Result], spread: Callable[[Mapping[str, float], int], str]
+) -> Cells:
+    """Per block, batch and share: the time of each variant over the dense block's."""
+    header = [
+        "block",
+        "batch",
+        "mean share %",
+        "dense ms",
+        "static",
+        "nested",
+        "one width",
+        "masked",
+    ]
+    header += ["nested / static", "their MACs"]
+    rows = []
+    for result in results:
+        for row in result["rows"]:
+            over = row["over_dense"]
+            rows.append(
+                [
+                    row["block"],
+                    str(row["batch"]),
+                    f"{100 * row['share']:g}",
+                    f"{row['ms']['dense']:.1f}",
+                    *(
+                        f"{over[key]['median']:.2f}"
+                        for key in ("static", "nested", "uniform", "masked")
+                    ),
+                    spread(row["over_static"]["nested"], 2),
+                    f"{row['macs_over_static']:.2f}",
+                ]
+            )
+    return header, rows
+
+
+def accuracy_cells(results: Sequence[Result], shown: Callable[[Sequence[float]], str]) -> Cells:
+    """Per network and method: test accuracy at the MACs that test images cost on average."""
+    header = ["network", "what", "asked for or width", "seeds", "mean MACs %", "test accuracy %"]
+    header += ["entropy, bits", "rank correlation with the dense loss"]
+    rows = [row for result in results for row in result["rows"].values()]
+    found = []
+    for network in sorted({row["network"] for row in rows}):
+        for method, name in _METHODS.items():
+            here = [r for r in rows if r["network"] == network and r["method"] == method]
+            for budget in sorted({row["budget"] for row in here}, reverse=True):
+                own = [row for row in here if row["budget"] == budget]
+                entropies = [max(r["entropies"].values()) for r in own if "entropies" in r]
+                hard = [r["hardness"] for r in own if r.get("hardness") is not None]
+                found.append(
+                    [
+                        network,
+                        name,
+                        "" if method == "dense" else f"{budget:g}",
+                        str(len(own)),
+                        f"{100 * sum(r['macs_share'] for r in own) / len(own):.1f}",
+                        shown([r["test"] for r in own]),
+                        shown(entropies) if entropies else "",
+                        shown(hard) if hard else "",
+                    ]
+                )
+    return header, found

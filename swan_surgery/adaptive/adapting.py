@@ -1,0 +1,295 @@
+"""`adapt`: a copy of a model whose blocks give every input a width of its own."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from swan_surgery.adaptive.adaptive_model import AdaptiveModel
+from swan_surgery.adaptive.block import NestedBlock
+from swan_surgery.adaptive.candidates import NestedGroup, StaticGroup, candidates, static_group
+from swan_surgery.adaptive.costs import block_costs
+from swan_surgery.adaptive.effort import Effort, features_of
+from swan_surgery.adaptive.levels import narrowing
+from swan_surgery.adaptive.probing import Probe, close, evaluating, probe
+from swan_surgery.adaptive.statics import give_bias_
+from swan_surgery.adaptive.structure import Structure, open_mask
+from swan_surgery.channels import ChannelMap
+from swan_surgery.costs.macs import cost_table
+from swan_surgery.cutting.plan import make_plan
+from swan_surgery.cutting.step import apply_plan_
+from swan_surgery.environment.random_streams import streams_kept
+from swan_surgery.errors import InputError, ModelError, NoGateableChannelsError
+from swan_surgery.gates import GatedModel, magnitudes
+from swan_surgery.gates.conversion import swanify, unswanify
+from swan_surgery.models import copy_of, shell_of
+from swan_surgery.models.architecture import architecture_of
+from swan_surgery.models.checks import check_data
+from swan_surgery.models.provenance import Provenance, note_, provenance_of
+
+
+_WIDTHS = (0.25, 0.5, 0.75, 1.0)
+
+
+def adapt(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    structure: Literal["nested"] = "nested",
+    per: Literal["block", "network"] = "block",
+    widths: Sequence[float] = _WIDTHS,
+    scores: Tensor | None = None,
+    ignore: Iterable[str] = (),
+) -> AdaptiveModel:
+    """Let every input choose how wide the blocks of a copy of `model` are (SWAN's p_i(x)).
+
+    Inner channels of a block (those whose producers and readers all lie inside one module) are put in
+    order of importance; a sample takes the first ones. All samples take all of them until
+    `fit_routes` has seen data: the result then computes what the given model computes.
+
+    A closed channel reads its mean: what the channels beyond a width add to their reader on average
+    goes into the reader's bias. `calibrate_widths` measures these means and batch-norm statistics, each
+    width on its own; before that the means are zero.
+
+    Args:
+        model: an `nn.Module`, or a gated model (its weights as trained, without its gates).
+        example_inputs: as in `swanify`; not needed for a gated model.
+        structure: "nested": a sample takes a prefix of each block's channels.
+        per: "block": each block looks at its own input. "network": the first block looks, and all
+            take the width it chooses.
+        widths: shares of the channels, ascending, the last one 1.
+        scores: importance per unit of `swan.swanify(model)`, as `swan.importance` gives it; by
+            default the probabilities of a gated model that has closed some gates, else weight
+            magnitudes.
+        ignore: module names or glob patterns whose channels stay static.
+
+    Raises:
+        InputError: widths, scores or `structure` out of range.
+        ModelError: what `swanify` refuses.
+        NoGateableChannelsError: no group of channels lies inside one block; says why.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> adapted = swan.adapt(net, torch.zeros(2, 3))
+        >>> adapted.costs.blocks[""]  # MACs at 2, 4, 6 and 8 channels
+        tensor([10, 20, 30, 40])
+    """
+    _check(structure, per, widths)
+    gated, base = _sources(model, example_inputs, ignore)
+    return _adapted(gated, base, (structure, per, tuple(widths)), _scores(gated, scores))
+
+
+def adapt_in_order(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    structure: str,
+    per: str,
+    widths: Sequence[float],
+    ignore: Iterable[str],
+) -> AdaptiveModel:
+    """The same for a model whose channels are in order already: they stay as they are."""
+    _check(structure, per, widths)
+    gated, base = _sources(model, example_inputs, ignore)
+    # Equal scores leave the order as it is.
+    return _adapted(
+        gated, base, (structure, per, tuple(widths)), torch.zeros(gated.gates.num_units)
+    )
+
+
+def _adapted(
+    gated: GatedModel, base: nn.Module, choice: tuple[str, str, tuple[float, ...]], scores: Tensor
+) -> AdaptiveModel:
+    channels, inputs = gated.channels, gated.own_inputs()
+    check_data(base, inputs, to="adapt")
+    with torch.inference_mode(mode=False), torch.no_grad():
+        found, static = candidates(base, channels)
+        watched = [reader for group in found for reader in group.readers]
+        probed = probe(base, inputs, blocks=[g.block for g in found], watched=watched)
+        found, refused = _runnable(found, channels, probed)
+        ordered = copy_of(base)
+        _order_(ordered, found, scores)
+        found, odd = _verified(ordered, base, found, channels, probed)
+        static = (*static, *refused, *odd)
+        if not found:
+            raise NoGateableChannelsError(
+                "no channels can look at the input:\n" + "\n".join(f"  {own}" for own in static)
+            )
+        names = {group.block for group in found}
+        places = {name: place for place, name in enumerate(n for n in probed.rows if n in names)}
+        found = tuple(sorted(found, key=lambda group: places[group.block]))
+        own = Structure(*choice, found, static, channels, gated.example_inputs, gated.ignored)
+        return _assembled(ordered, gated, own, probed)
+
+
+def _check(structure: str, per: str, widths: Sequence[float]) -> None:
+    if structure != "nested":
+        raise InputError(f'structure must be "nested"; got {structure!r}')
+    if per not in ("block", "network"):
+        raise InputError(f'per must be "block" or "network"; got {per!r}')
+    if len(widths) < 2 or list(widths) != sorted(set(widths)) or widths[-1] != 1 or widths[0] <= 0:
+        raise InputError(
+            f"widths must ascend from above 0 to 1, at least two of them; got {tuple(widths)}"
+        )
+
+
+def _sources(
+    model: nn.Module, example_inputs: Any, ignore: Iterable[str]
+) -> tuple[GatedModel, nn.Module]:
+    """The gated model that maps and prices it, and a private copy of what is adapted."""
+    if isinstance(model, AdaptiveModel):
+        raise ModelError("the model is adaptive already; pass its dense_model() to adapt it anew")
+    if isinstance(model, GatedModel):
+        base = unswanify(model)
+        gated = model
+    else:
+        # In place: no graph is needed, only the map and its costs.
+        gated = swanify(model, example_inputs, ignore=ignore, in_place=True)
+        base = copy_of(model)
+    if provenance_of(base) is None:
+        note_(base, Provenance(architecture_of(base)))
+    return gated, base
+
+
+def _scores(gated: GatedModel, scores: Tensor | None) -> Tensor:
+    num_units = gated.gates.num_units
+    if scores is None:
+        if not bool(gated.gates.open_mask().all()):
+            return gated.gates.probabilities().detach().double().cpu()
+        return magnitudes(gated.model, gated.channels)
+    if scores.shape != (num_units,) or not bool(scores.isfinite().all()):
+        raise InputError(
+            f"scores must be finite, of shape ({num_units},), one per unit; got {tuple(scores.shape)}"
+        )
+    return scores.detach().double().cpu()
+
+
+def _runnable(
+    found: Sequence[NestedGroup], channels: ChannelMap, probed: Probe
+) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...]]:
+    """Groups whose block takes samples apart, and whose readers run once in it."""
+    nested, static = [], []
+    for group in found:
+        reason = probed.refused.get(group.block)
+        odd = [reader for reader in group.readers if probed.counts[reader] != 1]
+        if reason is None and odd:
+            times = probed.counts[odd[0]]
+            reason = f"{odd[0]!r}, which reads them, runs {times} times as a module"
+        if reason is None:
+            nested.append(group)
+        else:
+            static.append(static_group(channels, group.units, reason))
+    return tuple(nested), tuple(static)
+
+
+def _order_(model: nn.Module, groups: Iterable[NestedGroup], scores: Tensor) -> None:
+    """Put the units of every group in order of importance, on all axes of all tensors."""
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    for group in groups:
+        order = scores[list(group.units)].argsort(descending=True, stable=True)
+        for own in group.axes:
+            places = (order[:, None] * own.run + torch.arange(own.run)).flatten()
+            tensor = tensors[own.tensor]
+            tensor.copy_(tensor.index_select(own.axis, places.to(tensor.device)))
+
+
+def _verified(
+    ordered: nn.Module,
+    base: nn.Module,
+    found: Sequence[NestedGroup],
+    channels: ChannelMap,
+    probed: Probe,
+) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...]]:
+    """Blocks in another order compute what they computed; one that does not is put back, and stays static."""
+    odd = set()
+    for name in dict.fromkeys(group.block for group in found):
+        call = probed.calls[name]
+        block = ordered.get_submodule(name)
+        with streams_kept(), evaluating(block):
+            args, kwargs = _fresh(call.arguments)
+            same = _all_close(block(*args, **kwargs), call.output)
+        if not same:
+            odd.add(name)
+            block.load_state_dict(base.get_submodule(name).state_dict())
+    reason = "their block computes something else once they are in another order"
+    static = (static_group(channels, g.units, reason) for g in found if g.block in odd)
+    return tuple(group for group in found if group.block not in odd), tuple(static)
+
+
+def _fresh(call: Any) -> Any:
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, call)
+
+
+def _all_close(found: Any, wanted: Any) -> bool:
+    return all(
+        close(a, b)
+        for a, b in zip(tree_leaves(found), tree_leaves(wanted), strict=True)
+        if isinstance(a, Tensor)
+    )
+
+
+def _assembled(
+    ordered: nn.Module, gated: GatedModel, structure: Structure, probed: Probe
+) -> AdaptiveModel:
+    groups, widths = structure.groups, structure.widths
+    names = list(dict.fromkeys(group.block for group in groups))
+    shells = [_shells(ordered, structure, level) for level in range(len(widths) - 1)]
+    looks = names if structure.per == "block" else names[:1]
+    last = {name: _is_last(structure, name) for name in names}
+    reference = next(p for p in ordered.parameters() if p.is_floating_point())
+    sizes = {
+        name: features_of(
+            probed.rows[name].first(probed.calls[name].arguments), channels_last=last[name]
+        ).shape[1]
+        for name in looks
+    }
+    table = cost_table(gated).to(torch.device("cpu"))
+    costs = block_costs(table, groups, widths, batch=probed.batch, looking=sum(sizes.values()))
+    extra = {name: own - own[0] for name, own in costs.blocks.items()}
+    if structure.per == "network":
+        extra[names[0]] = torch.stack(list(extra.values())).sum(0)
+    model = ordered
+    for name in names:
+        own = [group for group in groups if group.block == name]
+        effort = Effort(sizes[name], len(widths), like=reference) if name in looks else None
+        full = ordered.get_submodule(name)
+        block = NestedBlock(
+            name,
+            full,
+            [level[name] for level in shells],
+            [narrowing(own, width, name) for width in widths[:-1]],
+            effort=effort,
+            rows=probed.rows[name],
+            channels_last=last[name],
+            extra=extra[name].to(reference.device),
+        )
+        if name:
+            parent, _, key = name.rpartition(".")
+            setattr(ordered.get_submodule(parent), key, block)
+        else:
+            model = block
+    return AdaptiveModel(model, structure, costs)
+
+
+def _is_last(structure: Structure, block: str) -> bool:
+    """Whether channels are the last axis of what goes into a block: its first layer is linear."""
+    for layer in structure.channels.layers:
+        if not block or layer.name.startswith(f"{block}."):
+            return "conv" not in layer.op
+    return False
+
+
+def _shells(model: nn.Module, structure: Structure, level: int) -> Mapping[str, nn.Module]:
+    """All blocks at a level, without data; whoever reads what is closed has a bias."""
+    mask = open_mask(structure, dict.fromkeys((g.block for g in structure.groups), level))
+    shell = apply_plan_(shell_of(model), make_plan(structure.channels, mask))
+    for group in structure.groups:
+        for reader in group.readers:
+            module = shell.get_submodule(reader)
+            give_bias_(module)
+    return {g.block: shell.get_submodule(g.block) for g in structure.groups}
+
+
+__all__ = ["adapt"]

@@ -1,0 +1,52 @@
+"""What routes are fitted to: a budget, and how far outputs may be from those of the widest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from swan_surgery.adaptive.costs import BlockCosts
+from swan_surgery.errors import BudgetError, InputError
+
+
+# (output, output of the widest) -> [B]
+Distance = Callable[[Any, Any], Tensor]
+
+
+def divergence(output: Any, wanted: Any) -> Tensor:
+    """Kullback-Leibler divergence of softmax outputs over the last axis, mean over all but the first: [B]."""
+    if not isinstance(output, Tensor) or output.ndim < 2:
+        raise InputError(
+            "the default distance needs one tensor of logits; pass distance=lambda out, widest: ..."
+        )
+    own, other = F.log_softmax(output.double(), -1), F.log_softmax(wanted.double(), -1)
+    found = (other.exp() * (other - own)).sum(-1)
+    return found.flatten(1).mean(1) if found.ndim > 1 else found
+
+
+def check_budget(costs: BlockCosts, macs: float, max_macs: float | None) -> None:
+    """Refuse shares that are out of range or out of reach.
+
+    Raises:
+        InputError: outside (0, 1].
+        BudgetError: below the narrowest widths of all blocks.
+    """
+    for name, share in (("macs", macs), ("max_macs", max_macs)):
+        if share is None:
+            continue
+        if not 0 < share <= 1:
+            raise InputError(
+                f"{name} must be a share of the given model's MACs in (0, 1]; got {share}"
+            )
+        if share * costs.dense < costs.least:
+            raise BudgetError(
+                f"{name}={share:g} is {int(share * costs.dense):,} MACs per sample, but the narrowest widths "
+                f"cost {costs.least:,} ({costs.least / costs.dense:.3f} of the given model)",
+                unit="MACs",
+                least=costs.least,
+                most=costs.most,
+            )
+
+
+__all__ = ["Distance", "check_budget", "divergence"]

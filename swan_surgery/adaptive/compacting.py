@@ -1,0 +1,121 @@
+"""`compact`: the adaptive model as it is shipped, verified against the masked one."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from swan_surgery.adaptive.adaptive_model import AdaptiveModel
+from swan_surgery.adaptive.block import NestedBlock
+from swan_surgery.adaptive.checks import check_adaptive
+from swan_surgery.adaptive.probing import batch_of, close, twice
+from swan_surgery.adaptive.run import Execution
+from swan_surgery.environment.random_streams import streams_kept
+from swan_surgery.errors import InputError, VerificationError
+from swan_surgery.models import Inputs, sharing_copy_of
+
+
+def compact(
+    adapted: AdaptiveModel,
+    *,
+    execution: Literal["auto", "group", "masked"] = "auto",
+    verify: bool = True,
+) -> AdaptiveModel:
+    """A copy in eval mode that runs what samples take, and nothing else; it shares all weights.
+
+    Each width of a block is a module whose weights are views of the block's: no weight is copied. Means of
+    closed channels are folded into biases once, so call it again when weights or statistics have changed.
+
+    Args:
+        adapted: the result of `adapt`, calibrated and routed; not changed.
+        execution: "group" (and "auto"): a batch is split by width, each part runs densely, and the results
+            are put back in order. "masked": everything runs and masks are multiplied: the reference, and
+            what exports as one graph; it saves no time.
+        verify: run both ways on the example inputs, at every width and at widths at random, and compare.
+
+    Raises:
+        ModelError: not an adaptive model.
+        InputError: another `execution`.
+        VerificationError: the two ways differ.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> small = swan.compact(swan.adapt(net, torch.zeros(2, 3)))
+        >>> with small.holding(0):
+        ...     narrowest = small(torch.ones(1, 3))
+    """
+    check_adaptive(adapted, to="make compact", compact=True)
+    if execution not in ("auto", "group", "masked"):
+        raise InputError(f'execution must be "auto", "group" or "masked"; got {execution!r}')
+    small = sharing_copy_of(adapted)
+    assert isinstance(small, AdaptiveModel)  # noqa: S101 - a copy of one
+    small.eval()
+    small.is_compact = True
+    small.execution = "masked" if execution == "masked" else "group"
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for block in small.blocks().values():
+            block.bound = tuple(_bound(block, level) for level in range(block.num_levels - 1))
+        if verify:
+            _verify(small)
+    return small
+
+
+def _bound(block: NestedBlock, level: int) -> nn.Module:
+    """A level as a module whose parameters are views of the block's weights."""
+    shell = copy.deepcopy(block.shell(level)).eval()
+    for name, tensor in block.tensors(level).items():
+        owner = shell.get_submodule(name.rpartition(".")[0])
+        key = name.rpartition(".")[2]
+        if key in owner._parameters:  # noqa: SLF001 - its store
+            owner._parameters[key] = nn.Parameter(tensor.detach(), requires_grad=False)  # noqa: SLF001
+        else:
+            owner._buffers[key] = tensor  # noqa: SLF001
+    return shell
+
+
+def _verify(small: AdaptiveModel) -> None:
+    inputs = _own_inputs(small)
+    inputs = twice(inputs, batch_of(inputs))
+    batch, count = batch_of(inputs), len(small.widths)
+    generator = torch.Generator().manual_seed(0)
+    device = next(small.parameters()).device
+    drawn = torch.randint(count, (batch, len(small.costs.blocks)), generator=generator)
+    tried: Iterable[Any] = (*range(count), drawn.to(device))
+    before = small.execution
+    try:
+        for levels in tried:
+            outputs = []
+            ways: tuple[Execution, ...] = ("group", "masked")
+            for way in ways:
+                small.execution = way
+                with small.holding(levels), streams_kept():
+                    outputs.append(small(*inputs.args, **inputs.kwargs))
+            _compare(*outputs, levels=levels)
+    finally:
+        small.execution = before
+
+
+def _compare(found: Any, wanted: Any, *, levels: Any) -> None:
+    for own, other in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
+        if isinstance(own, Tensor) and not close(own, other):
+            error = float((own - other).abs().max() / other.abs().max())
+            raise VerificationError(
+                f"the compact model differs from the masked one by {error:.1e} of the largest output at "
+                f"levels {levels}; please report this model"
+            )
+
+
+def _own_inputs(small: AdaptiveModel) -> Inputs:
+    reference = next(p for p in small.parameters() if p.is_floating_point())
+
+    def move(tensor: Tensor) -> Tensor:
+        dtype = reference.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(reference.device, dtype)
+
+    return small.structure.example_inputs.map(move)
+
+
+__all__ = ["compact"]

@@ -1,0 +1,128 @@
+"""What a block looks like at one width: views of its tensors, and statistics of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from swan_surgery.adaptive.candidates import NestedGroup
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """What one level keeps: the first positions of some axes, by tensor name inside the block.
+
+    Attributes:
+        kept: tensor -> ((axis, length), ...).
+        open_inputs: reader -> how many of its inputs are open.
+    """
+
+    kept: Mapping[str, tuple[tuple[int, int], ...]]
+    open_inputs: Mapping[str, int]
+
+    def view(self, name: str, tensor: Tensor) -> Tensor:
+        """The part of a tensor that this level uses: no copy."""
+        for axis, length in self.kept.get(name, ()):
+            tensor = tensor.narrow(axis, 0, length)
+        return tensor
+
+
+def open_units(group: NestedGroup, width: float) -> int:
+    """How many units of a group a width keeps; at least one."""
+    return max(1, min(len(group.units), round(width * len(group.units))))
+
+
+def narrowing(groups: Sequence[NestedGroup], width: float, block: str) -> Narrowing:
+    """What a width keeps of a block."""
+    kept: dict[str, list[tuple[int, int]]] = {}
+    inputs = {}
+    start = len(block) + 1 if block else 0
+    for group in groups:
+        count = open_units(group, width)
+        for own in group.axes:
+            kept.setdefault(own.tensor[start:], []).append((own.axis, count * own.run))
+        runs = {own.tensor: own.run for own in group.axes if own.axis == 1}
+        for reader in group.readers:
+            inputs[reader[start:]] = count * runs[f"{reader}.weight"]
+    return Narrowing({name: tuple(axes) for name, axes in kept.items()}, inputs)
+
+
+def norms_of(block: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch-norms of a block that keep running statistics."""
+    return {
+        name: module
+        for name, module in block.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+def num_taps(reader: nn.Module) -> int:
+    """Positions of a convolution's kernel; 1 for a linear layer."""
+    weight = reader.weight
+    assert isinstance(weight, Tensor)  # noqa: S101 - readers are convolutions and linear layers
+    return prod(weight.shape[2:])
+
+
+class LevelStatistics(nn.Module):
+    """Batch-norm statistics of one level, and the means of what its readers no longer get.
+
+    A mean stands for every input and every position of the kernel, [inputs, taps]: at the border of a
+    zero-padded image a tap reads zeros as well, and so is its mean.
+    """
+
+    def __init__(self, block: nn.Module, level: Narrowing) -> None:
+        super().__init__()
+        self.norms = tuple(norms_of(block))
+        self.readers = tuple(level.open_inputs)
+        for index, (name, norm) in enumerate(norms_of(block).items()):
+            for statistic in STATISTICS:
+                own = getattr(norm, statistic)
+                if own is not None:
+                    own = level.view(f"{name}.{statistic}", own)
+                    self.register_buffer(f"norm_{index}_{statistic}", own.detach().clone())
+        for index, name in enumerate(self.readers):
+            weight = block.get_submodule(name).weight
+            assert isinstance(weight, Tensor)  # noqa: S101
+            taps = num_taps(block.get_submodule(name))
+            mean = torch.zeros(weight.shape[1], taps, dtype=weight.dtype, device=weight.device)
+            self.register_buffer(f"mean_{index}", mean)
+
+    def norm(self, name: str) -> dict[str, Tensor]:
+        """The statistics of a batch-norm, at this level's width."""
+        prefix = f"norm_{self.norms.index(name)}_"
+        return {k.removeprefix(prefix): t for k, t in self.named_buffers() if k.startswith(prefix)}
+
+    def mean(self, reader: str) -> Tensor:
+        """What a reader gets on average, [inputs, taps]."""
+        found: Tensor = getattr(self, f"mean_{self.readers.index(reader)}")
+        return found
+
+
+def closed_bias(weight: Tensor, mean: Tensor, num_open: int) -> Tensor:
+    """What inputs beyond the first `num_open` add to a reader's output on average: [outputs].
+
+    Args:
+        weight: [outputs, inputs, ...].
+        mean: [inputs, taps].
+        num_open: how many inputs are open.
+    """
+    closed = weight.narrow(1, num_open, weight.shape[1] - num_open).flatten(1)
+    return closed @ mean[num_open:].flatten()
+
+
+__all__ = [
+    "STATISTICS",
+    "LevelStatistics",
+    "Narrowing",
+    "closed_bias",
+    "narrowing",
+    "norms_of",
+    "num_taps",
+    "open_units",
+]

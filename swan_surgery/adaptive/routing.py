@@ -1,0 +1,278 @@
+"""`fit_routes`: what looks at the input is fitted in closed form, and its thresholds to a budget."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.adaptive.adaptive_model import AdaptiveModel
+from swan_surgery.adaptive.block import NestedBlock
+from swan_surgery.adaptive.budgets import Distance, check_budget, divergence
+from swan_surgery.adaptive.calibrating import observe_
+from swan_surgery.adaptive.checks import check_adaptive
+from swan_surgery.adaptive.effort import Effort
+from swan_surgery.adaptive.probing import evaluating
+from swan_surgery.adaptive.route_stats import Routing, hardly_varies, route_stats
+from swan_surgery.adaptive.run import Levels
+from swan_surgery.adaptive.thresholds import (
+    Losses,
+    Reading,
+    binned,
+    cheapest,
+    fit_reading,
+    shares_below,
+    thresholds_at,
+)
+from swan_surgery.environment.random_streams import streams_kept
+from swan_surgery.errors import InputError, SwanWarning
+from swan_surgery.models.batches import run_on_batch
+
+
+_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """One who looks: what it reads, what its levels lose, and what they cost."""
+
+    reading: Reading
+    losses: Losses
+    macs: Tensor
+
+
+def fit_routes(
+    adapted: AdaptiveModel,
+    loader: Iterable[Any],
+    *,
+    macs: float,
+    max_macs: float | None = None,
+    num_batches: int | None = None,
+    distance: Distance | None = None,
+    statistics: Iterable[Any] | None = None,
+) -> Routing:
+    """Decide who takes which width, so that inputs cost `macs` of the given model on average.
+
+    For every block and width next to the uniform one that is nearest to the budget, how far the model's
+    output moves when the block alone takes it is measured per sample (with `per="network"`: every width). The effort e(x) is the ridge regression of what the widest
+    of these saves on pooled features of the block's input; its thresholds are the monotone choice of widths
+    with the least loss at one price per MAC for all blocks, set under the gates: with the efforts that
+    samples have once the blocks before are routed. A block whose features explain nothing on held-out
+    samples takes one width for all.
+
+    Args:
+        adapted: calibrated (`calibrate_widths`); its efforts and thresholds change in place.
+        loader: batches as `calibrate` takes them, held out from training if there are such; held in memory.
+        macs: share of the given model's MACs that samples may cost on average, in (0, 1].
+        max_macs: share that no sample may exceed, kept at run time as well; no ceiling by default.
+        num_batches: how many batches to use at most; all of them by default.
+        distance: (output, output of the widest) -> [B]; by default the Kullback-Leibler divergence of
+            softmax outputs over the last axis.
+        statistics: batches with the training augmentation, on which each width's statistics are then
+            measured among widths at random in the shares of these routes (`calibrate_widths(among="mixed")`);
+            thresholds are set once more.
+
+    Returns:
+        The routes as measured on the batches (`route_stats`).
+
+    Raises:
+        ModelError: not an adaptive model, or a compact one.
+        InputError: a share out of range, no batch, or a distance that is not finite, one per sample.
+        BudgetError: the narrowest widths cost more.
+
+    Warns:
+        SwanWarning: widths hardly vary with the input, so that a static model does as well.
+
+    Example:
+        >>> routing = swan.fit_routes(adapted, held_out, macs=0.5)  # doctest: +SKIP
+    """
+    check_adaptive(adapted, to="fit routes of")
+    check_budget(adapted.costs, macs, max_macs)
+    batches = list(islice(loader, num_batches))
+    if not batches:
+        raise InputError("the loader yielded no batch, so there is nothing to fit routes to")
+    costs = adapted.costs
+    adapted.max_macs = None if max_macs is None else int(max_macs * costs.dense)
+    held = adapted.execution
+    adapted.execution = "group"
+    try:
+        with torch.no_grad(), streams_kept(), evaluating(adapted):
+            fitted = _fit(adapted, batches, macs, distance or divergence)
+            budget = macs * costs.dense - costs.fixed
+            _set_thresholds_(adapted, batches, fitted, budget)
+            if statistics is not None:
+                shares = route_stats(adapted, batches).shares
+                observe_(adapted, list(statistics), among="mixed", shares=shares)
+                _set_thresholds_(adapted, batches, fitted, budget)
+    finally:
+        adapted.execution = held
+    routing = route_stats(adapted, batches)
+    if hardly_varies(routing):
+        warnings.warn(
+            f"widths hardly vary with the input (at most {routing.entropy:.2f} bits of entropy in a block): "
+            f"adapted.at({dict(routing.usual)!r}) is a static model that does as well",
+            SwanWarning,
+            stacklevel=2,
+        )
+    return routing
+
+
+def _fit(
+    adapted: AdaptiveModel, batches: list[Any], share: float, distance: Distance
+) -> dict[str, _Fitted]:
+    names = list(adapted.costs.blocks)
+    count = len(adapted.widths)
+    near = _nearest_level(adapted, share)
+    looking = [name for name, block in adapted.blocks().items() if block.effort is not None]
+    alone = adapted.structure.per == "block"
+    with _watching(adapted, looking) as features, adapted.holding(near):
+        wanted = _outputs(adapted, batches, -1)
+        for kept in features.values():
+            kept.clear()
+        base = _distances(adapted, batches, near, wanted, distance)
+    # The sum of what single blocks lose foretells little far from where it was measured.
+    tried = range(max(near - 1, 0), min(near + 2, count)) if alone else range(count)
+    unknown = torch.full((len(base), count), torch.inf, dtype=torch.float64)
+    losses = {name: unknown.clone() for name in looking}
+    for name in looking:
+        for level in tried:
+            levels = dict.fromkeys(names, near) | {name: level} if alone else level
+            same = alone and level == near
+            own = base if same else _distances(adapted, batches, levels, wanted, distance)
+            losses[name][:, level] = own
+    fitted = {}
+    for name in looking:
+        x, lost = torch.cat(features[name]), losses[name]
+        reading = fit_reading(x, lost[:, tried[0]] - lost[:, tried[-1]])
+        efforts = x.double() @ reading.weight + reading.bias
+        macs = _macs_of(adapted, name)
+        fitted[name] = _Fitted(reading, binned(efforts, lost, informed=reading.explained > 0), macs)
+    return fitted
+
+
+def _macs_of(adapted: AdaptiveModel, name: str) -> Tensor:
+    """MACs of the levels that a block decides about."""
+    if adapted.structure.per == "block":
+        return adapted.costs.blocks[name]
+    return torch.stack(list(adapted.costs.blocks.values())).sum(0)
+
+
+def _nearest_level(adapted: AdaptiveModel, share: float) -> int:
+    costs = adapted.costs
+    totals = costs.fixed + torch.stack(list(costs.blocks.values())).sum(0)
+    return int((totals - share * costs.dense).abs().argmin())
+
+
+@contextmanager
+def _watching(adapted: AdaptiveModel, names: Iterable[str]) -> Iterator[Mapping[str, list[Tensor]]]:
+    """Collects what efforts would read, batch by batch."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def look(block: nn.Module, args: Any, kwargs: Any, *, name: str) -> None:
+        assert isinstance(block, NestedBlock)  # noqa: S101 - hooked below
+        found[name].append(block.features((args, kwargs)).cpu())
+
+    handles = [
+        adapted.blocks()[name].register_forward_pre_hook(partial(look, name=name), with_kwargs=True)
+        for name in found
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _outputs(
+    adapted: AdaptiveModel, batches: list[Any], levels: Levels | Mapping[str, Levels]
+) -> list[Any]:
+    with adapted.holding(levels):
+        return [run_on_batch(adapted, batch) for batch in batches]
+
+
+def _distances(
+    adapted: AdaptiveModel,
+    batches: list[Any],
+    levels: Levels | Mapping[str, Levels],
+    wanted: list[Any],
+    distance: Distance,
+) -> Tensor:
+    outputs = _outputs(adapted, batches, levels)
+    found = [distance(out, own) for out, own in zip(outputs, wanted, strict=True)]
+    joined = torch.cat([own.detach().double().cpu().reshape(-1) for own in found])
+    if not bool(joined.isfinite().all()):
+        raise InputError("the distance between outputs is not finite")
+    return joined
+
+
+def _set_thresholds_(
+    adapted: AdaptiveModel, batches: list[Any], fitted: Mapping[str, _Fitted], budget: float
+) -> None:
+    """Thresholds under the gates; the budget that is aimed at gives way until the real one is met."""
+    count = len(adapted.widths)
+    for name, own in fitted.items():
+        effort = _effort(adapted, name)
+        effort.weight.copy_(own.reading.weight[None])
+        effort.bias.copy_(own.reading.bias)
+    aim = budget
+    least = sum(float(own.macs[0]) for own in fitted.values())
+    for _ in range(_ROUNDS):
+        levels = cheapest(
+            [own.losses for own in fitted.values()], [own.macs for own in fitted.values()], aim
+        )
+        shares = {
+            name: shares_below(own.losses, chosen, count)
+            for (name, own), chosen in zip(fitted.items(), levels, strict=True)
+        }
+        measured = _quantiles_(adapted, batches, shares)
+        if measured <= budget:
+            return
+        aim = max(least, aim - 1.05 * (measured - budget))
+    _quantiles_(adapted, batches, {name: torch.ones(count - 1) for name in fitted})
+
+
+def _effort(adapted: AdaptiveModel, name: str) -> Effort:
+    effort = adapted.blocks()[name].effort
+    assert effort is not None  # noqa: S101 - those that look were fitted
+    return effort
+
+
+def _quantiles_(adapted: AdaptiveModel, batches: list[Any], shares: Mapping[str, Tensor]) -> float:
+    """Set thresholds at shares of the efforts that samples have under the gates; mean MACs of blocks."""
+    mean = 0.0
+    for _ in range(3):
+        runs = [_routes(adapted, batch) for batch in batches]
+        for name, share in shares.items():
+            effort = _effort(adapted, name)
+            seen = torch.cat([own[0][name] for own in runs]).cpu()
+            found = thresholds_at(seen, share)
+            effort.thresholds.copy_(found)
+            spread = float(seen.std()) if len(seen) > 1 else 0.0
+            effort.temperature.fill_(spread / 4 if spread > 0 else 1.0)
+        macs = torch.cat([_routes(adapted, batch)[1] for batch in batches])
+        mean = float(macs.double().mean()) - adapted.costs.fixed
+    return mean
+
+
+def _routes(adapted: AdaptiveModel, batch: Any) -> tuple[Mapping[str, Tensor], Tensor]:
+    found = run_on_batch(_Routing(adapted), batch)
+    return found.efforts, found.macs
+
+
+class _Routing(nn.Module):
+    """Says the routes of a batch."""
+
+    def __init__(self, adapted: AdaptiveModel) -> None:
+        super().__init__()
+        self.adapted = adapted
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.adapted.routes(*args, **kwargs)
+
+
+__all__ = ["fit_routes"]

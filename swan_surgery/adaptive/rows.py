@@ -1,0 +1,81 @@
+"""Rows of a call: which tensors among its arguments hold one row per sample, taken apart and put together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Positions of the leaves of (args, kwargs) that hold one row per sample."""
+
+    positions: tuple[int, ...]
+
+    def first(self, call: Any) -> Tensor:
+        """The first of these leaves."""
+        leaf: Tensor = tree_flatten(call)[0][self.positions[0]]
+        return leaf
+
+    def take(self, call: Any, index: Sequence[int]) -> Any:
+        """The call for some of the samples, ascending; without a copy where they lie side by side."""
+        leaves, shape = tree_flatten(call)
+        together = index[-1] - index[0] + 1 == len(index)
+        for position in self.positions:
+            leaf = leaves[position]
+            if together:
+                leaves[position] = leaf.narrow(0, index[0], len(index))
+            else:
+                places = torch.tensor(index, device=leaf.device)
+                leaves[position] = leaf.index_select(0, places)
+        return tree_unflatten(leaves, shape)
+
+
+def put_together(outputs: Sequence[Any], indices: Sequence[Sequence[int]]) -> Any:
+    """The outputs of groups of samples as the output of all of them, in their order.
+
+    Args:
+        outputs: one per group; every leaf a tensor with one row per sample, or the same for all.
+        indices: which samples each group holds, ascending.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    flat = [tree_flatten(output)[0] for output in outputs]
+    shape = tree_flatten(outputs[0])[1]
+    if torch.is_grad_enabled():
+        places = torch.tensor([place for index in indices for place in index])
+        order = places.argsort()
+        joined = [_joined(leaves, order) for leaves in zip(*flat, strict=True)]
+    else:
+        joined = [_written(leaves, indices) for leaves in zip(*flat, strict=True)]
+    return tree_unflatten(joined, shape)
+
+
+def _joined(leaves: Sequence[Any], order: Tensor) -> Any:
+    if not isinstance(leaves[0], Tensor):
+        return leaves[0]
+    return torch.cat(list(leaves)).index_select(0, order.to(leaves[0].device))
+
+
+def _written(leaves: Sequence[Any], indices: Sequence[Sequence[int]]) -> Any:
+    first = leaves[0]
+    if not isinstance(first, Tensor):
+        return first
+    count = sum(len(index) for index in indices)
+    layout = (
+        torch.channels_last
+        if first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
+    whole = torch.empty(
+        (count, *first.shape[1:]), dtype=first.dtype, device=first.device, memory_format=layout
+    )
+    for leaf, index in zip(leaves, indices, strict=True):
+        whole.index_copy_(0, torch.tensor(index, device=first.device), leaf)
+    return whole
+
+
+__all__ = ["Rows", "put_together"]

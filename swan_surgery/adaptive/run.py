@@ -1,0 +1,73 @@
+"""One run of an adaptive model: which level every block takes, for every sample."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+# "observe": masked, with statistics of the batch, while somebody records them.
+Execution = Literal["group", "masked", "observe"]
+# One level for all samples, or int64 of shape (B,): 0 is the narrowest.
+Levels = int | Tensor
+
+
+@dataclass
+class Run:
+    """What blocks ask while the model runs, and what they leave behind.
+
+    Attributes:
+        execution: how blocks run their samples.
+        held: levels by block that somebody has decided; the other blocks look at their input.
+        taken: levels by block, in the order in which they ran.
+        efforts: what looked at the input saw, by block: [B].
+        shared: what the last block that looked decided.
+        ceiling: MACs per sample above the narrowest levels of all blocks, at most.
+        left: MACs per sample that are left of these.
+    """
+
+    execution: Execution
+    held: Mapping[str, Levels] = field(default_factory=dict)
+    taken: dict[str, Levels] = field(default_factory=dict)
+    efforts: dict[str, Tensor] = field(default_factory=dict)
+    shared: Levels | None = None
+    left: Tensor | None = None
+    ceiling: int | None = None
+
+    def capped(self, levels: Levels, extra: Tensor) -> Levels:
+        """Levels under the ceiling; `extra` int64 (levels,): MACs of each above the narrowest."""
+        if self.ceiling is None:
+            return levels
+        extra = extra.to(levels.device) if isinstance(levels, Tensor) else extra
+        if self.left is None:
+            self.left = extra.new_full((), self.ceiling)
+        own = torch.as_tensor(levels, device=extra.device)
+        affordable = (extra <= self.left[..., None]).sum(-1) - 1
+        own = torch.minimum(own, affordable)
+        self.left = self.left - extra[own]
+        return own if own.ndim else int(own)
+
+
+_NOW: ContextVar[Run | None] = ContextVar("swan_adaptive_run", default=None)
+
+
+def running() -> Run | None:
+    """The run that is under way, if there is one."""
+    return _NOW.get()
+
+
+@contextmanager
+def begin(run: Run) -> Iterator[Run]:
+    """Blocks inside the block ask this run."""
+    token = _NOW.set(run)
+    try:
+        yield run
+    finally:
+        _NOW.reset(token)
+
+
+__all__ = ["Execution", "Levels", "Run", "begin", "running"]

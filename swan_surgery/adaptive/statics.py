@@ -1,0 +1,109 @@
+"""A width as a static model: the library's own cut, and the means of what went in the biases."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.adaptive.structure import Structure, open_mask
+from swan_surgery.cutting.plan import make_plan
+from swan_surgery.cutting.step import CUT, apply_plan_
+from swan_surgery.errors import ArtifactError
+from swan_surgery.models.provenance import note_, provenance_of
+from swan_surgery.models.steps import Shapes, Step, StepKind, StepMacs, register_step
+
+
+BIAS = "bias"
+_VERSION = 1
+
+
+def give_bias_(layer: nn.Module) -> bool:
+    """A bias of zeros for a layer that has none; whether it had none."""
+    own: Any = layer
+    if own.bias is not None:
+        return False
+    weight = own.weight
+    bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+    own.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    return True
+
+
+def fixed(
+    dense: nn.Module,
+    structure: Structure,
+    levels: Mapping[str, int],
+    parts: Mapping[str, Mapping[str, Tensor]],
+    *,
+    macs: tuple[int, int],
+) -> nn.Module:
+    """The static model of levels.
+
+    Args:
+        dense: a private model at full width; used up.
+        structure: what adapts.
+        levels: by block.
+        parts: parameters and buffers of every block at its level.
+        macs: per sample, before and after.
+    """
+    provenance = provenance_of(dense)
+    plan = make_plan(structure.channels, open_mask(structure, levels))
+    small = apply_plan_(dense, plan)
+    narrow = [g for g in structure.groups if levels[g.block] < len(structure.widths) - 1]
+    readers = [reader for group in narrow for reader in group.readers]
+    biased = [reader for reader in readers if give_bias_(small.get_submodule(reader))]
+    for name, own in parts.items():
+        block = small.get_submodule(name)
+        with torch.no_grad():
+            for key, tensor in _tensors(block).items():
+                if key in own:
+                    tensor.copy_(own[key])
+    if provenance is not None:
+        shapes = tuple(tuple(leaf.shape) for leaf in structure.samples())
+        batch = shapes[0][0] if shapes else 1
+        steps = StepMacs(macs[0] * batch, macs[1] * batch, shapes)
+        provenance = provenance.followed_by(Step(CUT, 1, {"plan": plan.to_json()}, steps))
+        if biased:
+            data = {"layers": biased}
+            provenance = provenance.followed_by(
+                Step(BIAS, _VERSION, data, StepMacs(steps.after, steps.after, shapes))
+            )
+        note_(small, provenance)
+    return small
+
+
+def _tensors(block: nn.Module) -> dict[str, Tensor]:
+    named = [*block.named_parameters(remove_duplicate=False)]
+    return dict([*named, *block.named_buffers(remove_duplicate=False)])
+
+
+def _layers(step: Step) -> list[str]:
+    layers = step.data.get("layers")
+    if not isinstance(layers, list) or not all(isinstance(name, str) for name in layers):
+        raise ArtifactError("the file gives a bias to what is no list of layers")
+    return layers
+
+
+def _apply(model: nn.Module, step: Step) -> nn.Module:
+    for name in _layers(step):
+        layer = model.get_submodule(name)
+        if not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            raise ArtifactError(f"the file gives a bias to {name!r}, a {type(layer).__name__}")
+        give_bias_(layer)
+    return model
+
+
+def _reshape(shapes: Shapes, step: Step) -> Shapes:
+    found = dict(shapes)
+    for name in _layers(step):
+        weight = found.get(f"{name}.weight" if name else "weight")
+        if weight is None:
+            raise ArtifactError(f"the file gives a bias to {name!r}, which has no weight")
+        found[f"{name}.bias" if name else "bias"] = weight[:1]
+    return found
+
+
+register_step(BIAS, StepKind(_VERSION, _apply, _reshape))
+
+
+__all__ = ["fixed", "give_bias_"]

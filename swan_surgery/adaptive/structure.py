@@ -1,0 +1,55 @@
+"""What an adaptive model was made of, as data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from swan_surgery.adaptive.candidates import NestedGroup, StaticGroup
+from swan_surgery.adaptive.levels import open_units
+from swan_surgery.channels import ChannelMap
+from swan_surgery.models import Inputs
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What an adaptive model was made of, as data.
+
+    Attributes:
+        kind: "nested".
+        per: "block" or "network": who looks at the input.
+        widths: ascending, the last one 1.
+        groups: of channels that look at the input.
+        static: groups that do not, with the reason.
+        channels: the map of the given model.
+        example_inputs: what it was mapped with.
+        ignored: patterns of modules that were to stay static.
+    """
+
+    kind: str
+    per: str
+    widths: tuple[float, ...]
+    groups: tuple[NestedGroup, ...]
+    static: tuple[StaticGroup, ...]
+    channels: ChannelMap = field(repr=False)
+    example_inputs: Inputs = field(repr=False)
+    ignored: tuple[str, ...] = ()
+
+    def samples(self) -> list[Tensor]:
+        """The tensors of the example inputs."""
+        leaves = tree_leaves((self.example_inputs.args, dict(self.example_inputs.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def open_mask(structure: Structure, levels: Mapping[str, int]) -> Tensor:
+    """Open units when blocks have these levels, bool of shape (num_units,)."""
+    mask = torch.ones(structure.channels.num_units, dtype=torch.bool)
+    for group in structure.groups:
+        count = open_units(group, structure.widths[levels[group.block]])
+        mask[list(group.units[count:])] = False
+    return mask
+
+
+__all__ = ["Structure", "open_mask"]

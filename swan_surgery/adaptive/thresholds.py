@@ -1,0 +1,161 @@
+"""From efforts and what each width loses to levels: ascending with effort, at a price per MAC."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+_BINS = 16
+# Ridge penalties, in units of the mean variance of a feature.
+_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A linear reading of features: effort = features @ weight + bias.
+
+    `explained` is the share of the target's variance that it explains on samples it has not seen, 0 if
+    a constant does better; the weight is then zero.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    explained: float
+
+
+def fit_reading(features: Tensor, target: Tensor) -> Reading:
+    """Ridge regression in closed form, its penalty chosen on every other sample.
+
+    Args:
+        features: [N, F].
+        target: [N]; its extremes are drawn in to the 1st and 99th percentile.
+    """
+    x, y = features.double(), target.double()
+    y = y.clamp(*torch.quantile(y, y.new_tensor([0.01, 0.99])).tolist())
+    best, explained = None, 0.0
+    for penalty in _PENALTIES:
+        weight, bias = _ridge(x[::2], y[::2], penalty)
+        rest = y[1::2] - x[1::2] @ weight - bias
+        total = (y[1::2] - y[::2].mean()).square().sum().clamp(min=torch.finfo(y.dtype).tiny)
+        share = 1 - float(rest.square().sum() / total)
+        if share > explained:
+            best, explained = penalty, share
+    if best is None:
+        return Reading(torch.zeros_like(x[0]), y.mean(), 0.0)
+    return Reading(*_ridge(x, y, best), explained)
+
+
+def _ridge(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    mean, spread = x.mean(0), x.std(0).clamp(min=1e-12)
+    z = (x - mean) / spread
+    gram = z.T @ z / len(z) + penalty * torch.eye(z.shape[1], dtype=z.dtype)
+    weight = torch.linalg.solve(gram, z.T @ (y - y.mean()) / len(z)) / spread
+    return weight, y.mean() - mean @ weight
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What a block's levels lose, by effort: bins of samples in ascending order of it.
+
+    `mean` is [bins, levels]; `share` [bins] is the part of the samples in each.
+    """
+
+    mean: Tensor
+    share: Tensor
+
+
+def binned(efforts: Tensor, losses: Tensor, *, informed: bool) -> Losses:
+    """Mean losses of samples in order of effort; one bin where the effort knows nothing.
+
+    Args:
+        efforts: [N].
+        losses: [N, levels].
+        informed: whether the effort says anything.
+    """
+    order = efforts.argsort()
+    parts = order.tensor_split(min(_BINS, len(order)) if informed else 1)
+    mean = torch.stack([losses[part].double().mean(0) for part in parts])
+    share = torch.tensor([len(part) / len(order) for part in parts], dtype=torch.float64)
+    return Losses(mean, share)
+
+
+def levels_at(losses: Losses, macs: Tensor, price: float) -> Tensor:
+    """The level of each bin, ascending, of least loss + price x MACs: dynamic programming, int64 [bins]."""
+    cost = (losses.mean + price * macs.double()) * losses.share[:, None]
+    best = cost[0].clone()
+    froms = []
+    for row in cost[1:]:
+        below, where = best.cummin(0)
+        froms.append(where)
+        best = below + row
+    level = int(best.argmin())
+    path = [level]
+    for where in reversed(froms):
+        level = int(where[level])
+        path.append(level)
+    return torch.tensor(path[::-1])
+
+
+def mean_macs(losses: Losses, macs: Tensor, levels: Tensor) -> float:
+    """MACs of the bins' levels, the mean over samples."""
+    return float((macs.double()[levels] * losses.share).sum())
+
+
+def cheapest(losses: Sequence[Losses], macs: Sequence[Tensor], budget: float) -> list[Tensor]:
+    """Levels of all blocks' bins with the least sum of losses whose mean MACs fit the budget.
+
+    One price per MAC for all blocks, found by bisection.
+    """
+
+    def at(price: float) -> tuple[list[Tensor], float]:
+        found = [levels_at(own, m, price) for own, m in zip(losses, macs, strict=True)]
+        total = sum(mean_macs(*own) for own in zip(losses, macs, found, strict=True))
+        return found, total
+
+    found, total = at(0.0)
+    if total <= budget:
+        return found
+    low, high = 0.0, 1e-12
+    while at(high)[1] > budget and high < 1e12:
+        low, high = high, high * 10
+    for _ in range(60):
+        middle = (low * high) ** 0.5 if low else high / 2
+        if at(middle)[1] > budget:
+            low = middle
+        else:
+            high = middle
+    return at(high)[0]
+
+
+def shares_below(losses: Losses, levels: Tensor, num_levels: int) -> Tensor:
+    """The part of the samples that stays below each level but the narrowest, [levels - 1]."""
+    wanted = torch.arange(1, num_levels)
+    return ((levels[:, None] < wanted) * losses.share[:, None]).sum(0)
+
+
+def thresholds_at(efforts: Tensor, shares: Tensor) -> Tensor:
+    """Efforts below which these shares of the samples lie; infinite where all or none do.
+
+    Halfway between two samples, so that rounding moves none of them across.
+    """
+    ordered = efforts.double().sort().values
+    places = (shares * len(ordered)).round().long()
+    below = ordered[(places - 1).clamp(min=0)]
+    found = (below + ordered[places.clamp(max=len(ordered) - 1)]) / 2
+    found = torch.where(places == len(ordered), torch.inf, found)
+    return torch.where(places == 0, -torch.inf, found)
+
+
+__all__ = [
+    "Losses",
+    "Reading",
+    "binned",
+    "cheapest",
+    "fit_reading",
+    "levels_at",
+    "mean_macs",
+    "shares_below",
+    "thresholds_at",
+]

@@ -1,0 +1,100 @@
+"""What a file holds of an adaptive model beside its weights: structure, statistics, and who looks at what."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.adaptive import AdaptiveModel, compact
+from swan_surgery.adaptive.adapting import adapt_in_order
+from swan_surgery.artifacts.structures import encode, map_digest
+from swan_surgery.errors import ArtifactError, SwanError
+from swan_surgery.models import Inputs
+
+
+PREFIX = "adaptive/"
+
+
+def adaptive_part(adapted: AdaptiveModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of what is not the dense model."""
+    structure = adapted.structure
+    given = (structure.example_inputs.args, dict(structure.example_inputs.kwargs))
+    inputs, leaves = encode(given)
+    tensors = {f"inputs/{i}": t.detach().clone().contiguous() for i, t in enumerate(leaves)}
+    for index, block in enumerate(adapted.blocks().values()):
+        for name, tensor in block.own_state().items():
+            tensors[f"{PREFIX}{index}/{name}"] = tensor.detach().clone().contiguous()
+    header = {
+        "structure": structure.kind,
+        "per": structure.per,
+        "widths": list(structure.widths),
+        "ignore": list(structure.ignored),
+        "blocks": _blocks(adapted),
+        "map": map_digest(structure.channels),
+        "execution": adapted.execution,
+        "max_macs": adapted.max_macs,
+        "compact": adapted.is_compact,
+        "training": adapted.training,
+        "inputs": inputs,
+    }
+    return header, tensors
+
+
+def _blocks(adapted: AdaptiveModel) -> list[list[Any]]:
+    groups = adapted.structure.groups
+    return [
+        [name, [len(g.units) for g in groups if g.block == name]] for name in adapted.costs.blocks
+    ]
+
+
+def rebuilt_adaptive(
+    path: Path,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    base: nn.Module,
+    inputs: Inputs,
+) -> AdaptiveModel:
+    """The adaptive model around a base model with its weights, whose channels are in order already.
+
+    Raises:
+        ArtifactError: this version adapts other blocks.
+    """
+    try:
+        adapted = adapt_in_order(
+            base,
+            inputs,
+            structure=header["structure"],
+            per=header["per"],
+            widths=tuple(header["widths"]),
+            ignore=header["ignore"],
+        )
+    except SwanError as err:
+        raise ArtifactError(f"{path}: the model could not be adapted again: {err}") from err
+    if (
+        _blocks(adapted) != header["blocks"]
+        or map_digest(adapted.structure.channels) != header["map"]
+    ):
+        raise ArtifactError(
+            f"{path}: this version adapts other channels than the one that saved it; load it with "
+            f"swan_surgery as named in the file"
+        )
+    for index, block in enumerate(adapted.blocks().values()):
+        prefix = f"{PREFIX}{index}/"
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        state = block.own_state()
+        if set(own) != set(state):
+            raise ArtifactError(f"{path}: block {block.name!r} has other statistics")
+        for name, tensor in state.items():
+            if tensor.shape != own[name].shape:
+                raise ArtifactError(f"{path}: {name!r} of block {block.name!r} has another shape")
+            with torch.no_grad():
+                tensor.copy_(own[name])
+    adapted.execution = "masked" if header["execution"] == "masked" else "group"
+    adapted.max_macs = None if header["max_macs"] is None else int(header["max_macs"])
+    adapted.training = bool(header["training"])
+    return compact(adapted, execution=adapted.execution) if header["compact"] else adapted
+
+
+__all__ = ["PREFIX", "adaptive_part", "rebuilt_adaptive"]

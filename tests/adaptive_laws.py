@@ -1,0 +1,151 @@
+"""The laws of gates that look at the input, for any model: what every adaptive model keeps."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+import swan_surgery as swan
+from swan_surgery.cutting.plan import make_plan
+from swan_surgery.cutting.step import apply_plan
+from swan_surgery.models import Inputs, as_inputs
+from tests.closing import TOLERANCE, outputs
+from tests.fingerprints import assert_same_fingerprint, fingerprint
+
+
+def randomise_statistics_(adapted: swan.AdaptiveModel, generator: torch.Generator) -> None:
+    """Means and statistics of all widths at random: none can stand in for another."""
+    for block in adapted.blocks().values():
+        for level in block.statistics:
+            for name, tensor in level.named_buffers():
+                if "running_var" in name:
+                    tensor.uniform_(0.5, 2, generator=generator)
+                elif "mean" in name:
+                    tensor.normal_(generator=generator)
+
+
+def aim_(adapted: swan.AdaptiveModel, generator: torch.Generator) -> None:
+    """Efforts and thresholds at random: samples take widths of their own."""
+    for block in adapted.blocks().values():
+        if block.effort is not None:
+            block.effort.weight.data.normal_(generator=generator)
+            own = torch.randn(len(block.effort.thresholds), generator=generator).double()
+            block.effort.thresholds.copy_(own.sort().values)
+
+
+def samples_of(inputs, count: int) -> Inputs:
+    """More samples: the given ones, and noise of their kind."""
+    given = as_inputs(inputs)
+    generator = torch.Generator().manual_seed(5)
+
+    def more(tensor: Tensor) -> Tensor:
+        shape = (count, *tensor.shape[1:])
+        if not tensor.is_floating_point():
+            return tensor[torch.arange(count) % len(tensor)]
+        return torch.randn(shape, generator=generator, dtype=tensor.dtype)
+
+    return given.map(more)
+
+
+def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    return [
+        leaf
+        for leaf in tree_leaves(model(*inputs.args, **inputs.kwargs))
+        if isinstance(leaf, Tensor)
+    ]
+
+
+def row(inputs: Inputs, index: int) -> Inputs:
+    return inputs.map(lambda tensor: tensor[index : index + 1])
+
+
+def assert_near(found: list[Tensor], wanted: list[Tensor], what: str) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        scale = float(other.detach().abs().max()) if other.numel() else 0.0
+        error = float((one - other).detach().abs().max()) if other.numel() else 0.0
+        assert error <= TOLERANCE * max(scale, 1e-3), f"{what}: {error} of {scale}"
+
+
+def check_adaptive_laws(
+    model: nn.Module, example_inputs, seed: int, *, per: str = "block"
+) -> swan.AdaptiveModel | None:
+    """All laws; None where nothing can adapt (and `adapt` says why)."""
+    before = fingerprint(model)
+    wanted = outputs(model, example_inputs)
+    try:
+        adapted = swan.adapt(model, example_inputs, widths=(0.3, 0.6, 1.0), per=per).eval()
+    except swan.NoGateableChannelsError:
+        assert_same_fingerprint(before, fingerprint(model))
+        return None
+    assert_same_fingerprint(before, fingerprint(model))
+    assert_near(outputs(adapted, example_inputs), wanted, "all open is the given model")
+    generator = torch.Generator().manual_seed(seed)
+    randomise_statistics_(adapted, generator)
+    inputs = samples_of(example_inputs, 4)
+    names = list(adapted.costs.blocks)
+    drawn = torch.randint(3, (4, len(names)), generator=generator)
+    check_masked(adapted, inputs, drawn)
+    aim_(adapted, generator)
+    small = swan.compact(adapted)
+    with torch.no_grad():
+        routes = small.routes(*inputs.args, **inputs.kwargs)
+        with adapted.holding(routes.levels):
+            held = run(adapted, inputs)
+        assert_near(run(small, inputs), held, "routed as it says")
+        for index in range(2):
+            one = row(inputs, index)
+            alone = small.routes(*one.args, **one.kwargs)
+            assert torch.equal(alone.levels[0], routes.levels[index])
+            assert int(alone.macs[0]) == int(routes.macs[index])
+            counted = swan.count_macs(small, (one.args or dict(one.kwargs)))
+            assert counted == int(alone.macs[0]), "counted MACs are those expected"
+    check_static(adapted, inputs)
+    return adapted
+
+
+def check_masked(adapted: swan.AdaptiveModel, inputs: Inputs, levels: Tensor) -> None:
+    """Groups compute what masks compute: outputs, and gradients of weights."""
+    found = {}
+    for way in ("group", "masked"):
+        adapted.execution = way
+        adapted.zero_grad()
+        with adapted.holding(levels):
+            results = run(adapted, inputs)
+        generator = torch.Generator().manual_seed(3)
+        total = sum((r * torch.randn(r.shape, generator=generator).double()).sum() for r in results)
+        total.backward()
+        gradients = [p.grad for p in adapted.parameters() if p.grad is not None and p.grad.any()]
+        found[way] = [r.detach() for r in results], [g.clone() for g in gradients]
+    adapted.execution = "group"
+    adapted.zero_grad()
+    assert_near(found["group"][0], found["masked"][0], "compact is masked")
+    assert_near(found["group"][1], found["masked"][1], "gradients of compact are those of masked")
+
+
+def check_static(adapted: swan.AdaptiveModel, inputs: Inputs) -> None:
+    """A width as a static model; and without means, and with the given statistics, a cut."""
+    with torch.no_grad():
+        for level, width in enumerate(adapted.widths):
+            with adapted.holding(level):
+                assert_near(run(adapted.at(width), inputs), run(adapted, inputs), "a static width")
+    plain = copy.deepcopy(adapted)
+    for block in plain.blocks().values():
+        levels: Any = block.statistics
+        for level, own in zip(levels, block.narrowings, strict=True):
+            for name, tensor in level.named_buffers():
+                if name.startswith("mean"):
+                    tensor.zero_()
+            for name in level.norms:
+                norm = block.full.get_submodule(name)
+                assert isinstance(norm, _BatchNorm)
+                for statistic, tensor in level.norm(name).items():
+                    tensor.copy_(own.view(f"{name}.{statistic}", getattr(norm, statistic)))
+    mask = torch.ones(plain.structure.channels.num_units, dtype=torch.bool)
+    for group in plain.structure.groups:
+        mask[list(group.units[max(1, round(plain.widths[0] * len(group.units))) :])] = False
+    cut = apply_plan(plain.dense_model(), make_plan(plain.structure.channels, mask))
+    with torch.no_grad(), plain.holding(0):
+        assert_near(run(plain, inputs), run(cut, inputs), "constant gates are a cut")

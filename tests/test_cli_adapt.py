@@ -1,0 +1,57 @@
+"""`swan-surgery adapt`: from a name and inputs to an adaptive model, or one of its widths."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import swan_surgery as swan
+from tests.test_cli_shipping import done, refused
+
+
+NAME = "tests.test_cli_adapt:net"
+SHAPE = ("--input", "2,3")
+
+
+def net() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def test_without_data_every_input_takes_all(tmp_path) -> None:
+    text = done("adapt", NAME, *SHAPE, "-o", tmp_path / "a.swan")
+    assert "every input takes the full width" in text
+    adapted = swan.load(tmp_path / "a.swan", net())
+    x = torch.randn(4, 3)
+    assert torch.allclose(adapted(x), net().eval()(x), atol=1e-6)
+
+
+def test_with_data_routes_are_fitted(tmp_path) -> None:
+    x = torch.randn(200, 3) * torch.rand(200, 1).exp()
+    save_file({"inputs": x}, tmp_path / "x.safetensors")
+    options = ("--data", tmp_path / "x.safetensors", "--macs", 0.6, "--per", "network", "--json")
+    facts = json.loads(done("adapt", NAME, *SHAPE, *options, "-o", tmp_path / "a.swan"))
+    assert facts["routing"]["samples"] == 200
+    assert facts["routing"]["mean_macs"] <= 0.6 * facts["dense_macs"]
+    assert facts["blocks"] == {"": [10, 20, 30, 40]}
+
+
+def test_a_static_width(tmp_path) -> None:
+    done("adapt", NAME, *SHAPE, "--widths", "0.5,1", "--at", 0.5, "-o", tmp_path / "s.swan")
+    assert swan.load(tmp_path / "s.swan", net())[0].out_features == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--widths", "a"), "numbers"),
+        (("--per", "layer"), "block or network"),
+        (("--data", "nowhere.safetensors"), "is not a safetensors file"),
+    ],
+    ids=["widths", "per", "data"],
+)
+def test_refusals_are_one_line(tmp_path, options, message: str) -> None:
+    told = refused("adapt", NAME, *SHAPE, *options, "-o", tmp_path / "a.swan")
+    assert message in told
