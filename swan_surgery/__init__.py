@@ -9,6 +9,13 @@ import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
 
 # isort: split
 
+from swan_surgery.activations import (
+    ActivationSite,
+    Swaps,
+    register_activation,
+    swap_activations,
+    swaps,
+)
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map, register_rule
@@ -52,6 +59,7 @@ from swan_surgery.timing.runtimes import MeasuredLatency, measure_latency
 
 
 __all__ = [
+    "ActivationSite",
     "ArtifactError",
     "BudgetError",
     "ChannelMap",
@@ -76,6 +84,7 @@ __all__ = [
     "RuleError",
     "SwanError",
     "SwanWarning",
+    "Swaps",
     "TraceError",
     "UnsupportedOpError",
     "VerificationError",
@@ -100,11 +109,14 @@ __all__ = [
     "parameter_groups",
     "prune",
     "prune_by_score",
+    "register_activation",
     "register_rule",
     "report",
     "save",
     "save_pretrained",
     "soft_gates",
+    "swap_activations",
+    "swaps",
     "swanify",
     "unswanify",
 ]
