@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from swan_surgery.activations.finding import why_not_activation
 from swan_surgery.activations.listening import listen
-from swan_surgery.activations.places import Place
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs, doubled
@@ -22,6 +20,8 @@ from swan_surgery.models import Inputs, doubled
 
 # Of the largest value: what rounding leaves.
 _CHANGED = {torch.float64: 1e-10, torch.float32: 1e-5}
+# Positions: one in the middle, one before, one behind.
+_FEWEST = 3
 _WAYS_ON = (
     "'fles-token' scales each token by itself, 'fles-dg' by what it learnt, and 'acon-c', 'silu' and the "
     "like look at nothing else"
@@ -29,37 +29,47 @@ _WAYS_ON = (
 
 
 def check_statistics(
-    model: nn.Module, inputs: Inputs, places: Sequence[Place], activation: str
+    model: nn.Module, inputs: Inputs, activation: str, modules: Sequence[str]
 ) -> None:
     """Refuse statistics over positions that would carry something where the model carries nothing.
 
     Args:
         model: private; it is run.
         inputs: example inputs with data.
-        places: where the activation would be put.
-        activation: its name, for the message.
+        activation: what would be put in, for the message.
+        modules: names of all activation modules.
 
     Raises:
-        InputError: later tokens would change earlier ones, or samples each other.
+        InputError: later tokens would change earlier ones, or samples each other; or texts are too short
+            to tell.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:
-        _check_samples(model.eval(), inputs, places, activation)
-        for size, axis in _axes_of(inputs):
-            _check_tokens(model, inputs, size, axis, activation)
+        trials = _Trials(model.eval(), inputs, activation, modules)
+        trials.of_samples()
+        for size, axis in _axes_of(inputs, activation):
+            trials.of_tokens(size, axis)
     finally:
         for module, training in modes:
             module.training = training
 
 
-def _axes_of(inputs: Inputs) -> list[tuple[int, int]]:
+def _axes_of(inputs: Inputs, activation: str) -> list[tuple[int, int]]:
     """(size, axis) of what may be tokens or pixels: all axes but the batch, and an image's channels."""
-    found = {
-        (tensor.shape[axis], axis)
-        for tensor in _tensors(inputs)
-        for axis in range(1 if tensor.ndim < 4 else 2, tensor.ndim)
-        if tensor.shape[axis] > 2
-    }
+    found = set()
+    for tensor in _tensors(inputs):
+        is_text = tensor.ndim == 2 and not tensor.is_floating_point()
+        if is_text and tensor.shape[1] < _FEWEST:
+            raise InputError(
+                f"a text of {tensor.shape[1]} tokens does not tell whether the model is causal, and "
+                f"{activation!r} takes statistics over tokens: pass example inputs of {_FEWEST} or more"
+            )
+        first = 1 if tensor.ndim < 4 else 2
+        found |= {
+            (tensor.shape[axis], axis)
+            for axis in range(first, tensor.ndim)
+            if tensor.shape[axis] >= _FEWEST
+        }
     return sorted(found)
 
 
@@ -68,64 +78,80 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _check_tokens(model: nn.Module, inputs: Inputs, size: int, axis: int, activation: str) -> None:
-    middle = size // 2
-    before = _values(model, inputs)
-    after = _values(model, _changed(inputs, size, axis, middle))
-    for (name, one), (_, two) in zip(before, after, strict=True):
-        if one.shape != two.shape:
-            return  # what the inputs hold decides what runs
-        for own in range(1, one.ndim):
-            moved = _moved(one, two, own)
-            if one.shape[own] != size or not bool(moved[middle]):
-                continue
-            if not bool(moved[:middle].any()) and bool(moved[middle + 1 :].any()):
-                raise InputError(
-                    f"the model is causal: changing position {middle} of {size} on axis {axis} of the inputs "
-                    f"changes no earlier value (seen at {name!r}), but the statistics of {activation!r} over "
-                    f"positions would carry later ones back. {_WAYS_ON}"
-                )
+class _Trials:
+    """Runs of one model on changed inputs, seen at what its activations are given."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, activation: str, modules: Sequence[str]
+    ) -> None:
+        self._model, self._inputs = model, inputs
+        self._activation, self._modules = activation, modules
+        self._before = self._values(inputs)
+
+    def of_tokens(self, size: int, axis: int) -> None:
+        """Refuse if the middle of an axis of the inputs changes what is there and later, and nothing else."""
+        middle = size // 2
+        after = self._values(_changed(self._inputs, size, axis, middle))
+        for (name, one), (_, two) in zip(self._before, after, strict=False):
+            if one.shape != two.shape:
+                return  # what the inputs hold decides what runs
+            for own in range(1, one.ndim):
+                if one.shape[own] == size and _is_causal(_moved(one, two, own), middle):
+                    raise InputError(
+                        f"the model is causal: changing position {middle} of {size} on axis {axis} of the "
+                        f"inputs changes no earlier value (seen at {name!r}), but the statistics of "
+                        f"{self._activation!r} over positions would carry later ones back. {_WAYS_ON}"
+                    )
+
+    def of_samples(self) -> None:
+        """Refuse if samples along the first axis of the inputs change each other."""
+        tensors = [tensor for tensor in _tensors(self._inputs) if tensor.ndim]
+        if not tensors:
+            return
+        twice = self._inputs.map(doubled)
+        size = tensors[0].shape[0]
+        try:
+            before = self._values(twice)
+        except Exception:  # noqa: BLE001 - models refuse a batch in all sorts of ways
+            return  # then no axis of samples is known, and nothing is swapped
+        for entry in (0, 2 * size - 1):
+            after = self._values(_changed(twice, 2 * size, 0, entry))
+            for (name, once), (_, one), (_, two) in zip(self._before, before, after, strict=False):
+                if _other_half_moved(once, one, two, is_first=entry == 0):
+                    raise InputError(
+                        f"the first axis of the example inputs is not one of samples: changing its entry "
+                        f"{entry} changes others (seen at {name!r}), so the statistics of "
+                        f"{self._activation!r} could not be taken per sample. {_WAYS_ON}"
+                    )
+
+    def _values(self, inputs: Inputs) -> list[tuple[str, Tensor]]:
+        """What all activations are given, by module."""
+        own = inputs.map(lambda tensor: tensor.clone())
+        with torch.no_grad(), streams_kept(0):
+            heard = listen(
+                self._model,
+                lambda: self._model(*own.args, **own.kwargs),
+                activations=self._modules,
+                note=lambda tensor: tensor.detach().clone(),
+            )
+        return [(met.runs[-1].module, met.given) for met in heard.met]
 
 
-def _check_samples(
-    model: nn.Module, inputs: Inputs, places: Sequence[Place], activation: str
-) -> None:
-    wanted = {place.axes.samples for place in places if place.axes is not None}
-    tensors = [t for t in _tensors(inputs) if t.ndim]
-    if wanted == {None} or not tensors:
-        return
-    twice = inputs.map(doubled)
-    size = tensors[0].shape[0]
-    before = _values(model, twice)
-    for first, kept in ((0, slice(size, None)), (2 * size - 1, slice(0, size))):
-        after = _values(model, _changed(twice, 2 * size, 0, first))
-        for (name, one), (_, two) in zip(before, after, strict=True):
-            half = one.shape[0] // 2 if one.ndim else 0
-            if one.shape != two.shape or half * 2 != one.shape[0] or half % size:
-                continue
-            own = slice(half, None) if kept.start else slice(0, half)
-            if not _same(one[own], two[own]):
-                raise InputError(
-                    f"the first axis of the example inputs is not one of samples: changing its entry {first} "
-                    f"changes others (seen at {name!r}), so the statistics of {activation!r} could not be "
-                    f"taken per sample. {_WAYS_ON}"
-                )
+def _is_causal(moved: Tensor, middle: int) -> bool:
+    is_later = bool(moved[middle]) and bool(moved[middle + 1 :].any())
+    return is_later and not bool(moved[:middle].any())
 
 
-def _values(model: nn.Module, inputs: Inputs) -> list[tuple[str, Tensor]]:
-    """What all activations are given, by module."""
-    activations = [
-        name for name, module in model.named_modules() if name and why_not_activation(module) is None
-    ]
-    own = inputs.map(lambda tensor: tensor.clone())
-    with torch.no_grad(), streams_kept(0):
-        heard = listen(
-            model,
-            lambda: model(*own.args, **own.kwargs),
-            activations=activations,
-            note=lambda tensor: tensor.detach().clone(),
-        )
-    return [(met.runs[-1].module, met.given) for met in heard.met]
+def _other_half_moved(once: Tensor, one: Tensor, two: Tensor, *, is_first: bool) -> bool:
+    """Whether the samples that were not changed were, along the axis that is twice as long as `once`."""
+    if one.shape != two.shape or once.ndim != one.ndim:
+        return False
+    for axis in range(one.ndim):
+        half = once.shape[axis]
+        if one.shape[axis] == 2 * half:
+            start = half if is_first else 0
+            return bool(_moved(one, two, axis)[start : start + half].any())
+    return False
 
 
 def _changed(inputs: Inputs, size: int, axis: int, position: int) -> Inputs:
@@ -145,11 +171,6 @@ def _changed(inputs: Inputs, size: int, axis: int, position: int) -> Inputs:
         return other
 
     return inputs.map(change)
-
-
-def _same(one: Tensor, two: Tensor) -> bool:
-    scale = float(one.abs().max()) if one.numel() else 0.0
-    return bool(((one - two).abs() <= _CHANGED.get(one.dtype, 1e-2) * scale).all())
 
 
 def _moved(one: Tensor, two: Tensor, axis: int) -> Tensor:

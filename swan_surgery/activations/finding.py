@@ -31,11 +31,13 @@ class Found:
         places: where something else can run.
         kept: what stays, and why.
         shared: activation modules that one run of another module runs several times.
+        activations: all activation modules.
     """
 
     places: list[Place] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     shared: frozenset[str] = frozenset()
+    activations: tuple[str, ...] = ()
 
 
 def unshare_(model: nn.Module) -> nn.Module:
@@ -80,12 +82,14 @@ def find_places(model: nn.Module, inputs: Inputs, *, done: Sequence[str] = ()) -
         for name, module in model.named_modules()
         if name and not within(name, done)
     }
-    activations = tuple(name for name, why in whys.items() if why is None)
-    heard, grown = hear(model, inputs, activations)
-    finder = _Finder(model, frozenset(activations), tuple(done), heard)
-    found = finder.found(grown)
+    activations = tuple(name for name, why in whys.items() if why != "")
+    heard = hear(model, inputs, activations)
+    if False not in heard:
+        _raise_for(model, inputs)
+    finder = _Finder(model, frozenset(activations), done, heard)
+    found = finder.found(hear(model, inputs.map(doubled), activations, modes=finder.modes()))
     found.shared = frozenset(finder.often)
-    found.kept += [Kept(name, _kind(model, name), why) for name, why in whys.items() if why]
+    found.activations = activations
     return found
 
 
@@ -99,44 +103,48 @@ def _kind(model: nn.Module, name: str) -> str:
 
 
 def hear(
-    model: nn.Module, inputs: Inputs, activations: tuple[str, ...]
-) -> tuple[dict[bool, Heard], dict[bool, Heard]]:
-    """What is heard in each mode that runs, and the same at twice the batch. Training wants two samples.
+    model: nn.Module,
+    inputs: Inputs,
+    activations: tuple[str, ...],
+    *,
+    modes: Sequence[bool] = (False, True),
+) -> dict[bool, Heard]:
+    """What is heard in each mode (training or not) that runs; training is given twice the batch.
 
-    Raises:
-        TraceError: the model cannot be run in eval mode.
+    Batch-norm wants two samples there.
     """
-
-    def listened(own: Inputs, *, training: bool) -> Heard:
+    heard: dict[bool, Heard] = {}
+    for training in modes:
+        own = inputs.map(doubled) if training else inputs
         try:
-            return hear_labelled(
-                lambda: write_out_(shell_of(model)), own.on_meta(), activations, training=training
-            )
-        except Exception:  # noqa: BLE001 - values decide the path: it runs on data
-            return hear_labelled(
-                lambda: write_out_(copy_of(model)), own, activations, training=training
-            )
+            heard[training] = _heard(model, own, activations, training=training)
+        except Exception:  # noqa: BLE001, PERF203 - models refuse a mode or a batch in all sorts of ways
+            continue
+    return heard
 
+
+def _raise_for(model: nn.Module, inputs: Inputs) -> None:
     try:
-        heard = {False: listened(inputs, training=False)}
+        _heard(model, inputs, (), training=False)
     except Exception as err:
         first = (str(err).splitlines() or [""])[0]
         raise TraceError(
             f"{type(model).__name__} could not be run on the example inputs: {type(err).__name__}: "
             f"{first}"
         ) from err
-    grown: dict[bool, Heard] = {}
-    twice = inputs.map(doubled)
-    for into, own, training in (
-        (grown, twice, False),
-        (heard, twice, True),
-        (grown, twice.map(doubled), True),
-    ):
-        try:
-            into[training] = listened(own, training=training)
-        except Exception:  # noqa: BLE001, PERF203 - models refuse a mode or a batch in all sorts of ways
-            continue
-    return heard, grown
+
+
+def _heard(
+    model: nn.Module, inputs: Inputs, activations: tuple[str, ...], *, training: bool
+) -> Heard:
+    try:
+        return hear_labelled(
+            lambda: write_out_(shell_of(model)), inputs.on_meta(), activations, training=training
+        )
+    except Exception:  # noqa: BLE001 - values decide the path: it runs on data
+        return hear_labelled(
+            lambda: write_out_(copy_of(model)), inputs, activations, training=training
+        )
 
 
 class _Finder:
@@ -145,11 +153,12 @@ class _Finder:
     def __init__(
         self,
         model: nn.Module,
-        activations: frozenset[str],
-        done: tuple[str, ...],
+        modules: frozenset[str],
+        done: Sequence[str],
         heard: Mapping[bool, Heard],
     ) -> None:
-        self._model, self._activations, self._done = model, activations, done
+        """`modules`: all that are activations, whether they may be swapped or not."""
+        self._model, self._modules, self._done = model, modules, done
         # A module that another runs several times in one run: the one that runs it.
         self.often: dict[str, str] = {}
         for own in heard.values():
@@ -162,6 +171,11 @@ class _Finder:
             for key, met in self._keyed(own):
                 self._met[key].append(met)
                 self._shapes[key].append((training, met.given.shape))
+
+    def modes(self) -> tuple[bool, ...]:
+        """The modes that are needed to hear all there is; eval mode alone, as a rule."""
+        heard = [{mode for mode, _ in shapes} for shapes in self._shapes.values()]
+        return tuple(mode for mode in (False, True) if {mode} in heard or (mode is False and heard))
 
     def found(self, grown: Mapping[bool, Heard]) -> Found:
         """All places, in order."""
@@ -203,7 +217,7 @@ class _Finder:
                     yield innermost.module, met
                 continue
             owner = innermost
-            if innermost.module in self._activations:
+            if innermost.module in self._modules:
                 if not (is_often and self._is_all_of(met)):
                     continue
                 owner = met.runs[-2]
@@ -232,7 +246,7 @@ class _Finder:
         """A name for a module that is to stand in for a call: `layer1.0.relu_2`."""
         owner = self._model.get_submodule(key[0])
         innermost = met.runs[-1].module
-        leaf = innermost.rpartition(".")[2] if innermost in self._activations else met.function
+        leaf = innermost.rpartition(".")[2] if innermost in self._modules else met.function
         name = f"{key[0]}.{leaf.rstrip('_')}".strip(".")
         while True:
             taken[name] += 1
@@ -241,7 +255,7 @@ class _Finder:
 
     def _why_not(self, key: str | Key, met: Met) -> str | None:
         if isinstance(key, str):
-            return None
+            return why_not_activation(self._model.get_submodule(key))
         owner = self._model.get_submodule(key[0])
         if isinstance(owner, _CONTAINERS):
             return f"{type(owner).__name__} runs it, and takes all that it holds for its layers"

@@ -32,9 +32,8 @@ def number_calls(
     """
     if not any(place.is_call for place in places):
         return {}
-    heard, _ = hear(model, inputs, ())
     found: dict[str, dict[bool, int]] = defaultdict(dict)
-    for training, own in heard.items():
+    for training, own in hear(model, inputs, ()).items():
         for name, number in _numbered(own, places, shared):
             if found[name].setdefault(training, number) != number:
                 raise ModelError(

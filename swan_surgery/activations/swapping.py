@@ -113,7 +113,7 @@ def _swapped(
         raise InputError(_nothing(activation, kept))
     by_name = {place.name: place for place in places if place.name in modules}
     if kind.statistics != "none":
-        check_statistics(copy, inputs, list(by_name.values()), activation)
+        check_statistics(copy, inputs, activation, found.activations)
     put_in_(copy, modules, by_name)
     numbers = number_calls(copy, inputs, list(by_name.values()), found.shared)
     swaps = {name: Swap(place, numbers.get(name, {})) for name, place in by_name.items()}
