@@ -127,7 +127,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if out is not None and out.exists():
         rows = json.loads(out.read_text())["rows"]
-    schedule = {k: getattr(options, k) for k in ("depth", "epochs", "images", "batch", "size", "lr")}
+    schedule = {
+        k: getattr(options, k) for k in ("depth", "epochs", "images", "batch", "size", "lr")
+    }
     splits = load(options.data, options.images) if options.data else synthetic(options.images)
     splits = Splits(
         *(of_size(own, options.size) for own in (splits.train, splits.validation, splits.test))

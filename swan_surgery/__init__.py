@@ -12,6 +12,7 @@ import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
 from swan_surgery.activations import (
     ActivationSite,
     Swaps,
+    fit_bounds,
     register_activation,
     swap_activations,
     swaps,
@@ -99,6 +100,7 @@ __all__ = [
     "expected_macs",
     "expected_params",
     "export",
+    "fit_bounds",
     "hard_macs",
     "hard_params",
     "importance",
@@ -115,8 +117,8 @@ __all__ = [
     "save",
     "save_pretrained",
     "soft_gates",
+    "swanify",
     "swap_activations",
     "swaps",
-    "swanify",
     "unswanify",
 ]

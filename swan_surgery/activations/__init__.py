@@ -1,8 +1,9 @@
 """Other activations in an existing network, which starts as exactly the same function."""
 
+from swan_surgery.activations.bounds import fit_bounds
 from swan_surgery.activations.catalogue import ActivationSite, register_activation
+from swan_surgery.activations.listing import Swaps, swaps
 from swan_surgery.activations.swapping import swap_activations
-from swan_surgery.activations.swaps import Swaps, swaps
 
 
-__all__ = ["ActivationSite", "Swaps", "register_activation", "swap_activations", "swaps"]
+__all__ = ["ActivationSite", "Swaps", "fit_bounds", "register_activation", "swap_activations", "swaps"]

@@ -5,7 +5,7 @@ windows and reshapes put it. The axis of the samples is the one that grows with 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def hear_labelled(
             made[contraction.produced[contraction.produced > 0]] = True
     given = [Given(shape, *_axis(shape, fields, made)) for shape, fields in waiting]
     for index, own in enumerate(heard.met):
-        heard.met[index] = type(own)(own.runs, own.function, own.site, own.settings, given[own.given])
+        heard.met[index] = replace(own, given=given[own.given])
     return heard
 
 

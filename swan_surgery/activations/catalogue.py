@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -119,7 +119,9 @@ def _slopes(site: ActivationSite) -> nn.Module:
 
 
 def _smu(site: ActivationSite) -> nn.Module:
-    return SMU(slope=0.25, steepness=1.0) if site.start == "fresh" else SMU(slope=0.0, steepness=1.0)
+    return (
+        SMU(slope=0.25, steepness=1.0) if site.start == "fresh" else SMU(slope=0.0, steepness=1.0)
+    )
 
 
 def _bounded(site: ActivationSite) -> nn.Module:
@@ -128,16 +130,21 @@ def _bounded(site: ActivationSite) -> nn.Module:
 
 _SELF_GATED = "at any; at ReLU and its like through a blend with SiLU that starts at 0"
 
+
+def _per_channel(make: Factory, statistics: Literal["none", "positions", "batch"] = "none") -> Kind:
+    return Kind(make, needs_channels=True, statistics=statistics, identity=_SELF_GATED)
+
+
 KINDS: dict[str, Kind] = {
-    "acon-c": Kind(_acon, needs_channels=True, identity=_SELF_GATED),
+    "acon-c": _per_channel(_acon),
     "bounded": Kind(_bounded, needs_channels=True, identity="at any"),
-    "fles": Kind(_fles("positive"), True, "positions", _SELF_GATED),
-    "fles-dg": Kind(_learnt_scales, needs_channels=True, identity=_SELF_GATED),
-    "fles-pn": Kind(_fles("all"), True, "positions", _SELF_GATED),
-    "fles-proto": Kind(_fles("batch"), True, "batch", _SELF_GATED),
-    "fles-token": Kind(_fles("token"), needs_channels=True, identity=_SELF_GATED),
+    "fles": _per_channel(_fles("positive"), "positions"),
+    "fles-dg": _per_channel(_learnt_scales),
+    "fles-pn": _per_channel(_fles("all"), "positions"),
+    "fles-proto": _per_channel(_fles("batch"), "batch"),
+    "fles-token": _per_channel(_fles("token")),
     "gelu": Kind(_function("gelu")),
-    "meta-acon": Kind(_meta_acon, True, "positions", _SELF_GATED),
+    "meta-acon": _per_channel(_meta_acon, "positions"),
     "mish": Kind(_function("mish")),
     "polynorm": Kind(lambda site: PolyNorm(axes=_axes(site)), needs_channels=True),
     "polyrelu": Kind(lambda _site: PolyReLU(), identity="at ReLU"),
@@ -161,9 +168,11 @@ def build(activation: str, kind: Kind, site: ActivationSite, why_no_axis: str) -
     """
     if site.axes is None and (kind.needs_channels or site.start == "blend"):
         raise NotHereError(f"its channels are not known: {why_no_axis}")
-    module = kind.make(site)
+    module = kind.make(replace(site, start="fresh") if site.start == "blend" else site)
     if not isinstance(module, nn.Module):
-        raise InputError(f"the factory {activation!r} returned {type(module).__name__}, not a module")
+        raise InputError(
+            f"the factory {activation!r} returned {type(module).__name__}, not a module"
+        )
     far = _far_from(module, site)
     if far <= SAME and next(module.parameters(), None) is None:
         raise NotHereError(f"it computes {activation} already")
@@ -189,10 +198,11 @@ def _far_from(module: nn.Module, site: ActivationSite) -> float:
 
 
 def _probe_along(axes: Axes, channels: int) -> Tensor:
-    ndim = max(axes.channels, axes.samples or 0) + 1
-    shape = [channels if axis == axes.channels else 3 for axis in range(max(2, ndim))]
+    shape = [2] * max(2, axes.channels + 1, 1 + (axes.samples or 0))
+    shape[0 if axes.channels else 1] = 32
+    shape[axes.channels] = channels
     generator = torch.Generator().manual_seed(0)
-    return 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return 8 * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def _axes(site: ActivationSite) -> Axes:
@@ -220,7 +230,9 @@ def kind_named(
         return activation.lower(), KINDS[activation.lower()]
     if not callable(activation):
         raise error(f"an activation is a name or a function, not {type(activation).__name__}")
-    name = f"{activation.__module__}.{getattr(activation, '__qualname__', type(activation).__name__)}"
+    name = (
+        f"{activation.__module__}.{getattr(activation, '__qualname__', type(activation).__name__)}"
+    )
     return name, _MADE_BY_USERS.setdefault(name, Kind(activation))
 
 

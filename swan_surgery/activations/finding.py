@@ -1,8 +1,8 @@
 """Finds the activations of a model: modules, and calls of functions, each once per place in the code."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,13 @@ from torch import nn
 from swan_surgery.activations.axes import Given, hear_labelled
 from swan_surgery.activations.listening import Heard, Met, Run
 from swan_surgery.activations.places import Axes, Kept, Place
-from swan_surgery.activations.pointwise import SAME, Function, as_module, difference, why_not_self_gated
+from swan_surgery.activations.pointwise import (
+    SAME,
+    Function,
+    as_module,
+    difference,
+    why_not_self_gated,
+)
 from swan_surgery.errors import TraceError
 from swan_surgery.models import Inputs, copy_of, doubled, shell_of
 from swan_surgery.models.slim_attention import write_out_
@@ -44,11 +50,11 @@ def unshare_(model: nn.Module) -> nn.Module:
     """Give every path to an activation module a module of its own, on a private copy; returns it."""
     seen: set[int] = set()
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not name or why_not_activation(module) is not None:
+        if not name or why_not_activation(module) is not None or isinstance(module, nn.PReLU):
             continue
         if id(module) in seen:
             parent, _, leaf = name.rpartition(".")
-            model.get_submodule(parent)._modules[leaf] = copy(module)  # noqa: SLF001 - as torch's setattr
+            model.get_submodule(parent)._modules[leaf] = deepcopy(module)  # noqa: SLF001 - as torch's setattr
         seen.add(id(module))
     return model
 
@@ -118,7 +124,7 @@ def hear(
         own = inputs.map(doubled) if training else inputs
         try:
             heard[training] = _heard(model, own, activations, training=training)
-        except Exception:  # noqa: BLE001, PERF203 - models refuse a mode or a batch in all sorts of ways
+        except Exception:  # noqa: BLE001, S112 - models refuse a mode or a batch in all sorts of ways
             continue
     return heard
 
@@ -197,8 +203,12 @@ class _Finder:
             result.places.append(_with_axes(place, met, samples.get(key, {"unknown"})))
         made = {met.runs[-1].module for own in self._met.values() for met in own}
         result.kept += [
-            Kept(name, _kind(self._model, name), f"{caller or 'the model'} runs it several times, and "
-                 f"it is no single torch function: give each use a module of its own")
+            Kept(
+                name,
+                _kind(self._model, name),
+                f"{caller or 'the model'} runs it several times, and "
+                f"it is no single torch function: give each use a module of its own",
+            )
             for name, caller in self.often.items()
             if name not in made
         ]

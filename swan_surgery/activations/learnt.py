@@ -21,7 +21,7 @@ class Slopes(nn.Module):
         """`slope`: that of all channels at the start."""
         super().__init__()
         self.axes = axes
-        self.slope = nn.Parameter(torch.full((channels,), float(slope)))
+        self.slope = nn.Parameter(torch.full((channels,), float(slope), dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:  # [..., C, ...] -> the same
         """The activation."""
@@ -79,7 +79,9 @@ class MetaACON(nn.Module):
         over = self.axes.of_positions(x.ndim)
         mean = (x.mean(over, keepdim=True) if over else x).transpose(self.axes.channels, -1)
         beta = self.ceiling * torch.sigmoid(self.expand(self.reduce(mean)))
-        first, second = (along(own, self.axes, x.ndim) for own in (self.acon.first, self.acon.second))
+        first, second = (
+            along(own, self.axes, x.ndim) for own in (self.acon.first, self.acon.second)
+        )
         return switched(self.base, x, first, second, beta.transpose(self.axes.channels, -1))
 
 

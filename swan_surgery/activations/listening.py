@@ -93,7 +93,9 @@ def listen(
         for name, module in model.named_modules()
         if name
         for handle in (
-            module.register_forward_pre_hook(_starting(mode, name, name in known), with_kwargs=True),
+            module.register_forward_pre_hook(
+                _starting(mode, name, name in known), with_kwargs=True
+            ),
             module.register_forward_hook(_stopping(mode), always_call=True),
         )
     ]

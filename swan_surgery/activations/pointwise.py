@@ -1,7 +1,7 @@
 """The activations that models have: torch's functions by name, and what any of them is by its values."""
 
 from collections.abc import Callable, Mapping
-from copy import copy
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 # Largest difference in float64 at which two functions are the same one.
 SAME = 1e-12
+# Where the probe is 0.
+_ZERO = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def _is_named(kwargs: Mapping[str, Any]) -> bool:
 
 def as_module(module: nn.Module) -> nn.Module:
     """A copy of an activation module that works on a tensor of its own, never in place."""
-    own = copy(module)
+    own = deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
     if vars(own).get("inplace"):
         vars(own)["inplace"] = False
     return own
@@ -92,7 +94,12 @@ def as_module(module: nn.Module) -> nn.Module:
 def probe() -> Tensor:
     """Where functions are compared: float64, shape (2, 803), both signs, fine and coarse."""
     fine = torch.linspace(-8.0, 8.0, 801, dtype=torch.float64)
-    return torch.stack([torch.cat([fine, fine.new_tensor([-40.0, 40.0])]), torch.full((803,), 0.3).double()])
+    return torch.stack(
+        [
+            torch.cat([fine, fine.new_tensor([-40.0, 40.0])]),
+            torch.full((803,), 0.3, dtype=torch.float64),
+        ]
+    )
 
 
 def difference(one: Callable[[Tensor], Tensor], two: Callable[[Tensor], Tensor]) -> float:
@@ -114,21 +121,34 @@ def why_not_self_gated(module: nn.Module) -> str | None:
     sigmoid and tanh squash, and are left to what they gate.
     """
     x = probe()
+    out = _at_every_position(module, x)
+    if out is None:
+        return ""
+    zero, step = out[0, _ZERO], out[0, _ZERO + 1] - out[0, _ZERO]
+    if torch.allclose(out[0] - zero, x[0] * step / x[0, _ZERO + 1], atol=SAME):
+        return ""  # a straight line: dropout in eval mode, identity
+    if float(zero.abs()) > SAME:
+        return "it is not 0 at 0"
+    mirrored = -out[0, : 2 * _ZERO + 1].flip(0)
+    return (
+        "it squashes both signs alike"
+        if torch.allclose(out[0, : 2 * _ZERO + 1], mirrored)
+        else None
+    )
+
+
+def _at_every_position(module: nn.Module, x: Tensor) -> Tensor | None:
+    """What a module gives for x, if it works position by position."""
     try:
         with torch.no_grad():
             out = module(x.clone())
             reordered = module(x.flip(1).contiguous()).flip(1)
             alone = module(x[:1, :5].clone())
     except Exception:  # noqa: BLE001 - a module of any kind, on what it may not take
-        return ""
+        return None
     if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
-        return ""
-    if not (torch.allclose(out, reordered, atol=SAME) and torch.allclose(out[:1, :5], alone, atol=SAME)):
-        return ""
-    if torch.allclose(out[0] - out[0, 400], x[0] * (out[0, 401] - out[0, 400]) / x[0, 401], atol=SAME):
-        return ""  # a straight line: dropout in eval mode, identity
-    if float(out[0, 400].abs()) > SAME:
-        return "it is not 0 at 0"
-    if torch.allclose(out[0, :801], -out[0, :801].flip(0), atol=SAME):
-        return "it squashes both signs alike"
-    return None
+        return None
+    same = torch.allclose(out, reordered, atol=SAME) and torch.allclose(
+        out[:1, :5], alone, atol=SAME
+    )
+    return out if same else None

@@ -46,7 +46,9 @@ def _kind_of(holder: nn.Module, like: Tensor) -> torch.dtype:
     return next(own, like.dtype if like.is_floating_point() else torch.get_default_dtype())
 
 
-def put_in_(model: nn.Module, modules: Mapping[str, nn.Module], places: Mapping[str, Place]) -> None:
+def put_in_(
+    model: nn.Module, modules: Mapping[str, nn.Module], places: Mapping[str, Place]
+) -> None:
     """Put modules where they belong; calls run as before until `replace_calls_`."""
     for name, module in modules.items():
         place = places[name]

@@ -54,7 +54,9 @@ class PositiveMean(nn.Module):
         super().__init__()
         self.axes, self.statistics = axes, statistics
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, ..., C, ...] -> [B, 1, ..., C], or as x for tokens
+    def forward(
+        self, x: Tensor
+    ) -> Tensor:  # [B, ..., C, ...] -> [B, 1, ..., C], or as x for tokens
         """Per sample; over the batch for "batch", per position for "token"."""
         over = self.axes.of_positions(x.ndim)
         if self.statistics == "batch" and self.axes.samples is not None:

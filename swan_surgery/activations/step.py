@@ -8,6 +8,7 @@ from torch import nn
 from swan_surgery.activations.catalogue import NotHereError, kind_named
 from swan_surgery.activations.finding import unshare_
 from swan_surgery.activations.places import Axes, Kept, Place
+from swan_surgery.activations.pointwise import FUNCTIONS
 from swan_surgery.activations.putting_in import (
     Swap,
     activation_for,
@@ -15,7 +16,6 @@ from swan_surgery.activations.putting_in import (
     replace_calls_,
     to_json,
 )
-from swan_surgery.activations.pointwise import FUNCTIONS
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import ArtifactError
 from swan_surgery.models import copy_of
@@ -41,9 +41,7 @@ def swap_step(
         "swapped": [to_json(swap) for swap in swaps.values()],
         "kept": [[own.name, own.function, own.why] for own in kept],
         "tensors": {
-            name: list(shape)
-            for name, shape in shapes_of(model).items()
-            if _inside(name, swaps)
+            name: list(shape) for name, shape in shapes_of(model).items() if _inside(name, swaps)
         },
     }
     return Step(SWAP, _VERSION, data)
@@ -93,9 +91,13 @@ def _apply(model: nn.Module, step: Step) -> nn.Module:
 def _check(model: nn.Module, place: Place) -> None:
     """Nothing may be put where no activation is."""
     if place.is_call and place.function not in FUNCTIONS:
-        raise ArtifactError(f"the file swaps the function {place.function!r}, which is no activation")
+        raise ArtifactError(
+            f"the file swaps the function {place.function!r}, which is no activation"
+        )
     if place.is_call and hasattr(model.get_submodule(place.owner), place.leaf):
-        raise ArtifactError(f"the file puts an activation over {place.name!r}, which is something else")
+        raise ArtifactError(
+            f"the file puts an activation over {place.name!r}, which is something else"
+        )
 
 
 def _reshape(shapes: Shapes, step: Step) -> Shapes:

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from swan_surgery.activations.putting_in import Swap, activation_for, put_in_, r
 from swan_surgery.activations.step import SWAP, swap_step
 from swan_surgery.activations.verifying import verify_same
 from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.errors import InputError
+from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.gates.checks import check_model
 from swan_surgery.models import Inputs, as_inputs, copy_of, without_collection
 from swan_surgery.models.architecture import architecture_of
@@ -100,7 +101,12 @@ def _swapped(
 ) -> nn.Module:
     provenance = provenance_of(model) or Provenance(architecture_of(model))
     copy = unshare_(copy_of(model))
-    done = [own["name"] for step in provenance.steps if step.kind == SWAP for own in step.data["swapped"]]
+    done = [
+        own["name"]
+        for step in provenance.steps
+        if step.kind == SWAP
+        for own in step.data["swapped"]
+    ]
     found = find_places(copy, inputs, done=done)
     places, kept = _chosen(found, patterns)
     modules: dict[str, nn.Module] = {}
@@ -109,11 +115,19 @@ def _swapped(
             modules[place.name] = activation_for(copy, place, activation, kind, start)
         except NotHereError as err:
             kept.append(Kept(place.name, place.function, str(err)))
+    kept += [Kept(name, type(copy.get_submodule(name)).__name__, "swapped before") for name in done]
     if not modules:
         raise InputError(_nothing(activation, kept))
     by_name = {place.name: place for place in places if place.name in modules}
     if kind.statistics != "none":
         check_statistics(copy, inputs, activation, found.activations)
+    if kind.statistics == "batch":
+        warnings.warn(
+            f"{activation} takes its statistics between the samples of a batch: what it gives for one "
+            f"depends on the others, in eval mode too; 'fles' takes them per sample",
+            SwanWarning,
+            stacklevel=4,
+        )
     put_in_(copy, modules, by_name)
     numbers = number_calls(copy, inputs, list(by_name.values()), found.shared)
     swaps = {name: Swap(place, numbers.get(name, {})) for name, place in by_name.items()}
@@ -125,7 +139,7 @@ def _swapped(
 
 def _chosen(found: Found, patterns: Sequence[str]) -> tuple[list[Place], list[Kept]]:
     names = [place.name for place in found.places] + [own.name for own in found.kept]
-    for pattern in patterns:
+    for pattern in patterns if names else ():
         if not any(_matches(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
             raise InputError(
@@ -144,7 +158,9 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _nothing(activation: str, kept: Sequence[Kept]) -> str:
     whys = list(dict.fromkeys(f"{own.name} ({own.function}): {own.why}" for own in kept))
-    lines = "\n".join(f"  {why}" for why in whys[:8]) or "  the model runs no activation that is known"
+    lines = (
+        "\n".join(f"  {why}" for why in whys[:8]) or "  the model runs no activation that is known"
+    )
     return f"nothing could be swapped for {activation}:\n{lines}"
 
 

@@ -60,9 +60,7 @@ def swapped(base: type[nn.Module]) -> tuple[tuple[type, ...], dict[str, Any]]:
     return (Swapped, base), {"__name__": name, "__qualname__": name}
 
 
-def swap_call_(
-    module: nn.Module, call: Call, name: str, *, training: bool, site: str = ""
-) -> None:
+def swap_call_(module: nn.Module, call: Call, name: str, *, training: bool, site: str = "") -> None:
     """Run the submodule `name` in place of one call of a private module; `site` is where it stands."""
     if not isinstance(module, Swapped):
         module.swapped_calls = {True: {}, False: {}}  # type: ignore[assignment]

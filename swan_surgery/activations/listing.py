@@ -35,10 +35,8 @@ class Swaps:
 
     def __str__(self) -> str:
         total = len(self.swapped) + len(self.kept)
-        lines = [
-            f"{self.activation} in place of {len(self.swapped)} of {total} activations, "
-            f"{_STARTS[self.start]}"
-        ]
+        counts = f"{len(self.swapped)} of {total} activations"
+        lines = [f"{self.activation} in place of {counts}, {_STARTS[self.start]}"]
         for place in self.swapped:
             what = f"{place.function}()" if place.is_call else place.function
             width = f", {place.channels} channels" if place.channels else ""
