@@ -6,4 +6,11 @@ from swan_surgery.activations.listing import Swaps, swaps
 from swan_surgery.activations.swapping import swap_activations
 
 
-__all__ = ["ActivationSite", "Swaps", "fit_bounds", "register_activation", "swap_activations", "swaps"]
+__all__ = [
+    "ActivationSite",
+    "Swaps",
+    "fit_bounds",
+    "register_activation",
+    "swap_activations",
+    "swaps",
+]

@@ -32,7 +32,9 @@ def fit_bounds(model: nn.Module, batches: Iterable[Any], *, margin: float = 1.0)
     """
     bounded = [module for module in model.modules() if isinstance(module, Bounded)]
     if not bounded:
-        raise InputError('the model has no "bounded" activation; swan.swap_activations puts them in')
+        raise InputError(
+            'the model has no "bounded" activation; swan.swap_activations puts them in'
+        )
     if not margin > 0:
         raise InputError(f"margin must be above 0; got {margin}")
     reached: dict[int, Tensor] = {}
