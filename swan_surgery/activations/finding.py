@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from swan_surgery.activations.axes import Given, hear_labelled
+from swan_surgery.activations.axes import Given
+from swan_surgery.activations.hearing import hear, raise_for
 from swan_surgery.activations.listening import Heard, Met, Run
 from swan_surgery.activations.places import Axes, Kept, Place
 from swan_surgery.activations.pointwise import (
@@ -18,9 +19,7 @@ from swan_surgery.activations.pointwise import (
     difference,
     why_not_self_gated,
 )
-from swan_surgery.errors import TraceError
-from swan_surgery.models import Inputs, copy_of, doubled, shell_of
-from swan_surgery.models.slim_attention import write_out_
+from swan_surgery.models import Inputs, doubled
 
 
 # (the module that runs it, where the call stands, which time in one run): one place in the code.
@@ -91,7 +90,7 @@ def find_places(model: nn.Module, inputs: Inputs, *, done: Sequence[str] = ()) -
     activations = tuple(name for name, why in whys.items() if why != "")
     heard = hear(model, inputs, activations)
     if False not in heard:
-        _raise_for(model, inputs)
+        raise_for(model, inputs)
     finder = _Finder(model, frozenset(activations), done, heard)
     found = finder.found(hear(model, inputs.map(doubled), activations, modes=finder.modes()))
     found.shared = frozenset(finder.often)
@@ -106,51 +105,6 @@ def within(name: str, parents: Sequence[str]) -> bool:
 
 def _kind(model: nn.Module, name: str) -> str:
     return type(model.get_submodule(name)).__name__
-
-
-def hear(
-    model: nn.Module,
-    inputs: Inputs,
-    activations: tuple[str, ...],
-    *,
-    modes: Sequence[bool] = (False, True),
-) -> dict[bool, Heard]:
-    """What is heard in each mode (training or not) that runs; training is given twice the batch.
-
-    Batch-norm wants two samples there.
-    """
-    heard: dict[bool, Heard] = {}
-    for training in modes:
-        own = inputs.map(doubled) if training else inputs
-        try:
-            heard[training] = _heard(model, own, activations, training=training)
-        except Exception:  # noqa: BLE001, S112 - models refuse a mode or a batch in all sorts of ways
-            continue
-    return heard
-
-
-def _raise_for(model: nn.Module, inputs: Inputs) -> None:
-    try:
-        _heard(model, inputs, (), training=False)
-    except Exception as err:
-        first = (str(err).splitlines() or [""])[0]
-        raise TraceError(
-            f"{type(model).__name__} could not be run on the example inputs: {type(err).__name__}: "
-            f"{first}"
-        ) from err
-
-
-def _heard(
-    model: nn.Module, inputs: Inputs, activations: tuple[str, ...], *, training: bool
-) -> Heard:
-    try:
-        return hear_labelled(
-            lambda: write_out_(shell_of(model)), inputs.on_meta(), activations, training=training
-        )
-    except Exception:  # noqa: BLE001 - values decide the path: it runs on data
-        return hear_labelled(
-            lambda: write_out_(copy_of(model)), inputs, activations, training=training
-        )
 
 
 class _Finder:
@@ -168,8 +122,8 @@ class _Finder:
         # A module that another runs several times in one run: the one that runs it.
         self.often: dict[str, str] = {}
         for own in heard.values():
-            modules = (met.runs for met in own.met if not met.function)
-            times = Counter((runs[-1].module, runs[-2]) for runs in modules)
+            runs = (met.runs for met in own.met if not met.function)
+            times = Counter((found[-1].module, found[-2]) for found in runs)
             self.often |= {m: caller.module for (m, caller), count in times.items() if count > 1}
         self._met: dict[str | Key, list[Met]] = defaultdict(list)
         self._shapes: dict[str | Key, list[tuple[bool, tuple[int, ...]]]] = defaultdict(list)
@@ -292,13 +246,13 @@ def _growing(before: tuple[int, ...], after: tuple[int, ...]) -> Any:
 
 def _with_axes(place: Place, met: Sequence[Met], samples: set[Any]) -> Place:
     given: list[Given] = [own.given for own in met]
-    axes = {own.channels for own in given}
+    axes = {own.channels for own in given if own.channels is not None}
     widths = {own.shape[own.channels] for own in given if own.channels is not None}
     why = next((own.why for own in given if own.why), "")
     if not why and (len(axes) > 1 or len(widths) > 1):
-        why = f"it is run with {sorted(widths)} channels on axes {sorted(map(str, axes))}"
+        why = f"it is run with {sorted(widths)} channels on axes {sorted(axes)}"
     if not why and (len(samples) > 1 or "unknown" in samples):
         why = "no one axis of what it is given grows with the batch (is the batch axis 0 of the inputs?)"
     if why:
         return replace(place, why_no_axis=why)
-    return replace(place, channels=min(widths), axes=Axes(min(axes), min(samples)))  # type: ignore[type-var]
+    return replace(place, channels=min(widths), axes=Axes(min(axes), next(iter(samples))))

@@ -69,6 +69,7 @@ class MetaACON(nn.Module):
         self.base, self.axes = base, axes
         hidden = max(16, channels // 16)
         self.reduce, self.expand = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.ceiling: Tensor
         self.register_buffer("ceiling", torch.tensor(float(ceiling)))
         if not is_drawn:
             nn.init.zeros_(self.expand.weight)
@@ -116,7 +117,8 @@ class PolyReLU(nn.Module):
         """The activation."""
         positive = F.relu(x)
         constant, first, second, third = self.powers
-        return constant + positive * (first + positive * (second + positive * third))
+        own: Tensor = constant + positive * (first + positive * (second + positive * third))
+        return own
 
 
 class PolyNorm(nn.Module):
@@ -130,7 +132,8 @@ class PolyNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [..., C, ...] -> the same
         """The activation."""
-        out, power = self.powers[0], x
+        out: Tensor = self.powers[0]
+        power = x
         for factor in list(self.powers)[1:]:
             square = power.square().mean((self.axes.channels,), keepdim=True)
             out = out + factor * power * (square + 1e-6).rsqrt()

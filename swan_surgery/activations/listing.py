@@ -46,10 +46,17 @@ class Swaps:
 
 
 def swaps(model: nn.Module) -> Swaps:
-    """What the last `swap_activations` of a model did.
+    """What the last `swap_activations` of a model did, read from the note that the model carries.
 
     Raises:
         InputError: nothing was swapped in it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 2), nn.Sigmoid())
+        >>> print(swan.swaps(swan.swap_activations(net, "smu", torch.randn(2, 3))))
+        smu in place of 1 of 2 activations, starting as what was there
+          1: GELU, 8 channels
+          3: Sigmoid stays: it is not 0 at 0
     """
     provenance = provenance_of(model)
     steps = [] if provenance is None else [own for own in provenance.steps if own.kind == SWAP]

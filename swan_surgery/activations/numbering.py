@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from swan_surgery.activations.finding import hear
+from swan_surgery.activations.hearing import hear
 from swan_surgery.activations.listening import Heard, Met, Run
 from swan_surgery.activations.places import Place
 from swan_surgery.errors import ModelError

@@ -57,7 +57,7 @@ def put_in_(
         for owner in (holder, model.get_submodule(place.owner)):
             if hasattr(owner, "activation_relu_or_gelu"):
                 # torch's fused encoder layers compute one of the two without asking the module.
-                owner.activation_relu_or_gelu = 0
+                vars(owner)["activation_relu_or_gelu"] = 0
 
 
 def replace_calls_(model: nn.Module, swaps: Mapping[str, Swap]) -> None:
