@@ -11,8 +11,10 @@ import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
 
 from swan_surgery.activations import (
     ActivationSite,
+    Kappas,
     Swaps,
     fit_bounds,
+    kappas,
     register_activation,
     swap_activations,
     swaps,
@@ -73,6 +75,7 @@ __all__ = [
     "GateError",
     "GatedModel",
     "InputError",
+    "Kappas",
     "LatencyTable",
     "MeasuredLatency",
     "MissingExtraError",
@@ -104,6 +107,7 @@ __all__ = [
     "hard_macs",
     "hard_params",
     "importance",
+    "kappas",
     "load",
     "marginal_macs",
     "measure_latencies",

@@ -491,3 +491,24 @@ def test_half_precision_and_frozen_parts_are_met():
     net = Calls().to(torch.bfloat16).eval()
     swapped = swapped_in(net, "fles", image(2, 3, 8, 8).to(torch.bfloat16))
     assert {p.dtype for p in swapped.parameters()} == {torch.bfloat16}
+
+
+def test_kappas_are_told_and_drawn():
+    net, x = prepared(Calls()), image(4, 3, 8, 8)
+    swapped = swapped_in(net, "fles", x)
+    started = swan.kappas(swapped, [x])
+    assert {own.quantiles for own in started.spreads} == {(1.0,) * 5}
+    shake_(swapped)
+    found = swan.kappas(swapped, [x[:2], x[2:]])
+    assert [own.name for own in found.spreads[::2]] == [p.name for p in swan.swaps(swapped).swapped]
+    given: list[Tensor] = []
+    swapped.act_2.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    swapped(x)
+    vertical = swapped.act_2.kappas(given[0])[0].flatten().sort().values
+    assert found.spreads[4].quantiles[2] == float(vertical[round(0.5 * (len(vertical) - 1))])
+    assert found.to_svg().count("<circle") == 10
+    assert "act_2  kappa_ve" in str(found)
+    with pytest.raises(swan.InputError, match="no FleS"):
+        swan.kappas(net, [x])
+    with pytest.raises(swan.InputError, match="no batch"):
+        swan.kappas(swapped, [])

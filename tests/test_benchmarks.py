@@ -16,7 +16,17 @@ from quality import RATES, Row, chosen_rate, rates_to_try, wanted
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = (
-    *("gpu", "latency", "overhead", "planning", "shipping", "speed", "zoo"),
+    *(
+        "activations",
+        "activations_training",
+        "gpu",
+        "latency",
+        "overhead",
+        "planning",
+        "shipping",
+        "speed",
+        "zoo",
+    ),
     pytest.param("quality", marks=pytest.mark.thorough),  # as long as all the others together
 )
 # These change settings of their process, or end it.
