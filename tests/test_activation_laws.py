@@ -151,17 +151,17 @@ def forged(path: Path, change) -> Path:
     return other
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda data: data.update(activation="os.system"),
-        lambda data: data["swapped"][0].update(function="system"),
-        lambda data: data["swapped"][0].update(name="a"),
-        lambda data: data["swapped"][0].update(channels=7),
-        lambda data: data["swapped"][0].update(name="nowhere.relu_1", owner="nowhere"),
-        lambda data: data.update(tensors={}),
-    ],
-)
+LIES = {
+    "activation": lambda data: data.update(activation="os.system"),
+    "function": lambda data: data["swapped"][0].update(function="system"),
+    "over a layer": lambda data: data["swapped"][0].update(name="a"),
+    "width": lambda data: data["swapped"][0].update(channels=7),
+    "nowhere": lambda data: data["swapped"][0].update(name="nowhere.relu_1", owner="nowhere"),
+    "tensors": lambda data: data.update(tensors={}),
+}
+
+
+@pytest.mark.parametrize("change", LIES.values(), ids=LIES.keys())
 def test_files_that_lie_are_refused(change, tmp_path):
     net, x = prepared(Calls()), image(2, 3, 8, 8)
     swan.save(swapped_in(net, "fles", x), tmp_path / "own.swan")
