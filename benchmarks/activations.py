@@ -153,26 +153,26 @@ def cost(name: str, batch: int, repeats: int, activation: str) -> dict[str, Any]
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--only", nargs="+", choices=("identity", "size", "cost"))
+    parser.add_argument("--only", nargs="+", help="jobs that start so: identity, size/swin_t, ...")
     options = parser.parse_args()
     torch.set_num_threads(1)
     out = output_path("activations", options)
     jobs: dict[str, Callable[[], dict[str, Any]]] = {}
-    for name, pixels in [("squeezenet1_1", 64)] if options.smoke else IDENTITY.items():
-        jobs[f"identity/{name}"] = lambda name=name, pixels=pixels: identity(name, pixels)
     for name in () if options.smoke else PAPER:
         jobs[f"size/{name}"] = lambda name=name: size(name)
-    for name in () if options.smoke else ("resnet50", "vit_b_16"):
-        for batch, repeats in ((1, 11), (8, 5)):
+    for batch, repeats in () if options.smoke else ((1, 11), (8, 5)):
+        for name in ("resnet50", "vit_b_16"):
             jobs[f"cost/{name}/fles/{batch}"] = lambda name=name, batch=batch, repeats=repeats: (
                 cost(name, batch, repeats, "fles")
             )
+    for name, pixels in [("squeezenet1_1", 64)] if options.smoke else IDENTITY.items():
+        jobs[f"identity/{name}"] = lambda name=name, pixels=pixels: identity(name, pixels)
     rows: dict[str, dict[str, Any]] = {}
     if out is not None and out.exists():
         rows = {row["job"]: row for row in json.loads(out.read_text())["rows"]}
     screen = console()
     for job, run in jobs.items():
-        if job in rows or (options.only and job.partition("/")[0] not in options.only):
+        if job in rows or (options.only and not job.startswith(tuple(options.only))):
             continue
         rows[job] = {"job": job, **run()}
         screen.print(rows[job], soft_wrap=True)

@@ -512,3 +512,15 @@ def test_kappas_are_told_and_drawn():
         swan.kappas(net, [x])
     with pytest.raises(swan.InputError, match="no batch"):
         swan.kappas(swapped, [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 4])
+def test_prelu_is_a_base_with_its_own_slopes(dtype, width):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.PReLU(width), nn.Conv2d(4, 2, 1)).to(dtype)
+    x = image(2, 3, 4, 4).to(dtype)
+    swapped = swapped_in(net, "fles", x)
+    assert torch.equal(net(x), swapped(x))
+    assert swapped[1].base.base.weight.shape == (width,)
+    with pytest.raises(swan.InputError, match="PReLU already"):
+        swapped_in(net, "prelu", x)

@@ -81,7 +81,7 @@ def _scaled(site: ActivationSite) -> tuple[nn.Module, dict[str, Any]]:
     silu = Function("silu", {})
     if site.start == "fresh":
         return silu, own
-    if is_homogeneous(site.base):
+    if isinstance(site.base, nn.PReLU) or is_homogeneous(site.base):
         return Blend(site.base, silu, **own), own
     return site.base, own
 
@@ -112,6 +112,8 @@ def _meta_acon(site: ActivationSite) -> nn.Module:
 
 def _slopes(site: ActivationSite) -> nn.Module:
     slope = 0.25
+    if isinstance(site.base, nn.PReLU):
+        raise NotHereError("it is PReLU already")
     if site.start != "fresh":
         with torch.no_grad():
             slope = -float(site.base(torch.full((1, 1), -1.0, dtype=torch.float64)))
@@ -191,7 +193,7 @@ def _far_from(module: nn.Module, site: ActivationSite) -> float:
     """The largest difference to what is there, relative to the largest value, in float64."""
     x = probe() if site.axes is None else _probe_along(site.axes, site.channels)
     with torch.no_grad():
-        given, own = site.base(x.clone()), copy.deepcopy(module).double()(x.clone())
+        given, own = (copy.deepcopy(one).double()(x.clone()) for one in (site.base, module))
         if given.shape != own.shape:
             raise NotHereError(f"it gives shape {tuple(own.shape)} for {tuple(x.shape)}")
         return float((given - own).abs().max() / given.abs().max())

@@ -71,13 +71,13 @@ def why_not_activation(module: nn.Module) -> str | None:
     return why_not_self_gated(as_module(module))
 
 
-def find_places(model: nn.Module, inputs: Inputs, *, done: Sequence[str] = ()) -> Found:
+def find_places(model: nn.Module, inputs: Inputs, *, done: Sequence[Place] = ()) -> Found:
     """Every activation that a model runs, in order, in eval mode first.
 
     Args:
-        model: a private copy, unshared; it is not run.
+        model: a private copy, unshared, in which no call is replaced; it is not run.
         inputs: example inputs with data.
-        done: names of modules that an earlier swap put there.
+        done: what earlier swaps replaced.
 
     Raises:
         TraceError: the model cannot be run.
@@ -85,7 +85,7 @@ def find_places(model: nn.Module, inputs: Inputs, *, done: Sequence[str] = ()) -
     whys = {
         name: why_not_activation(module)
         for name, module in model.named_modules()
-        if name and not within(name, done)
+        if name and not within(name, [place.name for place in done])
     }
     activations = tuple(name for name, why in whys.items() if why != "")
     heard = hear(model, inputs, activations)
@@ -114,11 +114,13 @@ class _Finder:
         self,
         model: nn.Module,
         modules: frozenset[str],
-        done: Sequence[str],
+        done: Sequence[Place],
         heard: Mapping[bool, Heard],
     ) -> None:
         """`modules`: all that are activations, whether they may be swapped or not."""
-        self._model, self._modules, self._done = model, modules, done
+        self._model, self._modules = model, modules
+        self._done = [place.name for place in done]
+        self._done_calls = {(place.owner, place.site, place.time) for place in done}
         # A module that another runs several times in one run: the one that runs it.
         self.often: dict[str, str] = {}
         for own in heard.values():
@@ -186,7 +188,9 @@ class _Finder:
                     continue
                 owner = met.runs[-2]
             times[owner, met.site] += 1
-            yield (owner.module, met.site, times[owner, met.site]), met
+            key = (owner.module, met.site, times[owner, met.site])
+            if key not in self._done_calls:
+                yield key, met
 
     def _is_all_of(self, met: Met) -> bool:
         """Whether a function does all that the module does that calls it."""

@@ -22,9 +22,9 @@ def number_calls(
     """Number the calls that places stand for, with all other places swapped already.
 
     Args:
-        model: with the modules of all places in it; no call is replaced yet.
+        model: with the modules of all places in it; no call is replaced.
         inputs: example inputs with data.
-        places: calls and modules; modules count by what they call themselves.
+        places: all of them, those of earlier swaps too.
         shared: activation modules that stay and whose calls are replaced where they are run.
 
     Raises:

@@ -40,11 +40,13 @@ def swap_step(
         "start": start,
         "swapped": [to_json(swap) for swap in swaps.values()],
         "kept": [[own.name, own.function, own.why] for own in kept],
-        "tensors": {
-            name: list(shape) for name, shape in shapes_of(model).items() if _inside(name, swaps)
-        },
+        "tensors": _shapes_inside(model, swaps),
     }
     return Step(SWAP, _VERSION, data)
+
+
+def _shapes_inside(model: nn.Module, swaps: Mapping[str, Swap]) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in shapes_of(model).items() if _inside(name, swaps)}
 
 
 def _inside(tensor: str, names: Mapping[str, Any]) -> bool:
@@ -84,6 +86,8 @@ def _apply(model: nn.Module, step: Step) -> nn.Module:
             except NotHereError as err:
                 raise ArtifactError(f"{swap.place.name!r} cannot become {name}: {err}") from err
     put_in_(copy, modules, {name: own.place for name, own in swaps.items()})
+    if _shapes_inside(copy, swaps) != {n: tuple(own) for n, own in step.data["tensors"].items()}:
+        raise ArtifactError(f"the file holds other tensors than {name} has at its places")
     replace_calls_(copy, swaps)
     return copy
 

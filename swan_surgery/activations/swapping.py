@@ -22,8 +22,9 @@ from swan_surgery.activations.finding import Found, find_places, unshare_, withi
 from swan_surgery.activations.numbering import number_calls
 from swan_surgery.activations.places import Kept, Place
 from swan_surgery.activations.putting_in import Swap, activation_for, put_in_, replace_calls_
-from swan_surgery.activations.step import SWAP, swap_step
+from swan_surgery.activations.step import SWAP, swap_of, swap_step
 from swan_surgery.activations.verifying import verify_same
+from swan_surgery.calls.swapping import redo_calls_, undo_calls_
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.gates.checks import check_model
@@ -101,8 +102,9 @@ def _swapped(
 ) -> nn.Module:
     provenance = provenance_of(model) or Provenance(architecture_of(model))
     copy = unshare_(copy_of(model))
+    replaced_before = undo_calls_(copy)
     done = [
-        own["name"]
+        swap_of(own).place
         for step in provenance.steps
         if step.kind == SWAP
         for own in step.data["swapped"]
@@ -115,7 +117,7 @@ def _swapped(
             modules[place.name] = activation_for(copy, place, activation, kind, start)
         except NotHereError as err:
             kept.append(Kept(place.name, place.function, str(err)))
-    kept += [Kept(name, type(copy.get_submodule(name)).__name__, "swapped before") for name in done]
+    kept += [Kept(place.name, place.function, "swapped before") for place in done]
     if not modules:
         raise InputError(_nothing(activation, kept))
     by_name = {place.name: place for place in places if place.name in modules}
@@ -129,7 +131,8 @@ def _swapped(
             stacklevel=4,
         )
     put_in_(copy, modules, by_name)
-    numbers = number_calls(copy, inputs, list(by_name.values()), found.shared)
+    numbers = number_calls(copy, inputs, [*by_name.values(), *done], found.shared)
+    redo_calls_(copy, replaced_before)
     swaps = {name: Swap(place, numbers.get(name, {})) for name, place in by_name.items()}
     replace_calls_(copy, swaps)
     step = swap_step(copy, activation, start, swaps, kept)

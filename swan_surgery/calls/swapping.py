@@ -6,7 +6,7 @@ is called instead is a submodule of it, with parameters of its own.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -69,4 +69,24 @@ def swap_call_(module: nn.Module, call: Call, name: str, *, training: bool, site
     module.swapped_calls[training][call] = name, site
 
 
-__all__ = ["Swapped", "first_argument", "swap_call_", "swapped"]
+def undo_calls_(model: nn.Module) -> dict[str, dict[bool, dict[Call, tuple[str, str]]]]:
+    """Let the functions of a private model run again; what is given back goes into `redo_calls_`."""
+    found = {name: own.swapped_calls for name, own in model.named_modules() if _is_swapped(own)}
+    for name in found:
+        vars(model.get_submodule(name))["swapped_calls"] = {True: {}, False: {}}
+    return found
+
+
+def redo_calls_(
+    model: nn.Module, calls: Mapping[str, dict[bool, dict[Call, tuple[str, str]]]]
+) -> None:
+    """Replace the calls again that `undo_calls_` let run."""
+    for name, own in calls.items():
+        vars(model.get_submodule(name))["swapped_calls"] = own
+
+
+def _is_swapped(module: nn.Module) -> TypeGuard[Swapped]:
+    return isinstance(module, Swapped)
+
+
+__all__ = ["Swapped", "first_argument", "redo_calls_", "swap_call_", "swapped", "undo_calls_"]
