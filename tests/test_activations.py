@@ -504,7 +504,7 @@ def test_kappas_are_told_and_drawn():
     given: list[Tensor] = []
     swapped.act_2.register_forward_pre_hook(lambda _, args: given.append(args[0]))
     swapped(x)
-    vertical = swapped.act_2.kappas(given[0])[0].flatten().sort().values
+    vertical = swapped.act_2.kappas(given[0])[0].detach().flatten().sort().values
     assert found.spreads[4].quantiles[2] == float(vertical[round(0.5 * (len(vertical) - 1))])
     assert found.to_svg().count("<circle") == 10
     assert "act_2  kappa_ve" in str(found)
