@@ -19,7 +19,7 @@ _STARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Swaps:
-    """One swap of a model.
+    """One swap of the activations of a model.
 
     Attributes:
         activation: what was put in.
