@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tables_activations
 import tables_adaptive
 import tables_compensation
 import tables_gpu
@@ -602,6 +603,22 @@ def adaptive_accuracy_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+def activations_markdown(results: Sequence[Result]) -> str:
+    """Other activations: identity at the start, sizes, times."""
+    rows = [row for result in results for row in result["rows"]]
+    parts = []
+    for said, cells in tables_activations.sections(rows):
+        parts += [said] if cells is None else [said, markdown(*cells)]
+    return "\n\n".join([*parts, source_line(results)])
+
+
+def activations_training_markdown(results: Sequence[Result]) -> str:
+    """Other activations trained from scratch."""
+    rows = [row for result in results for row in result["rows"]]
+    header, cells = tables_activations.training(rows, mean_and_deviation)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
 def gpu_markdown(results: Sequence[Result]) -> str:
     """The tables of every part of `gpu.py` that has results."""
     parts = []
@@ -613,6 +630,8 @@ def gpu_markdown(results: Sequence[Result]) -> str:
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "adaptive": adaptive_markdown,
     "adaptive_accuracy": adaptive_accuracy_markdown,
+    "activations": activations_markdown,
+    "activations_training": activations_training_markdown,
     "compensation": compensation_markdown,
     "demo": demo_markdown,
     "gpu": gpu_markdown,

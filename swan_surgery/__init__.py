@@ -9,6 +9,16 @@ import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
 
 # isort: split
 
+from swan_surgery.activations import (
+    ActivationSite,
+    Kappas,
+    Swaps,
+    fit_bounds,
+    kappas,
+    register_activation,
+    swap_activations,
+    swaps,
+)
 from swan_surgery.adaptive import (
     AdaptiveModel,
     Routing,
@@ -66,6 +76,7 @@ from swan_surgery.timing.runtimes import MeasuredLatency, measure_latency
 
 
 __all__ = [
+    "ActivationSite",
     "AdaptiveModel",
     "ArtifactError",
     "BudgetError",
@@ -80,6 +91,7 @@ __all__ = [
     "GateError",
     "GatedModel",
     "InputError",
+    "Kappas",
     "LatencyTable",
     "MeasuredLatency",
     "MissingExtraError",
@@ -95,6 +107,7 @@ __all__ = [
     "Stage",
     "SwanError",
     "SwanWarning",
+    "Swaps",
     "TraceError",
     "UnsupportedOpError",
     "VerificationError",
@@ -113,10 +126,12 @@ __all__ = [
     "expected_macs",
     "expected_params",
     "export",
+    "fit_bounds",
     "fit_routes",
     "hard_macs",
     "hard_params",
     "importance",
+    "kappas",
     "kept",
     "load",
     "marginal_macs",
@@ -125,6 +140,7 @@ __all__ = [
     "parameter_groups",
     "prune",
     "prune_by_score",
+    "register_activation",
     "register_rule",
     "report",
     "route_stats",
@@ -135,5 +151,7 @@ __all__ = [
     "soft_gates",
     "stages",
     "swanify",
+    "swap_activations",
+    "swaps",
     "unswanify",
 ]

@@ -16,8 +16,8 @@ from quality import RATES, Row, chosen_rate, rates_to_try, wanted
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = (
-    *("gpu", "latency", "overhead", "planning", "shipping", "speed", "zoo"),
-    "adaptive",
+    *("activations", "activations_training", "gpu", "latency", "overhead", "planning", "shipping"),
+    *("speed", "zoo", "adaptive"),
     pytest.param("adaptive_accuracy", marks=pytest.mark.thorough),
     pytest.param("quality", marks=pytest.mark.thorough),  # as long as all the others together
 )

@@ -1,0 +1,105 @@
+"""The tables of `activations.py` and `activations_training.py`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+Row = Mapping[str, Any]
+Cells = tuple[list[str], list[list[str]]]
+_METHODS = {
+    "relu": "ReLU",
+    "silu": "SiLU",
+    "starrelu": "StarReLU",
+    "acon-c": "ACON-C",
+    "fles": "FleS",
+    "fles-dg": "FleS-DG (no statistics)",
+    "fles-pn": "FleS-P&N (all entries)",
+    "fles-from-relu": "FleS that starts as ReLU",
+}
+
+
+def sections(rows: Sequence[Row]) -> list[tuple[str, Cells | None]]:
+    """What is said, and the table under it: identity, sizes, times."""
+    found: list[tuple[str, Cells | None]] = []
+    identity = [row for row in rows if row["kind"] == "identity"]
+    if identity:
+        swapped = sum(row["swapped"] for row in identity)
+        calls = sum(row["calls"] for row in identity)
+        worst = max(row["output_error"] for row in identity)
+        gradient = max(row["gradient_error"] for row in identity)
+        said = (
+            f"Identity: {len(identity)} models, {swapped} activations swapped for FleS ({calls} of them calls or "
+            f"several runs of one module); largest difference in float64, of outputs {worst:.1e}, of gradients "
+            f"of the given models' parameters {gradient:.1e}, relative to the largest value."
+        )
+        header = ["model", "swapped", "calls", "stay", "outputs", "gradients", "swap s"]
+        cells = [
+            [
+                row["model"],
+                str(row["swapped"]),
+                str(row["calls"]),
+                str(row["num_kept"]),
+                f"{row['output_error']:.0e}" if row["output_error"] else "0",
+                f"{row['gradient_error']:.0e}" if row["gradient_error"] else "0",
+                f"{row['cpu_seconds']:.1f}",
+            ]
+            for row in identity
+        ]
+        found.append((said, (header, cells)))
+    sizes = [row for row in rows if row["kind"] == "size"]
+    if sizes:
+        header = ["model", "M params", "with FleS", "paper", "GMACs", "with FleS"]
+        cells = [
+            [
+                row["model"],
+                *(f"{count / 1e6:.1f}" for count in row["params"]),
+                " -> ".join(f"{own:.1f}" for own in row["paper_millions"]),
+                *(f"{count / 1e9:.3f}" for count in row["macs"]),
+            ]
+            for row in sizes
+        ]
+        found.append(("Size, 1,000 classes, 224x224; *paper*: its Table 3:", (header, cells)))
+    times = [row for row in rows if row["kind"] == "cost"]
+    if times:
+        header = ["model", "batch", "given, CPU s", "with FleS", "ratio"]
+        cells = [
+            [
+                row["model"],
+                str(row["batch"]),
+                f"{row['given_cpu_seconds']['median']:.3f}",
+                f"{row['swapped_cpu_seconds']['median']:.3f}",
+                "{median:.2f} [{q1:.2f}, {q3:.2f}]".format(**row["cpu_ratio"]),
+            ]
+            for row in times
+        ]
+        found.append(("Time of a forward pass, eager, one thread, in turns:", (header, cells)))
+    return found
+
+
+def training(rows: Sequence[Row], shown: Callable[[Sequence[float]], str]) -> Cells:
+    """Accuracy from scratch, per activation."""
+    header = [
+        "activation",
+        "seeds",
+        "test accuracy %",
+        "training accuracy %",
+        "params",
+        "kMACs",
+        "CPU s",
+    ]
+    cells = []
+    for method, name in _METHODS.items():
+        own = [row for row in rows if row["method"] == method]
+        if own:
+            cells.append(
+                [
+                    name,
+                    str(len(own)),
+                    shown([(row["test"] + row["validation"]) / 2 for row in own]),
+                    shown([row["train"] for row in own]),
+                    f"{own[0]['params']:,}",
+                    f"{own[0]['macs'] / 1e3:,.0f}",
+                    f"{sum(row['cpu_seconds'] for row in own) / len(own):.0f}",
+                ]
+            )
+    return header, cells
