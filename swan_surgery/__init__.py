@@ -46,6 +46,11 @@ from swan_surgery.learning.objective import Objective
 from swan_surgery.learning.parameter_groups import parameter_groups
 from swan_surgery.learning.ramps import CosineRamp
 from swan_surgery.reporting import Report, report
+from swan_surgery.routing.adding import add_switch
+from swan_surgery.routing.calibrating import calibrate_switch
+from swan_surgery.routing.certificate import Certificate
+from swan_surgery.routing.masking import cut_mask
+from swan_surgery.routing.routed_model import RoutedModel
 from swan_surgery.selection.importance import importance
 from swan_surgery.timing.layers import measure_latencies
 from swan_surgery.timing.runtimes import MeasuredLatency, measure_latency
@@ -54,6 +59,7 @@ from swan_surgery.timing.runtimes import MeasuredLatency, measure_latency
 __all__ = [
     "ArtifactError",
     "BudgetError",
+    "Certificate",
     "ChannelMap",
     "Compensation",
     "CosineRamp",
@@ -73,6 +79,7 @@ __all__ = [
     "PathError",
     "PruningPlan",
     "Report",
+    "RoutedModel",
     "RuleError",
     "SwanError",
     "SwanWarning",
@@ -81,11 +88,14 @@ __all__ = [
     "VerificationError",
     "WritingError",
     "acting_gates",
+    "add_switch",
     "calibrate",
+    "calibrate_switch",
     "channel_map",
     "compensate",
     "count_macs",
     "count_params",
+    "cut_mask",
     "distillation_loss",
     "expected_macs",
     "expected_params",
