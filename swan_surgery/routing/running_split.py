@@ -5,7 +5,7 @@ module that ran before stands for itself without computing anything: what it ret
 integers are asked for). So what else crosses shows: the outputs are then not the model's.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -367,9 +367,4 @@ def same(one: list[Any], two: list[Any]) -> bool:
     )
 
 
-def outer_modules(model: nn.Module) -> Iterator[str]:
-    """Names of modules, the outer ones first."""
-    return (name for name, _ in model.named_modules() if name)
-
-
-__all__ = ["outer_modules", "same", "split_as_it_runs", "varied"]
+__all__ = ["same", "split_as_it_runs", "varied"]

@@ -19,7 +19,7 @@ from swan_surgery.errors import InputError
 from swan_surgery.gates.graph.faithfulness import Watch, difference, hooks_of, watching
 from swan_surgery.gates.graph.tracing import LayerTracer
 from swan_surgery.models import Inputs, doubled
-from swan_surgery.routing.running_split import split_as_it_runs
+from swan_surgery.routing.running_split import same, split_as_it_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,14 @@ def _in_graph(model: nn.Module, after: str, inputs: Inputs) -> tuple[nn.Module, 
     if len(cut) != 1:
         raise _NotInGraph(f"{after!r} is called in a way that a graph does not show")
     trunk, rest = _halves(graph, cut[0])
-    return fx.GraphModule(model, trunk, "Trunk"), fx.GraphModule(model, rest, "Rest")
+    halves = fx.GraphModule(model, trunk, "Trunk"), fx.GraphModule(model, rest, "Rest")
+    with torch.no_grad(), streams_kept(0):
+        wanted = tree_leaves(model(*inputs.args, **inputs.kwargs))
+    with torch.no_grad(), streams_kept(0):
+        found = tree_leaves(halves[1](halves[0](*inputs.args, **inputs.kwargs)))
+    if not same(found, wanted):
+        raise _NotInGraph("other outputs than its trace")
+    return halves
 
 
 def _above(after: str) -> Iterator[str]:
