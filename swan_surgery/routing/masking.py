@@ -45,8 +45,7 @@ def _elsewhere(parts: Parts, inputs: Inputs) -> list[str]:
     assert isinstance(probe, Parts)  # noqa: S101 - a copy of one
     names, prefixes = [], [""]
     for own in probe.chain:
-        width = own.switch.norm.normalized_shape[0] // 2  # type: ignore[union-attr, index]
-        own.trunk = _Marked(own.trunk, int(width), int(own.switch.axis))  # type: ignore[arg-type]
+        own.trunk = _Marked(own.trunk, own.switch.channels, own.switch.axis)
         names.append(f"{prefixes[-1]}trunk.marks")
         prefixes.append(f"{prefixes[-1]}full.")
     found = channel_map(probe, inputs)

@@ -27,7 +27,7 @@ class Switch(nn.Module):
         """`axis` holds the channels of what crosses, counted from the front; the batch lies on axis 0."""
         super().__init__()
         self.axis, self.is_logit = axis, is_logit
-        self.norm = nn.LayerNorm(2 * channels)
+        self.norm = nn.BatchNorm1d(2 * channels)
         self.hidden = nn.Linear(2 * channels, hidden)
         self.out = nn.Linear(hidden, 1)
         # The mean discrepancy seen in training: what is predicted is in its units.
@@ -38,8 +38,22 @@ class Switch(nn.Module):
         """[B, ..., C, ...] -> [B]."""
         rows = crossing.movedim(self.axis, 1).flatten(2) if crossing.ndim > 2 else crossing[..., None]
         pooled = torch.cat([rows.mean(2), rows.amax(2)], dim=1)
-        found = self.out(nn.functional.silu(self.hidden(self.norm(pooled)))).squeeze(1)
+        found = self.out(nn.functional.silu(self.hidden(self._normed(pooled)))).squeeze(1)
         return found if self.is_logit else nn.functional.softplus(found) * self.scale
+
+    def _normed(self, pooled: Tensor) -> Tensor:
+        norm = self.norm
+        if norm.training and len(pooled) < 2:  # a batch of one has no variance
+            return nn.functional.batch_norm(
+                pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            )
+        found: Tensor = norm(pooled)
+        return found
+
+    @property
+    def channels(self) -> int:
+        """How many cross."""
+        return self.norm.num_features // 2
 
 
 class Ending(nn.Module):
@@ -67,11 +81,14 @@ class Parts(nn.Module):
         full: the rest of the given model.
     """
 
+    switch: Switch
+
     def __init__(
-        self, trunk: nn.Module, switch: nn.Module, light: nn.Module, full: nn.Module
+        self, trunk: nn.Module, switch: Switch, light: nn.Module, full: nn.Module
     ) -> None:
         super().__init__()
-        self.trunk, self.switch, self.light, self.full = trunk, switch, light, full
+        self.trunk, self.light, self.full = trunk, light, full
+        self.switch = switch
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, tuple[Any, ...], tuple[Tensor, ...]]:
         """All of them, on the whole batch.

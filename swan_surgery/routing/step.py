@@ -41,9 +41,9 @@ def route_step(routed: "RoutedModel") -> Step:
                 "light": "default" if isinstance(own.light, Ending) else "cut",
                 "steps": [] if provenance is None else [asdict(step) for step in provenance.steps],
                 "default": list(own.light.default.shape) if isinstance(own.light, Ending) else [],  # type: ignore[union-attr]
-                "channels": own.switch.norm.normalized_shape[0] // 2,  # type: ignore[union-attr, index]
+                "channels": own.switch.channels,
                 "axis": own.switch.axis,
-                "hidden": own.switch.hidden.out_features,  # type: ignore[union-attr]
+                "hidden": own.switch.hidden.out_features,
             }
         )
     shapes = {name: list(shape) for name, shape in shapes_of(routed.parts).items()}
