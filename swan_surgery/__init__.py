@@ -49,6 +49,7 @@ from swan_surgery.reporting import Report, report
 from swan_surgery.routing.adding import add_switch
 from swan_surgery.routing.calibrating import calibrate_switch
 from swan_surgery.routing.certificate import Certificate
+from swan_surgery.routing.exporting import export_routed
 from swan_surgery.routing.masking import cut_mask
 from swan_surgery.routing.routed_model import RoutedModel
 from swan_surgery.selection.importance import importance
@@ -100,6 +101,7 @@ __all__ = [
     "expected_macs",
     "expected_params",
     "export",
+    "export_routed",
     "hard_macs",
     "hard_params",
     "importance",

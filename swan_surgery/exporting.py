@@ -91,6 +91,9 @@ def export(
         (True, True)
     """
     path = Path(path)
+    own: Callable[..., Exported] | None = getattr(type(model), "export_as_a_whole", None)
+    if own is not None:  # several models that decide by values, which no exporter follows
+        return own(model, path, example_inputs)
     if path.suffix not in EXPORTERS:
         raise InputError(
             f"{path.name!r}: the suffix says what to export to, and must be one of "
