@@ -28,8 +28,8 @@ from quality_data import Images, Splits, batches, load, normalised, synthetic
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.routing.calibrating import largest_threshold
 from swan_surgery.routing.costs import routed_costs
+from swan_surgery.routing.finding import largest_threshold
 from swan_surgery.routing.observing import Observed, observe
 
 
@@ -77,7 +77,9 @@ def train(
 
 def few(splits: Splits, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Augmented batches for scores and compensation."""
-    own = batches(splits.train, min(64, len(splits.train)), torch.Generator().manual_seed(77 + seed))
+    own = batches(
+        splits.train, min(64, len(splits.train)), torch.Generator().manual_seed(77 + seed)
+    )
     return [batch for _, batch in zip(range(count), own, strict=False)]
 
 
@@ -157,7 +159,6 @@ def static_network(
 
 def accuracy_of(found: Observed, leaves: Tensor) -> float:
     """Percent right when these leave."""
-    assert found.right is not None
     return 100 * float(torch.where(leaves, found.right[0], found.right[1]).mean())
 
 
@@ -165,7 +166,6 @@ def curves(routed: swan.RoutedModel, held: Observed, test: Observed, seed: int) 
     """Accuracy at mean MACs of the targets, for every way of deciding."""
     found: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(seed)
-    assert test.harm is not None
     for target in TARGETS:
         for way in ("predicted", "margin"):
             costs = routed_costs(routed, [way])
@@ -203,8 +203,6 @@ def violations(held: Observed, test: Observed, seed: int, level: float) -> dict[
     "drawn": samples drawn from all held-out images with replacement; their harm in all of them is then the true
     one. "halves": one random half to calibrate, harm measured on the other, which has a spread of its own.
     """
-    assert held.harm is not None
-    assert test.harm is not None
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Any] = {}
     for way in ("predicted", "margin"):
@@ -285,7 +283,9 @@ def timed_variants(
     return variants
 
 
-def one_seed(splits: Splits, options: Any, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def one_seed(
+    splits: Splits, options: Any, seed: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """All rows of a seed."""
     row = Row(options.network, options.schedule, "dense", 1.0, distil=False, seed=seed, lr=0.01)
     dense = dense_network(row, splits, options).eval()
@@ -293,7 +293,6 @@ def one_seed(splits: Splits, options: Any, seed: int, tell: Callable[[str], None
     routed = routed_network(dense, splits, options, seed)
     seconds = time.process_time() - started
     held, test = observe(routed, loader(splits.validation)), observe(routed, loader(splits.test))
-    assert test.right is not None
     costs = routed_costs(routed)
     found: dict[str, Any] = {
         "dense": {"test": accuracy(dense, splits.test), "macs": 1.0},
@@ -338,14 +337,22 @@ def one_seed(splits: Splits, options: Any, seed: int, tell: Callable[[str], None
 
 def parse() -> argparse.Namespace:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--data", type=Path, help="folder or tar with train/<class>/* and test/<class>/*")
-    parser.add_argument("--pretrained", type=Path, help="folder with <network>-*.th; else from scratch")
-    parser.add_argument("--work", type=Path, default=Path("out/quality"), help="keeps dense networks")
+    parser.add_argument(
+        "--data", type=Path, help="folder or tar with train/<class>/* and test/<class>/*"
+    )
+    parser.add_argument(
+        "--pretrained", type=Path, help="folder with <network>-*.th; else from scratch"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("out/quality"), help="keeps dense networks"
+    )
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--after", default="layer1")
     parser.add_argument("--light", type=float, default=0.25, help="share of the rest's MACs")
     parser.add_argument("--epochs", type=int, default=0)
-    parser.add_argument("--switch-images", type=int, default=4000, help="that the switch is trained on")
+    parser.add_argument(
+        "--switch-images", type=int, default=4000, help="that the switch is trained on"
+    )
     parser.add_argument("--static", nargs="+", type=float, default=[0.9, 0.75, 0.6])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--repeats", type=int, default=7)
@@ -386,5 +393,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-

@@ -91,9 +91,8 @@ def export(
         (True, True)
     """
     path = Path(path)
-    own: Callable[..., Exported] | None = getattr(type(model), "export_as_a_whole", None)
-    if own is not None:  # several models that decide by values, which no exporter follows
-        return own(model, path, example_inputs)
+    if (own := getattr(type(model), "export_as_a_whole", None)) is not None:
+        return own(model, path, example_inputs)  # type: ignore[no-any-return]  # made of several models
     if path.suffix not in EXPORTERS:
         raise InputError(
             f"{path.name!r}: the suffix says what to export to, and must be one of "

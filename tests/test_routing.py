@@ -106,7 +106,7 @@ def test_parts_are_the_model_and_a_split_batch_is_its_samples(case: Case) -> Non
         )
     except swan.InputError as err:
         told = str(err)
-        assert "is read behind it" in told or "batch on the first axis" in told  # noqa: PT017 - refused
+        assert "is read behind it" in told or "batch on the first axis" in told
         return
     finally:
         assert_same_fingerprint(before, fingerprint(case.model))
@@ -128,7 +128,12 @@ def test_parts_are_the_model_and_a_split_batch_is_its_samples(case: Case) -> Non
 def test_a_closed_mask_is_cut(case: Case, seed: int) -> None:
     try:
         routed = swan.add_switch(
-            case.model, "blocks.0", example_inputs=case.inputs, light=1.0, mask=True, decide="predicted"
+            case.model,
+            "blocks.0",
+            example_inputs=case.inputs,
+            light=1.0,
+            mask=True,
+            decide="predicted",
         )
     except (swan.InputError, swan.NoGateableChannelsError):
         return
@@ -228,7 +233,9 @@ def test_costs_with_shares() -> None:
     assert costs.worst == trunk + switch + costs.full
     assert costs.expected([0.25]) == trunk + switch + 0.25 * light + 0.75 * costs.full
     assert routed_costs(routed, ["margin"]).expected([0.25]) == trunk + light + 0.75 * costs.full
-    assert swan.count_macs(routed, images(1)) == trunk + light + costs.full  # by the margin, nothing leaves
+    assert (
+        swan.count_macs(routed, images(1)) == trunk + light + costs.full
+    )  # by the margin, nothing leaves
 
 
 def test_training_brings_the_light_branch_and_the_switch_nearer() -> None:
@@ -285,7 +292,10 @@ def test_gated_compression_stops_negatives() -> None:
     assert found.bound <= 0.02
     out = routed(x)
     stopped = (out == default).all(1)
-    assert torch.equal(out[~stopped], model(x)[~stopped]) or error(out[~stopped], model(x)[~stopped]) < 1e-5
+    assert (
+        torch.equal(out[~stopped], model(x)[~stopped])
+        or error(out[~stopped], model(x)[~stopped]) < 1e-5
+    )
     assert float(stopped[labels == 0].float().mean()) > 0.7
 
 
@@ -309,7 +319,9 @@ def test_outputs_of_any_structure_and_keyword_inputs() -> None:
     shaken_(routed.parts.light)
     halfway_sets(routed, x)
     alone = [routed(x=row) for row in x.split(1)]
-    assert error(routed(x=x), {k: torch.cat([a[k] for a in alone]) for k in ("scores", "h")}) <= 1e-9
+    assert (
+        error(routed(x=x), {k: torch.cat([a[k] for a in alone]) for k in ("scores", "h")}) <= 1e-9
+    )
     assert float(routed.train().loss({"x": x})) > 0
 
 

@@ -11,7 +11,9 @@ from swan_surgery.routing.exporting import export_routed
 from tests.test_routing import Loop, halfway_, images, plain
 
 
-@pytest.mark.parametrize("kind", ["graph", "as it runs", "mask", "cut mask", "own light", "stop", "nested"])
+@pytest.mark.parametrize(
+    "kind", ["graph", "as it runs", "mask", "cut mask", "own light", "stop", "nested"]
+)
 def test_a_routed_model_comes_back_bitwise(kind: str, tmp_path: Path) -> None:
     x = images()
     model = Loop().double().eval() if kind == "as it runs" else plain()
@@ -40,7 +42,9 @@ def test_a_routed_model_comes_back_bitwise(kind: str, tmp_path: Path) -> None:
     assert found.thresholds == routed.thresholds
     assert found.decide == routed.decide
     assert found.certificate == routed.certificate
-    assert [p.requires_grad for p in found.parameters()] == [p.requires_grad for p in routed.parameters()]
+    assert [p.requires_grad for p in found.parameters()] == [
+        p.requires_grad for p in routed.parameters()
+    ]
     assert torch.equal(found(x), routed(x))
     swan.save(found, tmp_path / "again.swan")
     again = swan.load(tmp_path / "again.swan", base)
@@ -73,7 +77,9 @@ def test_one_onnx_file_routes_as_the_model(kind: str, tmp_path: Path) -> None:
         if kind == "stop"
         else {"light": 1.0, "decide": "margin" if kind == "nested" else kind}
     )
-    routed = swan.add_switch(model, ["0", "2"] if kind == "nested" else "2", example_inputs=x, **options)
+    routed = swan.add_switch(
+        model, ["0", "2"] if kind == "nested" else "2", example_inputs=x, **options
+    )
     with torch.no_grad():
         for own in routed.parts.chain:
             for parameter in own.light.parameters():

@@ -20,7 +20,8 @@ from swan_surgery.routing.axes import channel_axis_of
 from swan_surgery.routing.losses import Discrepancy, DiscrepancyName, discrepancy_of, kl, l1, l2
 from swan_surgery.routing.masking import masked
 from swan_surgery.routing.parts import Ending, Parts, Switch, check_branches
-from swan_surgery.routing.routed_model import Decide, RoutedModel, arguments_of
+from swan_surgery.routing.routed_model import Decide, RoutedModel
+from swan_surgery.routing.rows import arguments_of
 from swan_surgery.routing.splitting import Split, inner_name, split_at
 from swan_surgery.routing.step import route_step
 from swan_surgery.selection.importance import importance
@@ -115,7 +116,12 @@ def add_switch(
         )
         base = provenance_of(model) or Provenance(architecture_of(model))
         own_light = any(isinstance(item, nn.Module) for item in lights)
-        note_(parts, Provenance(architecture_of(parts)) if own_light else base.followed_by(route_step(routed)))
+        note_(
+            parts,
+            Provenance(architecture_of(parts))
+            if own_light
+            else base.followed_by(route_step(routed)),
+        )
         if frozen:
             for own in parts.chain:
                 own.trunk.requires_grad_(requires_grad=False)
@@ -129,7 +135,9 @@ def _check(
     names: Sequence[str], lights: Sequence[Light], default: Tensor | None, decide: object
 ) -> None:
     if not names or len(lights) != len(names):
-        raise InputError(f"give one light branch for all switches, or one for each: {len(names)} and {len(lights)}")
+        raise InputError(
+            f"give one light branch for all switches, or one for each: {len(names)} and {len(lights)}"
+        )
     if decide not in ("predicted", "margin", "label", "auto"):
         raise InputError(f"decide must be predicted, margin, label or auto; got {decide!r}")
     for light in lights:
@@ -180,7 +188,11 @@ class _Making:
         self.ways.append(split.way)
         with torch.no_grad():
             crossing = split.trunk(*inputs.args, **inputs.kwargs)
-            behind = None if data is None else [Inputs((split.trunk(*b.args, **b.kwargs),), {}) for b in data]
+            behind = (
+                None
+                if data is None
+                else [Inputs((split.trunk(*b.args, **b.kwargs),), {}) for b in data]
+            )
         given = lights[0]
         if given is None:
             assert self.default is not None  # noqa: S101 - checked at the edge
@@ -216,12 +228,8 @@ class _Making:
 
 def _arguments(model: nn.Module, batch: Any) -> Inputs:
     """A batch as arguments on the model's device, labels left out."""
-
-    class _On:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-
-    args, kwargs = arguments_of(batch, _On)  # type: ignore[arg-type]  # only its device is asked for
-    return Inputs(args, kwargs)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return Inputs(*arguments_of(batch, device))
 
 
 def cut_light(

@@ -45,7 +45,9 @@ class Certificate:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Certificate":
         """What `to_json` gave, with lists for tuples."""
-        own = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        own = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
         return cls(**own)
 
     def __str__(self) -> str:

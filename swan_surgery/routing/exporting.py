@@ -23,11 +23,13 @@ from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.routing.onnx_graphs import Part, assembled
 from swan_surgery.routing.parts import Parts
-from swan_surgery.routing.routed_model import RoutedModel, margin_score
+from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.rows import margin_score
 
 
 _TOLERANCE = 1e-4
 _BATCHES = (1, 2, 5)
+_MOST = 4  # inputs
 
 
 class _Front(nn.Module):
@@ -39,9 +41,10 @@ class _Front(nn.Module):
         self.decides = own.light if margin else own.switch
         self.margin = margin
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    # Not *args: torch.export wants to know them by name.
+    def forward(self, a: Any, b: Any = None, c: Any = None, d: Any = None) -> Any:
         """What crosses, the score, what the light branch returns."""
-        crossing = self.trunk(*args, **kwargs)
+        crossing = self.trunk(*(given for given in (a, b, c, d) if given is not None))
         found = self.decides(crossing)
         return (crossing, margin_score(found), found) if self.margin else (crossing, found)
 
@@ -77,6 +80,10 @@ def export_routed(
     if isinstance(routed.body, GatedModel):
         raise ModelError("the mask's gates act in all parts; cut it first: swan.cut_mask(routed)")
     inputs = routed.own_inputs() if example_inputs is None else as_inputs(example_inputs)
+    if inputs.kwargs or len(inputs.args) > _MOST or any(given is None for given in inputs.args):
+        raise InputError(
+            f"a routed model is exported with 1 to {_MOST} inputs by position; pass example_inputs as a tuple"
+        )
     parts = copy_of(routed.parts).eval()
     assert isinstance(parts, Parts)  # noqa: S101 - a copy of one
     if split:
@@ -159,7 +166,9 @@ def _compare(
 
 
 def _size(inputs: Inputs) -> int:
-    return next(t.shape[0] for t in tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(t, Tensor))
+    return next(
+        t.shape[0] for t in tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(t, Tensor)
+    )
 
 
 def _resized(tensor: Tensor, size: int) -> Tensor:

@@ -95,4 +95,11 @@ def _first(output: Any) -> Tensor:
     return first
 
 
-__all__ = ["DISCREPANCIES", "Discrepancy", "DiscrepancyName", "discrepancy_of", "per_sample", "switch_loss"]
+__all__ = [
+    "DISCREPANCIES",
+    "Discrepancy",
+    "DiscrepancyName",
+    "discrepancy_of",
+    "per_sample",
+    "switch_loss",
+]

@@ -88,7 +88,9 @@ def cut_mask(routed: RoutedModel, **options: object) -> RoutedModel:
         VerificationError: the cut model computes something else.
     """
     if not isinstance(routed, RoutedModel):
-        raise ModelError(f"expected a routed model, got {type(routed).__name__}; call swan.add_switch first")
+        raise ModelError(
+            f"expected a routed model, got {type(routed).__name__}; call swan.add_switch first"
+        )
     small = prune(routed.gated, **options)  # type: ignore[arg-type]  # handed on as they are
     assert isinstance(small, Parts)  # noqa: S101 - a cut keeps the class
     return with_body(routed, small)

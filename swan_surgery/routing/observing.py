@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.routing.parts import Ending
-from swan_surgery.routing.routed_model import RoutedModel, arguments_of, labels_of, margin_score
+from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.rows import arguments_of, labels_of, margin_score
 
 
 # (light output, full output, labels) -> a loss between 0 and 1 per sample, shape [B].
@@ -98,7 +99,7 @@ def observe(routed: RoutedModel, loader: Iterable[Any], *, harm: Harm | None = N
 def _observe(
     routed: RoutedModel, batch: Any, harm: Harm | None, columns: _Columns, digest: Any
 ) -> bool:
-    args, kwargs = arguments_of(batch, routed)
+    args, kwargs = arguments_of(batch, routed.device)
     labels = labels_of(batch)
     for leaf in tree_leaves((args, kwargs, labels)):
         if isinstance(leaf, Tensor):
@@ -137,7 +138,11 @@ def _harm(
     if right is None:
         return None
     # Of a sample's positions the share that the full branch has right and the light one wrong.
-    return (right[-1] * (1 - right[:-1])).flatten(2).mean(2) if right.ndim > 2 else right[-1] * (1 - right[:-1])
+    return (
+        (right[-1] * (1 - right[:-1])).flatten(2).mean(2)
+        if right.ndim > 2
+        else right[-1] * (1 - right[:-1])
+    )
 
 
 def _right(outputs: list[Any], labels: Any) -> Tensor | None:
@@ -171,7 +176,9 @@ def weights_digest(model: nn.Module) -> str:
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             found.update(name.encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            found.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
     return found.hexdigest()
 
 

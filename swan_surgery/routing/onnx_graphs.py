@@ -48,7 +48,9 @@ class _Assembly:
         """A node with one output; its name."""
         self._count += 1
         name = f"routing.{kind}.{self._count}"
-        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [name], name, **attributes))
+        self.nodes.append(
+            self.onnx.helper.make_node(kind, list(inputs), [name], name, **attributes)
+        )
         return name
 
     def constant(self, value: Any, kind: int) -> str:
@@ -73,7 +75,9 @@ class _Assembly:
         found = self.add("NonZero", [is_taken])
         return self.add("Squeeze", [found, self.constant([0], self.onnx.TensorProto.INT64)])
 
-    def branch(self, graph: Any, rows: str, crossing: str, shapes: Sequence[tuple[int, ...]]) -> list[str]:
+    def branch(
+        self, graph: Any, rows: str, crossing: str, shapes: Sequence[tuple[int, ...]]
+    ) -> list[str]:
         """What a branch gives for these rows, and nothing where there are none: it does not run then."""
         onnx, helper = self.onnx, self.onnx.helper
         given = self.add("Gather", [crossing, rows], axis=0)
@@ -85,7 +89,10 @@ class _Assembly:
             list(nodes),
             f"{given}.then",
             [],
-            [helper.make_tensor_value_info(o.name, k, None) for o, k in zip(graph.output, kinds, strict=True)],
+            [
+                helper.make_tensor_value_info(o.name, k, None)
+                for o, k in zip(graph.output, kinds, strict=True)
+            ],
         )
         empty, outputs = [], []
         for index, (kind, shape) in enumerate(zip(kinds, shapes, strict=True)):
@@ -96,14 +103,14 @@ class _Assembly:
         otherwise = helper.make_graph(empty, f"{given}.else", [], outputs)
         names = [f"{given}.out.{index}" for index in range(len(kinds))]
         self.nodes.append(
-            helper.make_node("If", [is_any], names, f"{given}.if", then_branch=then, else_branch=otherwise)
+            helper.make_node(
+                "If", [is_any], names, f"{given}.if", then_branch=then, else_branch=otherwise
+            )
         )
         return names
 
 
-def assembled(
-    switches: Sequence[tuple[Part, Part | None, float]], full: Part
-) -> bytes:
+def assembled(switches: Sequence[tuple[Part, Part | None, float]], full: Part) -> bytes:
     """One model of the parts.
 
     Args:
@@ -119,7 +126,9 @@ def assembled(
         for i, (kind, shape) in enumerate(zip(kinds, full.shapes, strict=True))
     ]
     for index, name in enumerate(outputs):
-        own.nodes.append(helper.make_node("Identity", [name], [f"output_{index}"], f"output_{index}"))
+        own.nodes.append(
+            helper.make_node("Identity", [name], [f"output_{index}"], f"output_{index}")
+        )
     graph = helper.make_graph(own.nodes, "routed", own.inputs, infos, own.weights)
     opsets = [helper.make_opsetid(domain, version) for domain, version in own.opsets.items()]
     model = helper.make_model(graph, opset_imports=opsets, functions=own.functions)

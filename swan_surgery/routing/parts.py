@@ -23,7 +23,9 @@ class Switch(nn.Module):
     scale: Tensor
     seen: Tensor
 
-    def __init__(self, channels: int, *, axis: int, hidden: int = 64, is_logit: bool = False) -> None:
+    def __init__(
+        self, channels: int, *, axis: int, hidden: int = 64, is_logit: bool = False
+    ) -> None:
         """`axis` holds the channels of what crosses, counted from the front; the batch lies on axis 0."""
         super().__init__()
         self.axis, self.is_logit = axis, is_logit
@@ -36,7 +38,9 @@ class Switch(nn.Module):
 
     def forward(self, crossing: Tensor) -> Tensor:
         """[B, ..., C, ...] -> [B]."""
-        rows = crossing.movedim(self.axis, 1).flatten(2) if crossing.ndim > 2 else crossing[..., None]
+        rows = (
+            crossing.movedim(self.axis, 1).flatten(2) if crossing.ndim > 2 else crossing[..., None]
+        )
         pooled = torch.cat([rows.mean(2), rows.amax(2)], dim=1)
         found = self.out(nn.functional.silu(self.hidden(self._normed(pooled)))).squeeze(1)
         return found if self.is_logit else nn.functional.softplus(found) * self.scale
@@ -83,9 +87,7 @@ class Parts(nn.Module):
 
     switch: Switch
 
-    def __init__(
-        self, trunk: nn.Module, switch: Switch, light: nn.Module, full: nn.Module
-    ) -> None:
+    def __init__(self, trunk: nn.Module, switch: Switch, light: nn.Module, full: nn.Module) -> None:
         super().__init__()
         self.trunk, self.light, self.full = trunk, light, full
         self.switch = switch
@@ -141,7 +143,8 @@ def check_branches(light: Any, full: Any, batch: int) -> None:
 
 def _told(leaves: Sequence[Any]) -> str:
     return ", ".join(
-        str(list(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves
+        str(list(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
+        for leaf in leaves
     )
 
 

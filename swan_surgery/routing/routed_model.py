@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel, acting_gates
 from swan_surgery.models import Inputs
+from swan_surgery.routing.fronts import Front, TrunkAndSwitch
 from swan_surgery.routing.losses import (
-    DISCREPANCIES,
     Discrepancy,
     DiscrepancyName,
     discrepancy_of,
@@ -22,39 +20,18 @@ from swan_surgery.routing.losses import (
     switch_loss,
 )
 from swan_surgery.routing.parts import Ending, Parts
+from swan_surgery.routing.rows import (
+    arguments_of,
+    detached,
+    labels_of,
+    margin_score,
+    merged,
+    rows_of,
+    run_branch,
+)
 
 
 Decide = Literal["predicted", "margin", "label", "auto"]
-
-
-@dataclass(frozen=True, slots=True)
-class Front:
-    """What stays of a routed model when it lies on several devices (`RoutedModel.split`).
-
-    Attributes:
-        front: trunk and switch: inputs -> (what crosses, predicted discrepancy).
-        light: the light branch: what crosses -> output.
-        full: the full branch: what crosses -> output.
-        crossing_bytes: bytes that cross for one sample.
-    """
-
-    front: nn.Module
-    light: nn.Module
-    full: nn.Module
-    crossing_bytes: int
-
-
-class TrunkAndSwitch(nn.Module):
-    """The part of a routed model that every input passes."""
-
-    def __init__(self, trunk: nn.Module, switch: nn.Module) -> None:
-        super().__init__()
-        self.trunk, self.switch = trunk, switch
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """What crosses, and what the switch says of it."""
-        crossing = self.trunk(*args, **kwargs)
-        return crossing, self.switch(crossing)
 
 
 class RoutedModel(nn.Module):
@@ -156,21 +133,21 @@ class RoutedModel(nn.Module):
         if len(hard):
             behind = self._behind(chain, level, crossing.index_select(0, hard))
         if light is None:
-            light = _run(own.light, crossing.index_select(0, easy) if len(hard) else crossing)
+            light = run_branch(own.light, crossing.index_select(0, easy) if len(hard) else crossing)
         elif len(hard):
-            light = _rows(light, easy)
+            light = rows_of(light, easy)
         return merged(light, behind, torch.cat([easy, hard])) if len(hard) else light
 
     def _behind(self, chain: Sequence[Parts], level: int, crossing: Tensor) -> Any:
         if level + 1 == len(chain):
-            return _run(chain[level].full, crossing)
-        return self._from(chain, level + 1, _run(chain[level + 1].trunk, crossing))
+            return run_branch(chain[level].full, crossing)
+        return self._from(chain, level + 1, run_branch(chain[level + 1].trunk, crossing))
 
     def score(self, own: Parts, level: int, crossing: Tensor) -> tuple[Tensor, Any]:
         """How hard each input is by the decision in force, [B]; and the light branch's output if that ran."""
         if self.decision(level) != "margin":
             return own.switch(crossing), None
-        light = _run(own.light, crossing)
+        light = run_branch(own.light, crossing)
         return margin_score(light), light
 
     def decision(self, level: int) -> Decide:
@@ -207,10 +184,12 @@ class RoutedModel(nn.Module):
             InputError: no labels in gated compression, or beta without a mask.
         """
         if beta and not isinstance(self.body, GatedModel):
-            raise InputError("beta weighs the mask, and there is none: pass mask=True to swan.add_switch")
-        args, kwargs = arguments_of(batch, self)
+            raise InputError(
+                "beta weighs the mask, and there is none: pass mask=True to swan.add_switch"
+            )
+        args, kwargs = arguments_of(batch, self.device)
         full, lights, predicted = (run or self.body)(*args, **kwargs)
-        target = _detached(full)
+        target = detached(full)
         terms: list[Tensor] = []
         for own, light, value in zip(self.parts.chain, lights, predicted, strict=True):
             terms.append(alpha * self._switch_terms(own, light, target, value, batch))
@@ -266,7 +245,9 @@ class RoutedModel(nn.Module):
             ModelError: the mask's gates are still in: `swan.cut_mask(routed)` first.
         """
         if isinstance(self.body, GatedModel):
-            raise ModelError("the mask's gates act in all parts; cut it first: swan.cut_mask(routed)")
+            raise ModelError(
+                "the mask's gates act in all parts; cut it first: swan.cut_mask(routed)"
+            )
         found = []
         for own, bytes_ in zip(self.parts.chain, self.crossing_bytes(), strict=True):
             front = TrunkAndSwitch(own.trunk, own.switch).train(own.training)
@@ -312,82 +293,4 @@ class RoutedModel(nn.Module):
         )
 
 
-def margin_score(light: Any) -> Tensor:
-    """1 - (the largest class probability - the second), per sample, for class scores [B, C, ...]: 0 is certain.
-
-    Raises:
-        InputError: the output is no tensor of class scores.
-    """
-    if not isinstance(light, Tensor):
-        leaves = [t for t in tree_flatten(light)[0] if isinstance(t, Tensor)]
-        light = leaves[0] if len(leaves) == 1 else None
-    if light is None or light.ndim < 2 or light.shape[1] < 2 or not light.is_floating_point():
-        raise InputError(
-            'decide="margin" needs class scores [B, classes, ...] as the only output; take decide="predicted"'
-        )
-    best = light.float().softmax(1).topk(2, dim=1).values
-    score = 1 - (best[:, 0] - best[:, 1])
-    return score.flatten(1).mean(1) if score.ndim > 1 else score
-
-
-def merged(light: Any, full: Any, order: Tensor) -> Any:
-    """Outputs of the two parts of a batch as one; `order`: which samples they are, the light branch's first."""
-    ones, structure = tree_flatten(light)
-    twos = tree_flatten(full)[0]
-    back = order.argsort()
-    together = [
-        torch.cat([a, b]).index_select(0, back) if isinstance(a, Tensor) else a
-        for a, b in zip(ones, twos, strict=True)
-    ]
-    return tree_unflatten(together, structure)
-
-
-def _rows(output: Any, rows: Tensor) -> Any:
-    leaves, structure = tree_flatten(output)
-    own = [t.index_select(0, rows) if isinstance(t, Tensor) else t for t in leaves]
-    return tree_unflatten(own, structure)
-
-
-def _run(branch: nn.Module, crossing: Tensor) -> Any:
-    if len(crossing) == 1 and any(
-        isinstance(m, _BatchNorm) and m.training for m in branch.modules()
-    ):
-        raise InputError(
-            "one sample of the batch takes a branch whose batch-norms are in train mode, which need two; train by "
-            "routed.loss(batch), which runs whole batches, and route in eval mode: routed.eval()"
-        )
-    return branch(crossing)
-
-
-def _detached(output: Any) -> Any:
-    leaves, structure = tree_flatten(output)
-    return tree_unflatten([t.detach() if isinstance(t, Tensor) else t for t in leaves], structure)
-
-
-def arguments_of(batch: Any, routed: RoutedModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch as arguments of the model, on its device: as in `swan.calibrate`."""
-    device = routed.device
-    if isinstance(batch, dict):
-        own = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        return (), {k: v for k, v in own.items() if k != "labels"}
-    first = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return (first.to(device),), {}
-
-
-def labels_of(batch: Any) -> Any:
-    """The labels of a batch; None where it has none."""
-    if isinstance(batch, dict):
-        return batch.get("labels")
-    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-
-
-__all__ = [
-    "DISCREPANCIES",
-    "Decide",
-    "Front",
-    "RoutedModel",
-    "arguments_of",
-    "labels_of",
-    "margin_score",
-    "merged",
-]
+__all__ = ["Decide", "RoutedModel"]

@@ -6,7 +6,7 @@ integers are asked for). So what else crosses shows: the outputs are then not th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,164 +15,21 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
-from swan_surgery.models import Inputs, doubled, shell_of, sharing_copy_of
+from swan_surgery.models import Inputs, doubled, sharing_copy_of
+from swan_surgery.routing.stand_ins import (
+    INPUTS,
+    Carry,
+    Entry,
+    Exit,
+    Gone,
+    RunningRest,
+    RunningTrunk,
+    Shape,
+    Stand,
+)
 
 
-_INPUTS = ""  # the key of the model's own inputs among what ran before
-
-
-class _Reached(Exception):
-    """Carries what crosses out of the model's code."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = value
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """Of a tensor for any batch: `sizes` where an axis does not follow the batch, `times` where it does."""
-
-    sizes: tuple[int, ...]
-    times: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, one: Tensor, two: Tensor, batch: int) -> "_Shape":
-        """From the same tensor at a batch and at twice that."""
-        pairs = list(zip(one.shape, two.shape, strict=True))
-        times = tuple(0 if a == b else a // batch for a, b in pairs)
-        return cls(tuple(one.shape), times, one.dtype)
-
-    def blank(self, like: Tensor) -> Tensor:
-        """Holds nothing: NaN, or zero."""
-        batch = like.shape[0]
-        sizes = [t * batch if t else s for s, t in zip(self.sizes, self.times, strict=True)]
-        value = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
-        # The type may be that of autocast or of the branch's, where it is the crossing tensor's.
-        return torch.full(sizes, value, dtype=self.dtype, device=like.device)
-
-
-@dataclass(slots=True)
-class _Carry:
-    """What a rest shares with its modules while it runs."""
-
-    value: Tensor | None = None
-    real: dict[tuple[str, int], Any] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-
-
-def _of_another(others: list[nn.Module | None] | None, name: str) -> Any:
-    """An attribute of the module stood for: the code around may ask for the type of a weight, or a setting."""
-    if not others or others[0] is None or name.startswith("__"):
-        raise AttributeError(name)
-    return getattr(others[0], name)
-
-
-class _Stand(nn.Module):
-    """Stands for a module that ran in the trunk: gives its outputs' shapes, and nothing in them."""
-
-    def __init__(self, name: str, stood_for: nn.Module, outputs: list[Any], carry: _Carry) -> None:
-        super().__init__()
-        self._name, self._outputs, self._carry = name, outputs, carry
-        self._stood_for = [shell_of(stood_for)]  # in a list: it is no child
-
-    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
-        """As the module that ran, without its values."""
-        carry = self._carry
-        call = carry.calls.get(self._name, 0)
-        carry.calls[self._name] = call + 1
-        key = (self._name, call)
-        if key in carry.real:
-            return carry.real[key]
-        assert carry.value is not None  # noqa: S101 - set by the rest that runs
-        return _blank(self._outputs[call], carry.value)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return _of_another(vars(self).get("_stood_for"), name)
-
-
-class _Entry(_Stand):
-    """Stands for the module whose output crosses."""
-
-    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
-        """What crosses."""
-        return self._carry.value
-
-
-class _Exit(nn.Module):
-    """Ends the run with a module's output."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Does not come back."""
-        raise _Reached(self.module(*args, **kwargs))
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return _of_another([vars(self).get("_modules", {}).get("module")], name)
-
-
-class _Trunk(nn.Module):
-    """The model's own code up to a module's output."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As the model takes; returns what crosses."""
-        try:
-            self.model(*args, **kwargs)
-        except _Reached as reached:
-            return reached.value
-        raise InputError("this input takes a path through the model's code that never reaches the switch")
-
-
-class _Rest(nn.Module):
-    """The model's own code from a module's output on."""
-
-    def __init__(self, model: nn.Module, carry: _Carry, given: Any, sizes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self._carry, self._given, self._sizes = carry, given, sizes
-
-    def forward(self, crossing: Tensor) -> Any:
-        """What the model returns."""
-        if tuple(crossing.shape[1:]) != self._sizes:
-            raise InputError(
-                f"a model that is cut as it runs takes inputs of the example's size: {list(self._sizes)} crosses "
-                f"per sample there, here {list(crossing.shape[1:])}; add a switch for inputs of this size"
-            )
-        carry = self._carry
-        carry.value = crossing
-        carry.calls.clear()
-        real = carry.real.get((_INPUTS, 0))
-        try:
-            args, kwargs = _blank(self._given, crossing) if real is None else real
-            return self.model(*args, **kwargs)
-        finally:
-            carry.value = None
-
-
-def _blank(structure: Any, like: Tensor) -> Any:
-    return tree_map(
-        lambda leaf: leaf.blank(like) if isinstance(leaf, _Shape) else leaf,
-        structure,
-    )
-
-
-def split_as_it_runs(
-    model: nn.Module, after: str, inputs: Inputs
-) -> tuple[nn.Module, nn.Module]:
+def split_as_it_runs(model: nn.Module, after: str, inputs: Inputs) -> tuple[nn.Module, nn.Module]:
     """Trunk and rest of a model whose code is not traced; parameters stay shared with it.
 
     Args:
@@ -190,18 +47,16 @@ def split_as_it_runs(
             f"{type(model).__name__} runs other modules for twice as many samples, and cannot be cut as it runs"
         )
     batch = one.crossing.shape[0]
-    shapes = {
-        key: _shapes(one.outputs[key], two.outputs[key], batch) for key in one.outputs
-    }
-    carry = _Carry()
-    trunk = _Trunk(_with(model, {after: _Exit(model.get_submodule(after))}, drop=one.behind))
+    shapes = {key: _shapes(one.outputs[key], two.outputs[key], batch) for key in one.outputs}
+    carry = Carry()
+    trunk = RunningTrunk(_with(model, {after: Exit(model.get_submodule(after))}, drop=one.behind))
     stands: dict[str, nn.Module] = {
-        name: _Stand(name, model.get_submodule(name), _calls_of(name, shapes), carry)
+        name: Stand(name, model.get_submodule(name), _calls_of(name, shapes), carry)
         for name in one.before
     }
-    stands[after] = _Entry(after, model.get_submodule(after), [], carry)
-    rest = _Rest(
-        _with(model, stands), carry, shapes[_INPUTS, 0], tuple(one.crossing.shape[1:])
+    stands[after] = Entry(after, model.get_submodule(after), [], carry)
+    rest = RunningRest(
+        _with(model, stands), carry, shapes[INPUTS, 0], tuple(one.crossing.shape[1:])
     )
     _check(model, trunk, rest, after, inputs)
     return trunk, rest
@@ -249,13 +104,15 @@ def _record(model: nn.Module, after: str, given: Inputs) -> _Run:
         for handle in handles:
             handle.remove()
     above = {after[:end] for end in range(len(after)) if after[end : end + 1] == "."} | {"", after}
-    outputs[_INPUTS, 0] = (given.args, dict(given.kwargs))
+    outputs[INPUTS, 0] = (given.args, dict(given.kwargs))
     before = _outermost(early - late - above, after)
     return _Run(crossing[0], order, before, _outermost(late - early - above, after), outputs)
 
 
 def _outermost(names: set[str], after: str) -> list[str]:
-    kept = [n for n in sorted(names) if not after.startswith(f"{n}.") and not n.startswith(f"{after}.")]
+    kept = [
+        n for n in sorted(names) if not after.startswith(f"{n}.") and not n.startswith(f"{after}.")
+    ]
     return [n for n in kept if not any(n.startswith(f"{other}.") for other in kept)]
 
 
@@ -265,23 +122,9 @@ def _calls_of(name: str, shapes: Mapping[tuple[str, int], Any]) -> list[Any]:
 
 def _shapes(one: Any, two: Any, batch: int) -> Any:
     def shape(a: Any, b: Any) -> Any:
-        return _Shape.of(a, b, batch) if isinstance(a, Tensor) else a
+        return Shape.of(a, b, batch) if isinstance(a, Tensor) else a
 
     return tree_map(shape, one, two)
-
-
-class _Gone(nn.Module):
-    """Stands in a trunk for a module that runs behind it."""
-
-    def __init__(self, stood_for: nn.Module) -> None:
-        super().__init__()
-        self._stood_for = [shell_of(stood_for)]
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return _of_another(vars(self).get("_stood_for"), name)
 
 
 def _with(
@@ -289,23 +132,24 @@ def _with(
 ) -> nn.Module:
     """A copy that shares parameters, with other modules in some places."""
     found = sharing_copy_of(model)
-    gone = {name: _Gone(model.get_submodule(name)) for name in drop or ()}
+    gone = {name: Gone(model.get_submodule(name)) for name in drop or ()}
     for name, module in {**gone, **others}.items():
         parent, _, key = name.rpartition(".")
         found.get_submodule(parent)._modules[key] = module  # noqa: SLF001 - its store: keys may be digits
     return found
 
 
-def _check(
-    model: nn.Module, trunk: nn.Module, rest: nn.Module, after: str, inputs: Inputs
-) -> None:
+def _check(model: nn.Module, trunk: nn.Module, rest: nn.Module, after: str, inputs: Inputs) -> None:
     for given in (inputs, varied(inputs), inputs.map(doubled)):
         wanted = _outputs(model, given)
         try:
             found = tree_leaves(_quiet(rest, _quiet(trunk, *given.args, **given.kwargs)))
-        except Exception as err:
+        except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
             first = str(err).splitlines()[0] if str(err) else ""
-            found, why = None, f"its code cannot run without the modules before ({type(err).__name__}: {first})"
+            found, why = (
+                None,
+                f"its code cannot run without the modules before ({type(err).__name__}: {first})",
+            )
         else:
             why = ""
         if found is None or not same(found, wanted):
@@ -319,9 +163,9 @@ def _check(
 
 def _what_else(model: nn.Module, trunk: nn.Module, rest: nn.Module, given: Inputs) -> list[str]:
     """Each of what ran before alone without its values: which does the output miss?"""
-    assert isinstance(rest, _Rest)  # noqa: S101 - made here
-    carry = rest._carry  # noqa: SLF001 - of this file
-    after = next(m._name for m in rest.modules() if isinstance(m, _Entry))  # noqa: SLF001
+    assert isinstance(rest, RunningRest)  # noqa: S101 - made here
+    carry = rest.carry
+    after = next(m.name for m in rest.modules() if isinstance(m, Entry))
     real = {k: v for k, v in _record(model, after, given).outputs.items() if _stands(rest, k[0])}
     crossing = _quiet(trunk, *given.args, **given.kwargs)
     wanted = _outputs(model, given)
@@ -339,15 +183,20 @@ def _what_else(model: nn.Module, trunk: nn.Module, rest: nn.Module, given: Input
 
 
 def _stands(rest: nn.Module, name: str) -> bool:
-    return name == _INPUTS or any(
-        isinstance(m, _Stand) and m._name == name  # noqa: SLF001 - of this file
-        for m in rest.modules()
-    )
+    return name == INPUTS or any(isinstance(m, Stand) and m.name == name for m in rest.modules())
 
 
 def varied(inputs: Inputs) -> Inputs:
     """Other values of the same shapes and kinds."""
-    return inputs.map(lambda t: t.flip(0).mul(1.5).add(0.25) if t.is_floating_point() else t.roll(1, -1) if t.ndim else t)
+    return inputs.map(
+        lambda t: (
+            t.flip(0).mul(1.5).add(0.25)
+            if t.is_floating_point()
+            else t.roll(1, -1)
+            if t.ndim
+            else t
+        )
+    )
 
 
 def _outputs(model: nn.Module, given: Inputs) -> list[Any]:

@@ -25,7 +25,9 @@ def routing_to_json(routed: RoutedModel) -> dict[str, Any]:
         InputError: example inputs that no file can hold.
     """
     if not plain_inputs(routed.example_inputs):
-        raise InputError("the example inputs of the routed model hold what is no tensor, number or text")
+        raise InputError(
+            "the example inputs of the routed model hold what is no tensor, number or text"
+        )
     certificate: Certificate | None = routed.certificate
     return {
         "after": list(routed.after),
@@ -45,7 +47,9 @@ def _jsoned(certificate: Certificate) -> dict[str, Any]:
     return {**certificate.to_json(), "thresholds": [str(t) for t in certificate.thresholds]}
 
 
-def routed_of_json(data: Mapping[str, Any], body: nn.Module, like: RoutedModel | None) -> RoutedModel:
+def routed_of_json(
+    data: Mapping[str, Any], body: nn.Module, like: RoutedModel | None
+) -> RoutedModel:
     """The routed model of parts and what `routing_to_json` gave.
 
     Args:

@@ -52,7 +52,7 @@ def split_at(model: nn.Module, after: str, inputs: Inputs) -> Split:
     check_crossing(model, after, inputs)
     try:
         trunk, rest = _in_graph(model, after, inputs)
-    except _NotInGraph as err:
+    except NotInGraphError as err:
         trunk, rest = split_as_it_runs(model, after, inputs)
         return Split(trunk, rest, f"as it runs: {err}")
     return Split(trunk, rest, "graph")
@@ -119,7 +119,7 @@ def inner_name(model: nn.Module, name: str) -> str:
     return f"model.{name}" if name not in names and f"model.{name}" in names else name
 
 
-class _NotInGraph(Exception):
+class NotInGraphError(Exception):
     """Why a graph of the model is not to be had."""
 
 
@@ -139,22 +139,22 @@ class _CoarseTracer(LayerTracer):
 def _in_graph(model: nn.Module, after: str, inputs: Inputs) -> tuple[nn.Module, nn.Module]:
     around = [name for name in _above(after) if hooks_of(_alone(model, name))]
     if around:
-        raise _NotInGraph(f"module {around[0]!r} has hooks")
+        raise NotInGraphError(f"module {around[0]!r} has hooks")
     watch = Watch()
     try:
         with watching(model, watch):
             graph = _CoarseTracer(watch, after).trace(model)
     except Exception as err:
         first = str(err).splitlines()[0] if str(err) else ""
-        raise _NotInGraph(f"torch.fx cannot trace it ({type(err).__name__}: {first})") from err
+        raise NotInGraphError(f"torch.fx cannot trace it ({type(err).__name__}: {first})") from err
     if watch.reasons:
-        raise _NotInGraph(f"{watch.reasons[0]} would be lost in a graph")
+        raise NotInGraphError(f"{watch.reasons[0]} would be lost in a graph")
     differs = difference(model, graph, inputs)
     if differs is not None:
-        raise _NotInGraph(differs)
+        raise NotInGraphError(differs)
     cut = [node for node in graph.nodes if node.op == "call_module" and node.target == after]
     if len(cut) != 1:
-        raise _NotInGraph(f"{after!r} is called in a way that a graph does not show")
+        raise NotInGraphError(f"{after!r} is called in a way that a graph does not show")
     trunk, rest = _halves(graph, cut[0])
     halves = fx.GraphModule(model, trunk, "Trunk"), fx.GraphModule(model, rest, "Rest")
     with torch.no_grad(), streams_kept(0):
@@ -162,7 +162,7 @@ def _in_graph(model: nn.Module, after: str, inputs: Inputs) -> tuple[nn.Module, 
     with torch.no_grad(), streams_kept(0):
         found = tree_leaves(halves[1](halves[0](*inputs.args, **inputs.kwargs)))
     if not same(found, wanted):
-        raise _NotInGraph("other outputs than its trace")
+        raise NotInGraphError("other outputs than its trace")
     return halves
 
 
@@ -192,7 +192,7 @@ def _halves(graph: fx.Graph, cut: fx.Node) -> tuple[fx.Graph, fx.Graph]:
     )
     if crossing:
         names = ", ".join(repr(str(node.name)) for node in crossing)
-        raise _NotInGraph(f"besides the output of {cut.target!r}, {names} is read behind it")
+        raise NotInGraphError(f"besides the output of {cut.target!r}, {names} is read behind it")
     trunk, rest = fx.Graph(), fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
     for node in _needed(nodes[: place + 1], cut):

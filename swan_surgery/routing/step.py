@@ -107,7 +107,9 @@ def _apply(model: nn.Module, step: Step) -> nn.Module:
     parts = _parts(model, inputs, data["after"], data["switches"])
     wanted = {str(name): tuple(shape) for name, shape in data["shapes"].items()}
     if shapes_of(parts) != wanted:
-        raise ArtifactError("the parts of the routed model have other shapes than those in the file")
+        raise ArtifactError(
+            "the parts of the routed model have other shapes than those in the file"
+        )
     return parts
 
 
