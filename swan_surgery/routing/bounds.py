@@ -5,6 +5,7 @@ Angelopoulos et al., Learn then Test, arXiv:2110.01052).
 """
 
 import math
+from typing import Any
 
 from scipy.stats import beta, binom
 
@@ -54,7 +55,7 @@ def least_samples(harm: float, delta: float, *, counts: bool) -> int:
     return least if counts or p_value(0.0, least, harm, counts=False) <= delta else least + 1
 
 
-def check_level(name: str, value: float) -> float:
+def check_level(name: str, value: Any) -> float:
     """Refuse what is no share.
 
     Raises:

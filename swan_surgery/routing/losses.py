@@ -56,7 +56,7 @@ def discrepancy_of(given: DiscrepancyName | Discrepancy | None, full: Any) -> Di
     return DISCREPANCIES[given]
 
 
-def per_sample(values: Tensor, batch: int, what: str) -> Tensor:
+def per_sample(values: Any, batch: int, what: str) -> Tensor:
     """Check a function of the user's.
 
     Raises:
@@ -65,7 +65,8 @@ def per_sample(values: Tensor, batch: int, what: str) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != (batch,):
         seen = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise InputError(f"{what} must return one number per sample, shape [{batch}]; got {seen}")
-    return values
+    found: Tensor = values
+    return found
 
 
 def switch_loss(switch: Any, predicted: Tensor, actual: Tensor) -> Tensor:
