@@ -92,7 +92,7 @@ def export(
     """
     path = Path(path)
     if (own := getattr(type(model), "export_as_a_whole", None)) is not None:
-        return own(model, path, example_inputs)  # type: ignore[no-any-return]  # made of several models
+        return own(model, path, example_inputs=example_inputs)  # type: ignore[no-any-return]  # made of several models
     if path.suffix not in EXPORTERS:
         raise InputError(
             f"{path.name!r}: the suffix says what to export to, and must be one of "

@@ -124,7 +124,7 @@ def test_what_cannot_be_added_is_refused() -> None:
         swan.add_switch(model, "2", example_inputs=x, light=None)
     with pytest.raises(swan.InputError, match="must return the same shapes"):
         swan.add_switch(model, "2", example_inputs=x, light=nn.Linear(6, 3))
-    with pytest.raises(swan.ModelError, match="expected a torch.nn.Module"):
+    with pytest.raises(swan.ModelError, match=r"expected a torch.nn.Module"):
         swan.add_switch("model", "2", example_inputs=x)  # type: ignore[arg-type]
 
 

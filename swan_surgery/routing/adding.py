@@ -93,7 +93,8 @@ def add_switch(
     """
     check_model(model)
     names = (after,) if isinstance(after, str) else tuple(after)
-    lights = tuple(light) if isinstance(light, (tuple, list)) else (light,) * len(names)
+    listed: Any = light if isinstance(light, (tuple, list)) else (light,) * len(names)
+    lights: tuple[Light, ...] = tuple(listed)
     _check(names, lights, default, decide)
     inputs = infer_inputs(model)[0] if example_inputs is None else as_inputs(example_inputs)
     check_data(model, inputs, to="add a switch")

@@ -52,8 +52,8 @@ class _Front(nn.Module):
 def export_routed(
     routed: RoutedModel,
     path: str | PathLike[str],
-    example_inputs: Any = None,
     *,
+    example_inputs: Any = None,
     split: bool = False,
 ) -> Exported | tuple[Exported, ...]:
     """Write a routed model in eval mode as ONNX; what is kept was run in onnxruntime and agrees with it.

@@ -29,7 +29,7 @@ def ways_of(routed: RoutedModel, observed: Observed, level: int) -> tuple[Decide
                 f'decide={own!r} needs class scores [B, classes, ...] as the only output; take decide="predicted"'
             )
         return (own,)
-    return tuple(way for way in ("predicted", "margin") if way in observed.scores)  # type: ignore[misc]  # two of Decide
+    return tuple(way for way in ("predicted", "margin") if way in observed.scores)
 
 
 _Found = tuple[list[Decide], list[float], float]
@@ -53,11 +53,11 @@ class Finder:
 
     def _cheapest(self, thresholds_for: Callable[[Sequence[Decide]], list[float] | None]) -> _Found:
         found: list[tuple[float, list[Decide], list[float]]] = []
-        for decide in product(*self.ways):
-            thresholds = thresholds_for(decide)
-            if thresholds is not None:
-                shares = shares_of(self.observed, decide, thresholds)
-                found.append((self.costs(decide).expected(shares), list(decide), thresholds))
+        for ways in product(*self.ways):
+            reached = thresholds_for(ways)
+            if reached is not None:
+                shares = shares_of(self.observed, ways, reached)
+                found.append((self.costs(ways).expected(shares), list(ways), reached))
         if not found:
             raise self._unreachable
         _, decide, thresholds = min(found, key=lambda entry: entry[0])
@@ -125,10 +125,10 @@ class Finder:
     def _fewest(self, thresholds_for: Callable[[Sequence[Decide]], list[float] | None]) -> _Found:
         """Among ways that meet a cost: the one whose leaving samples are the least apart from the full branch."""
         found: list[tuple[float, list[Decide], list[float]]] = []
-        for decide in product(*self.ways):
-            thresholds = thresholds_for(decide)
-            if thresholds is not None:
-                found.append((self._loss(decide, thresholds), list(decide), thresholds))
+        for ways in product(*self.ways):
+            reached = thresholds_for(ways)
+            if reached is not None:
+                found.append((self._loss(ways, reached), list(ways), reached))
         if not found:
             raise self._unreachable
         _, decide, thresholds = min(found, key=lambda entry: entry[0])

@@ -63,6 +63,8 @@ class Switch(nn.Module):
 class Ending(nn.Module):
     """Gated compression's light branch: the input ends here, with an output that is always the same."""
 
+    default: Tensor
+
     def __init__(self, default: Tensor) -> None:
         """`default`: the output of one sample, without the batch."""
         super().__init__()
@@ -70,9 +72,7 @@ class Ending(nn.Module):
 
     def forward(self, crossing: Tensor) -> Tensor:
         """[B, ...] -> the default output, B times."""
-        default = self.default
-        assert isinstance(default, Tensor)  # noqa: S101 - registered above
-        return default.expand(crossing.shape[0], *default.shape)
+        return self.default.expand(crossing.shape[0], *self.default.shape)
 
 
 class Parts(nn.Module):

@@ -130,13 +130,14 @@ class RoutedModel(nn.Module):
         easy, hard = is_easy.nonzero()[:, 0], is_easy.logical_not().nonzero()[:, 0]
         if not len(easy):
             return self._behind(chain, level, crossing)
-        if len(hard):
-            behind = self._behind(chain, level, crossing.index_select(0, hard))
+        if not len(hard):
+            return run_branch(own.light, crossing) if light is None else light
+        behind = self._behind(chain, level, crossing.index_select(0, hard))
         if light is None:
-            light = run_branch(own.light, crossing.index_select(0, easy) if len(hard) else crossing)
-        elif len(hard):
+            light = run_branch(own.light, crossing.index_select(0, easy))
+        else:
             light = rows_of(light, easy)
-        return merged(light, behind, torch.cat([easy, hard])) if len(hard) else light
+        return merged(light, behind, torch.cat([easy, hard]))
 
     def _behind(self, chain: Sequence[Parts], level: int, crossing: Tensor) -> Any:
         if level + 1 == len(chain):

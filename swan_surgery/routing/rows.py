@@ -24,7 +24,7 @@ def margin_score(light: Any) -> Tensor:
             'decide="margin" needs class scores [B, classes, ...] as the only output; take decide="predicted"'
         )
     best = light.float().softmax(1).topk(2, dim=1).values
-    score = 1 - (best[:, 0] - best[:, 1])
+    score: Tensor = 1 - (best[:, 0] - best[:, 1])
     return score.flatten(1).mean(1) if score.ndim > 1 else score
 
 

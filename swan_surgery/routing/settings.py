@@ -99,9 +99,11 @@ def routed_of_json(
 
 
 def _decide(way: object) -> Decide:
-    if way not in get_args(Decide):
-        raise ArtifactError(f"the file names a way to decide {way!r}, which there is not")
-    return way  # type: ignore[no-any-return]  # one of them
+    for known in get_args(Decide):
+        if known == way:
+            own: Decide = known
+            return own
+    raise ArtifactError(f"the file names a way to decide {way!r}, which there is not")
 
 
 __all__ = ["routed_of_json", "routing_to_json"]

@@ -36,11 +36,12 @@ def route_step(routed: "RoutedModel") -> Step:
     switches = []
     for own in routed.parts.chain:
         provenance = provenance_of(own.light)
+        sizes = own.light.default.shape if isinstance(own.light, Ending) else ()
         switches.append(
             {
                 "light": "default" if isinstance(own.light, Ending) else "cut",
                 "steps": [] if provenance is None else [asdict(step) for step in provenance.steps],
-                "default": list(own.light.default.shape) if isinstance(own.light, Ending) else [],  # type: ignore[union-attr]
+                "default": list(sizes),
                 "channels": own.switch.channels,
                 "axis": own.switch.axis,
                 "hidden": own.switch.hidden.out_features,
