@@ -97,6 +97,7 @@ def images(count: int = 6, *, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.law
+@settings(max_examples=settings.default.max_examples // 2)
 @given(networks())
 def test_parts_are_the_model_and_a_split_batch_is_its_samples(case: Case) -> None:
     before = fingerprint(case.model)
@@ -123,7 +124,7 @@ def test_parts_are_the_model_and_a_split_batch_is_its_samples(case: Case) -> Non
 
 
 @pytest.mark.law
-@settings(max_examples=6)
+@settings(max_examples=settings.default.max_examples // 8)
 @given(networks(), st.integers(0, 1000))
 def test_a_closed_mask_is_cut(case: Case, seed: int) -> None:
     try:
@@ -322,7 +323,7 @@ def test_outputs_of_any_structure_and_keyword_inputs() -> None:
     assert (
         error(routed(x=x), {k: torch.cat([a[k] for a in alone]) for k in ("scores", "h")}) <= 1e-9
     )
-    assert float(routed.train().loss({"x": x})) > 0
+    assert float(routed.train().loss({"x": x}).detach()) > 0
 
 
 def halfway_sets(routed: swan.RoutedModel, x: Tensor) -> None:

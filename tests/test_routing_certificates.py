@@ -100,7 +100,7 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
     with pytest.raises(swan.InputError, match="no batch"):
         swan.calibrate_switch(routed, [], share=0.5)
     with pytest.raises(swan.ModelError, match="expected a routed model"):
-        swan.calibrate_switch(plain(), [x], share=0.5)  # type: ignore[arg-type]
+        swan.calibrate_switch(plain(), [x], share=0.5)
 
 
 def test_what_cannot_be_added_is_refused() -> None:
@@ -125,7 +125,7 @@ def test_what_cannot_be_added_is_refused() -> None:
     with pytest.raises(swan.InputError, match="must return the same shapes"):
         swan.add_switch(model, "2", example_inputs=x, light=nn.Linear(6, 3))
     with pytest.raises(swan.ModelError, match=r"expected a torch.nn.Module"):
-        swan.add_switch("model", "2", example_inputs=x)  # type: ignore[arg-type]
+        swan.add_switch("model", "2", example_inputs=x)
 
 
 def test_one_sample_in_train_mode_is_refused() -> None:
