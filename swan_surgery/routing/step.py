@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,8 @@ from swan_surgery.models.architecture import architecture_of, shapes_of
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
 from swan_surgery.models.steps import Shapes, Step, StepKind, apply_step, check_steps, register_step
 from swan_surgery.routing.parts import Ending, Parts, Switch
+from swan_surgery.routing.routed_model import RoutedModel
 from swan_surgery.routing.splitting import inner_name, split_at
-
-
-if TYPE_CHECKING:
-    from swan_surgery.routing.routed_model import RoutedModel
 
 
 ROUTE = "route"
@@ -31,7 +28,7 @@ _DTYPES = {str(t).removeprefix("torch."): t for t in (
 _LONGEST = 1 << 16
 
 
-def route_step(routed: "RoutedModel") -> Step:
+def route_step(routed: RoutedModel) -> Step:
     """The step that made a routed model's parts of the model they came from."""
     switches = []
     for own in routed.parts.chain:
