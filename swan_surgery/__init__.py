@@ -69,6 +69,12 @@ from swan_surgery.learning.parameter_groups import parameter_groups
 from swan_surgery.learning.ramps import CosineRamp
 from swan_surgery.learning.stages import Stage, stages
 from swan_surgery.reporting import Report, report
+from swan_surgery.routing.adding import add_switch
+from swan_surgery.routing.calibrating import calibrate_switch
+from swan_surgery.routing.certificate import Certificate
+from swan_surgery.routing.exporting import export_routed
+from swan_surgery.routing.masking import cut_mask
+from swan_surgery.routing.routed_model import RoutedModel
 from swan_surgery.selection.importance import importance
 from swan_surgery.selection.sensitivity import SensitivityTable, sensitivity
 from swan_surgery.timing.layers import measure_latencies
@@ -80,6 +86,7 @@ __all__ = [
     "AdaptiveModel",
     "ArtifactError",
     "BudgetError",
+    "Certificate",
     "ChannelMap",
     "Compensation",
     "Compressed",
@@ -101,6 +108,7 @@ __all__ = [
     "PathError",
     "PruningPlan",
     "Report",
+    "RoutedModel",
     "Routing",
     "RuleError",
     "SensitivityTable",
@@ -114,7 +122,9 @@ __all__ = [
     "WritingError",
     "acting_gates",
     "adapt",
+    "add_switch",
     "calibrate",
+    "calibrate_switch",
     "calibrate_widths",
     "channel_map",
     "compact",
@@ -122,10 +132,12 @@ __all__ = [
     "compress",
     "count_macs",
     "count_params",
+    "cut_mask",
     "distillation_loss",
     "expected_macs",
     "expected_params",
     "export",
+    "export_routed",
     "fit_bounds",
     "fit_routes",
     "hard_macs",

@@ -91,6 +91,8 @@ def export(
         (True, True)
     """
     path = Path(path)
+    if (own := getattr(type(model), "export_as_a_whole", None)) is not None:
+        return own(model, path, example_inputs=example_inputs)  # type: ignore[no-any-return]  # made of several models
     if path.suffix not in EXPORTERS:
         raise InputError(
             f"{path.name!r}: the suffix says what to export to, and must be one of "

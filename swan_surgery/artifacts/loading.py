@@ -21,6 +21,8 @@ from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.models.architecture import all_tensors, architecture_of, difference
 from swan_surgery.models.provenance import Provenance, note_
 from swan_surgery.models.steps import apply_step, check_steps, shapes_after
+from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.settings import routed_of_json
 
 
 _LAYOUTS = {
@@ -36,7 +38,8 @@ def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = N
         path: a file written by `swan.save`, or a folder written by `swan.save_pretrained`.
         model: the base model, newly built as it was before `swanify`; its weights do not matter and
             it is not changed. It may lie on the meta device; the result is then on the CPU,
-            otherwise where the model is.
+            otherwise where the model is. For a routed model with a light branch of your own, or functions
+            of yours, a new routed model made by the same call of `swan.add_switch`.
         example_inputs: for a gated or an adaptive model, if those in the file are not to be used.
 
     Returns:
@@ -54,12 +57,15 @@ def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = N
         >>> gated.gates.num_units
         8
     """
+    like = model if isinstance(model, RoutedModel) else None
+    model = model if like is None else like.parts
     check_model(model)
     path = Path(path)
     header, tensors = read(file_in(path, WEIGHTS))
     private = copy_of(model)
     try:
-        return _rebuilt(path, header, tensors, private, example_inputs)
+        found = _rebuilt(path, header, tensors, private, example_inputs)
+        return routed_of_json(header["routing"], found, like) if "routing" in header else found
     except ArtifactError:
         raise
     except Exception as err:  # checked where it matters; whatever else a header may lead to

@@ -21,6 +21,8 @@ from swan_surgery.models.architecture import all_tensors, architecture_of, shape
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.provenance import Provenance, provenance_of
 from swan_surgery.models.steps import shapes_after
+from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.settings import routing_to_json
 
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -34,7 +36,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     training mode come back as they are. Written whole or not at all.
 
     Args:
-        model: what `swan.prune` returned, trained on or not; a gated model in the middle of its
+        model: what `swan.prune` returned, trained on or not; a gated or routed model in the middle of its
             training; what `swan.adapt` or `swan.compact` returned; or any plain model.
         path: usually ends in `.swan` or `.safetensors`; an existing file is replaced.
 
@@ -58,6 +60,9 @@ def contents(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a file."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, RoutedModel):
+        header, tensors = contents(model.body)
+        return {**header, "routing": routing_to_json(model)}, tensors
     if isinstance(model, GatedModel):
         check_whole(model)
         header, tensors = _plain(model.model)

@@ -1,0 +1,267 @@
+"""`add_switch`: a trained network in, the same with a short way for easy inputs out."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from swan_surgery.cutting.pruning import prune_by_score
+from swan_surgery.environment.random_streams import streams_kept
+from swan_surgery.errors import InputError
+from swan_surgery.gates.checks import check_model
+from swan_surgery.gates.conversion import swanify
+from swan_surgery.models import Inputs, as_inputs, copy_of
+from swan_surgery.models.architecture import architecture_of
+from swan_surgery.models.checks import check_arguments, check_data, infer_inputs
+from swan_surgery.models.provenance import Provenance, note_, provenance_of
+from swan_surgery.routing.axes import channel_axis_of
+from swan_surgery.routing.losses import Discrepancy, DiscrepancyName, discrepancy_of, kl, l1, l2
+from swan_surgery.routing.masking import masked
+from swan_surgery.routing.parts import Ending, Parts, Switch, check_branches
+from swan_surgery.routing.routed_model import Decide, RoutedModel
+from swan_surgery.routing.rows import arguments_of
+from swan_surgery.routing.splitting import Split, inner_name, split_at
+from swan_surgery.routing.step import route_step
+from swan_surgery.selection.importance import importance
+
+
+Light = float | nn.Module | None
+_NAMES: dict[Discrepancy, DiscrepancyName] = {kl: "kl", l1: "l1", l2: "l2"}
+
+
+def add_switch(
+    model: nn.Module,
+    after: str | Sequence[str],
+    *,
+    example_inputs: Any = None,
+    light: Light | Sequence[Light] = 0.25,
+    default: Tensor | None = None,
+    decide: Decide = "auto",
+    batches: Iterable[Any] | None = None,
+    mask: bool = False,
+    discrepancy: DiscrepancyName | Discrepancy | None = None,
+    positive: Callable[[Any], Tensor] | None = None,
+    hidden: int = 64,
+    frozen: bool = True,
+) -> RoutedModel:
+    """Give a network a short way for easy inputs, behind a module (Dynamic Switch Layer, arXiv:2407.05442).
+
+    Train the result with `routed.loss(batch)`, then set its threshold with `swan.calibrate_switch`. Until then
+    every input takes the full way, and the outputs are bitwise the given model's.
+
+    Args:
+        model: any network; it is not changed.
+        after: the trunk ends with this module, by its name in `named_modules`; several names, in order, give nested
+            switches.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments; as for `swanify`.
+        light: the light branch: a share of the rest's MACs, to which it is cut (`swan.prune_by_score`); a module of
+            your own, from what crosses to what the model returns; or None: the input ends there with the output
+            `default` (gated compression). One for each switch, or one for all.
+        default: what an input gets that ends at a switch: the output of one sample, without the batch.
+        decide: "predicted": the switch, before the light branch runs; "margin": the light branch's own confidence,
+            after it ran (class scores alone); "label": the switch, trained on labels (gated compression); "auto":
+            what `calibrate_switch` finds to be cheaper.
+        batches: what the model is used on, as for `swan.calibrate`: then the light branch is cut by Fisher scores of
+            the model's own output distribution and compensated (`swan.compensate`), else by magnitude. A few hundred
+            samples; no labels.
+        mask: gates on the channels that cross (`routed.gated`), for `beta` in the loss or a `swan.Objective`; cut
+            by `swan.cut_mask`.
+        discrepancy: how far two outputs are apart: "kl" for class scores, "l1", "l2", or a function of (light, full)
+            that gives one number per sample. By default "kl" where the output is [B, classes], else "l2".
+        positive: Omega of gated compression: labels -> bool [B], True for what must not be stopped.
+        hidden: width of the switch's hidden layer.
+        frozen: trunk and full branch are not trained (`routed.unfreeze()` later).
+
+    Raises:
+        ModelError: not a plain `nn.Module`.
+        InputError: no such module, its output is not one tensor, more crosses (says what), or the branches do not
+            fit.
+        BudgetError: the light branch cannot be made as small as that.
+        NoGateableChannelsError: nothing of the rest can be cut: pass a module of your own.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> x = torch.randn(4, 3)
+        >>> routed = swan.add_switch(net, "1", example_inputs=x, light=0.5)
+        >>> torch.equal(routed(x), net(x))
+        True
+        >>> routed.thresholds = [float("inf")]  # all take the short way
+        >>> torch.equal(routed(x), routed.parts.light(routed.parts.trunk(x)))
+        True
+    """
+    check_model(model)
+    names = (after,) if isinstance(after, str) else tuple(after)
+    listed: Any = light if isinstance(light, (tuple, list)) else (light,) * len(names)
+    lights: tuple[Light, ...] = tuple(listed)
+    _check(names, lights, default, decide)
+    inputs = infer_inputs(model)[0] if example_inputs is None else as_inputs(example_inputs)
+    check_data(model, inputs, to="add a switch")
+    check_arguments(model, inputs)
+    data = None if batches is None else list(batches)
+    with torch.inference_mode(mode=False), streams_kept():
+        private = copy_of(model).eval()
+        making = _Making(private, inputs, default, hidden, data)
+        parts = making.build(names, lights)
+        found = discrepancy_of(discrepancy, making.output)
+        routed = RoutedModel(
+            parts,
+            after=names,
+            decide=["label" if own is None else decide for own in lights],
+            example_inputs=inputs,
+            way=making.ways,
+            discrepancy=_NAMES.get(found, found),
+            positive=positive,
+            frozen=frozen,
+        )
+        base = provenance_of(model) or Provenance(architecture_of(model))
+        own_light = any(isinstance(item, nn.Module) for item in lights)
+        note_(
+            parts,
+            Provenance(architecture_of(parts))
+            if own_light
+            else base.followed_by(route_step(routed)),
+        )
+        if frozen:
+            for own in parts.chain:
+                own.trunk.requires_grad_(requires_grad=False)
+            parts.last.requires_grad_(requires_grad=False)
+        if mask:
+            routed.body = masked(parts, inputs)
+        return routed.train(model.training)
+
+
+def _check(
+    names: Sequence[str], lights: Sequence[Light], default: Tensor | None, decide: object
+) -> None:
+    if not names or len(lights) != len(names):
+        raise InputError(
+            f"give one light branch for all switches, or one for each: {len(names)} and {len(lights)}"
+        )
+    if decide not in ("predicted", "margin", "label", "auto"):
+        raise InputError(f"decide must be predicted, margin, label or auto; got {decide!r}")
+    for light in lights:
+        if light is None and default is None:
+            raise InputError(
+                "light=None ends inputs at the switch: pass default=, the output of one sample that they get"
+            )
+        if light is not None and decide == "label":
+            raise InputError('decide="label" is gated compression: pass light=None and default=')
+        is_share = isinstance(light, (int, float)) and not isinstance(light, bool)
+        if is_share and not 0 < float(light) <= 1:  # type: ignore[arg-type]  # told apart above
+            raise InputError(f"light must be a share of the rest's MACs in (0, 1]; got {light!r}")
+        if not is_share and light is not None and not isinstance(light, nn.Module):
+            raise InputError(f"light must be a share, a module or None; got {type(light).__name__}")
+
+
+class _Making:
+    """Builds parts from the front to the back."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        default: Tensor | None,
+        hidden: int,
+        data: list[Any] | None,
+    ) -> None:
+        self.model, self.inputs, self.default = model, inputs, default
+        self.hidden, self.data = hidden, data
+        self.ways: list[str] = []
+        with torch.no_grad():
+            self.output = model(*inputs.args, **inputs.kwargs)
+
+    def build(self, names: Sequence[str], lights: Sequence[Light]) -> Parts:
+        """The parts for switches behind these modules."""
+        data = None if self.data is None else [_arguments(self.model, b) for b in self.data]
+        return self._build(self.model, self.inputs, names, lights, data)
+
+    def _build(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        names: Sequence[str],
+        lights: Sequence[Light],
+        data: list[Inputs] | None,
+    ) -> Parts:
+        split = split_at(model, inner_name(model, names[0]), inputs)
+        self.ways.append(split.way)
+        with torch.no_grad():
+            crossing = split.trunk(*inputs.args, **inputs.kwargs)
+            behind = (
+                None
+                if data is None
+                else [Inputs((split.trunk(*b.args, **b.kwargs),), {}) for b in data]
+            )
+        given = lights[0]
+        if given is None:
+            assert self.default is not None  # noqa: S101 - checked at the edge
+            light: nn.Module = Ending(self.default.to(crossing.device))
+        elif isinstance(given, nn.Module):
+            light = copy_of(given)
+        else:
+            light = cut_light(split, crossing, float(given), behind)
+        self._check_fit(light, crossing)
+        switch = self._switch(split, crossing, is_logit=given is None)
+        full = split.rest
+        if len(names) > 1:
+            full = self._build(split.rest, Inputs((crossing,), {}), names[1:], lights[1:], behind)
+        return Parts(split.trunk, switch, light, full).eval()
+
+    def _check_fit(self, light: nn.Module, crossing: Tensor) -> None:
+        try:
+            with torch.no_grad():
+                found = light.eval()(crossing)
+        except Exception as err:
+            first = str(err).splitlines()[0] if str(err) else ""
+            raise InputError(
+                f"the light branch cannot be run on what crosses, {list(crossing.shape)}: "
+                f"{type(err).__name__}: {first}"
+            ) from err
+        check_branches(found, self.output, crossing.shape[0])
+
+    def _switch(self, split: Split, crossing: Tensor, *, is_logit: bool) -> Switch:
+        axis = channel_axis_of(split.trunk, crossing)
+        switch = Switch(crossing.shape[axis], axis=axis, hidden=self.hidden, is_logit=is_logit)
+        return switch.to(crossing.device, crossing.dtype)
+
+
+def _arguments(model: nn.Module, batch: Any) -> Inputs:
+    """A batch as arguments on the model's device, labels left out."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return Inputs(*arguments_of(batch, device))
+
+
+def cut_light(
+    split: Split, crossing: Tensor, share: float, batches: Sequence[Inputs] | None
+) -> nn.Module:
+    """The rest, cut to a share of its MACs: by magnitude, or with data by Fisher scores, and compensated."""
+    if share == 1:
+        return copy_of(split.rest)
+    gated = swanify(split.rest, crossing)
+    if not batches:
+        return prune_by_score(gated, importance(gated, "magnitude"), macs=share)
+    tensors = [batch.args[0] for batch in batches]
+    with streams_kept(0):
+        # Small batches estimate squared gradients better (`importance`).
+        small = [part for tensor in tensors for part in tensor.split(16)]
+        scores = importance(gated, "fisher", batches=small, loss=_own_loss)
+    return prune_by_score(gated, scores, macs=share, compensate=tensors)
+
+
+def _own_loss(model: nn.Module, batch: Tensor) -> Tensor:
+    """A loss whose squared gradients are the Fisher information of the model's own outputs: needs no labels."""
+    terms = []
+    for output in tree_leaves(model(batch)):
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            continue
+        if output.ndim == 2 and output.shape[1] > 1:
+            drawn = torch.distributions.Categorical(logits=output.detach().float()).sample()
+            terms.append(nn.functional.cross_entropy(output, drawn))
+        else:
+            terms.append((output * torch.randn_like(output)).flatten(1).sum(1).mean())
+    return torch.stack(terms).sum()
+
+
+__all__ = ["Light", "add_switch", "cut_light"]

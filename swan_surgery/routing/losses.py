@@ -1,0 +1,106 @@
+"""How far the light branch is from the full one, per sample, and the losses of a switch layer (Eq. 2 to 5)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from swan_surgery.errors import InputError
+
+
+# (light output, full output) -> one number >= 0 per sample, shape [B].
+Discrepancy = Callable[[Any, Any], Tensor]
+DiscrepancyName = Literal["kl", "l1", "l2"]
+
+_MOMENTUM = 0.02
+
+
+def kl(light: Any, full: Any) -> Tensor:
+    """Kullback-Leibler divergence KL(full || light) in nats, for logits with classes on axis 1; the mean over positions."""
+    one, two = _first(light), _first(full)
+    own = F.kl_div(F.log_softmax(one, 1), F.log_softmax(two, 1), reduction="none", log_target=True)
+    return own.sum(1).flatten(1).mean(1) if own.ndim > 2 else own.sum(1)
+
+
+def l1(light: Any, full: Any) -> Tensor:
+    """Mean absolute difference of all outputs."""
+    return _mean(light, full, torch.abs)
+
+
+def l2(light: Any, full: Any) -> Tensor:
+    """Mean squared difference of all outputs."""
+    return _mean(light, full, torch.square)
+
+
+DISCREPANCIES: Mapping[str, Discrepancy] = {"kl": kl, "l1": l1, "l2": l2}
+
+
+def discrepancy_of(given: DiscrepancyName | Discrepancy | None, full: Any) -> Discrepancy:
+    """By name, as given, or by what the model returns: class scores [B, C] are compared by KL, all else by L2.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if given is None:
+        first = _first(full)
+        return kl if first.ndim == 2 and first.shape[1] > 1 else l2
+    if callable(given):
+        return given
+    if given not in DISCREPANCIES:
+        raise InputError(
+            f"discrepancy must be one of {', '.join(DISCREPANCIES)} or a function of (light, full); got {given!r}"
+        )
+    return DISCREPANCIES[given]
+
+
+def per_sample(values: Any, batch: int, what: str) -> Tensor:
+    """Check a function of the user's.
+
+    Raises:
+        InputError: not one number per sample.
+    """
+    if not isinstance(values, Tensor) or values.shape != (batch,):
+        seen = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise InputError(f"{what} must return one number per sample, shape [{batch}]; got {seen}")
+    found: Tensor = values
+    return found
+
+
+def switch_loss(switch: Any, predicted: Tensor, actual: Tensor) -> Tensor:
+    """Eq. 3: the switch regresses the discrepancy (no gradient flows into the branches), in log(1 + d / scale)."""
+    actual = actual.detach().to(predicted.dtype)
+    scale = switch.scale
+    found = F.mse_loss(torch.log1p(predicted / scale), torch.log1p(actual / scale))
+    if switch.training:
+        # A new tensor, because the old one is needed backward.
+        weight = (1 / (switch.seen + 1)).clamp(min=_MOMENTUM).to(scale)
+        switch.scale = scale.lerp(actual.mean().to(scale).clamp(min=1e-12), weight)
+        switch.seen = switch.seen + 1
+    return found
+
+
+def _mean(light: Any, full: Any, function: Callable[[Tensor], Tensor]) -> Tensor:
+    pairs = [
+        (a, b)
+        for a, b in zip(tree_leaves(light), tree_leaves(full), strict=True)
+        if isinstance(a, Tensor) and a.is_floating_point()
+    ]
+    return torch.stack([function(a - b).flatten(1).mean(1) for a, b in pairs]).mean(0)
+
+
+def _first(output: Any) -> Tensor:
+    first: Tensor = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return first
+
+
+__all__ = [
+    "DISCREPANCIES",
+    "Discrepancy",
+    "DiscrepancyName",
+    "discrepancy_of",
+    "per_sample",
+    "switch_loss",
+]

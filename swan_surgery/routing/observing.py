@@ -1,0 +1,185 @@
+"""One pass over data with all parts of a routed model: scores, harm and distances of every sample."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from swan_surgery.environment.random_streams import streams_kept
+from swan_surgery.errors import InputError
+from swan_surgery.routing.parts import Ending
+from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.rows import arguments_of, labels_of, margin_score
+
+
+# (light output, full output, labels) -> a loss between 0 and 1 per sample, shape [B].
+Harm = Callable[[Any, Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Every sample at every switch, whether or not it would get there; float64 on the CPU.
+
+    Attributes:
+        scores: by way of deciding, [switches, N].
+        harm: what a sample that leaves at a switch loses, between 0 and 1, [switches, N]; None without labels.
+        apart: the discrepancy of light and full, [switches, N].
+        right: where the full branch [last row] and each light branch are right, [switches + 1, N]; None where there
+            are no labels of classes.
+        labels: as the loader gave them, if any.
+        counts: the harm is 0 or 1.
+        data: SHA-256 of all samples.
+    """
+
+    scores: dict[str, Tensor]
+    harm: Tensor | None
+    apart: Tensor
+    right: Tensor | None
+    labels: Tensor | None
+    counts: bool
+    data: str
+
+    @property
+    def num_samples(self) -> int:
+        """How many there are."""
+        return self.apart.shape[1]
+
+
+class _Columns:
+    """Grows by batches."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[Tensor]] = {}
+
+    def add(self, name: str, values: Tensor | list[Tensor]) -> None:
+        own = torch.stack(list(values)) if isinstance(values, list) else values
+        self.found.setdefault(name, []).append(own.detach().double().cpu())
+
+    def get(self, name: str) -> Tensor | None:
+        return torch.cat(self.found[name], -1) if name in self.found else None
+
+
+def observe(routed: RoutedModel, loader: Iterable[Any], *, harm: Harm | None = None) -> Observed:
+    """Run all parts on everything, in eval mode.
+
+    Raises:
+        InputError: no batches, or a harm that is not between 0 and 1.
+    """
+    columns, digest = _Columns(), hashlib.sha256()
+    modes = [(module, module.training) for module in routed.modules()]
+    routed.eval()
+    counts = True
+    try:
+        with torch.no_grad(), streams_kept():
+            for batch in loader:
+                counts &= _observe(routed, batch, harm, columns, digest)
+    finally:
+        for module, training in modes:
+            module.training = training
+    apart = columns.get("apart")
+    if apart is None:
+        raise InputError("the loader yielded no batch")
+    ways = ("predicted", "margin", "label")
+    scores = {way: own for way in ways if (own := columns.get(way)) is not None}
+    return Observed(
+        scores,
+        columns.get("harm"),
+        apart,
+        columns.get("right"),
+        columns.get("labels"),
+        counts,
+        digest.hexdigest(),
+    )
+
+
+def _observe(
+    routed: RoutedModel, batch: Any, harm: Harm | None, columns: _Columns, digest: Any
+) -> bool:
+    args, kwargs = arguments_of(batch, routed.device)
+    labels = labels_of(batch)
+    for leaf in tree_leaves((args, kwargs, labels)):
+        if isinstance(leaf, Tensor):
+            digest.update(leaf.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    full, lights, predicted = routed.body(*args, **kwargs)
+    chain = routed.parts.chain
+    is_label = any(isinstance(own.light, Ending) for own in chain)
+    columns.add("label" if is_label else "predicted", list(predicted))
+    if not is_label and _are_scores(full):
+        columns.add("margin", [margin_score(light) for light in lights])
+    columns.add("apart", [routed.discrepancies(light, full) for light in lights])
+    found = _harm(routed, lights, full, labels, harm)
+    if found is not None:
+        if not bool(((found >= 0) & (found <= 1)).all()):
+            raise InputError("harm must lie between 0 and 1 for every sample")
+        columns.add("harm", found)
+    right = _right([*lights, full], labels)
+    if right is not None:
+        columns.add("right", right)
+    if isinstance(labels, Tensor) and labels.ndim == 1:
+        columns.add("labels", labels)
+    return found is None or bool(((found == 0) | (found == 1)).all())
+
+
+def _harm(
+    routed: RoutedModel, lights: Any, full: Any, labels: Any, harm: Harm | None
+) -> Tensor | None:
+    if harm is not None:
+        return torch.stack([harm(light, full, labels).reshape(-1) for light in lights])
+    if labels is None:
+        return None
+    if routed.positive is not None:
+        positive = routed.positive(labels).bool().reshape(-1)
+        return positive.double().expand(len(lights), -1)
+    right = _right([*lights, full], labels)
+    if right is None:
+        return None
+    # Of a sample's positions the share that the full branch has right and the light one wrong.
+    return (
+        (right[-1] * (1 - right[:-1])).flatten(2).mean(2)
+        if right.ndim > 2
+        else right[-1] * (1 - right[:-1])
+    )
+
+
+def _right(outputs: list[Any], labels: Any) -> Tensor | None:
+    """1 where the largest class score is the label's, [outputs, B, ...]; None where there are no such labels."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or not _are_scores(outputs[-1]):
+        return None
+    scores = [_only(output) for output in outputs]
+    if scores[-1].shape[:1] + scores[-1].shape[2:] != labels.shape:
+        return None
+    return torch.stack([(own.argmax(1) == labels.to(own.device)).double() for own in scores])
+
+
+def _are_scores(output: Any) -> bool:
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return (
+        len(leaves) == 1
+        and leaves[0].ndim >= 2
+        and leaves[0].shape[1] > 1
+        and leaves[0].is_floating_point()
+    )
+
+
+def _only(output: Any) -> Tensor:
+    found: Tensor = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return found
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, names included."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            found.update(name.encode())
+            found.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
+    return found.hexdigest()
+
+
+__all__ = ["Harm", "Observed", "observe", "weights_digest"]

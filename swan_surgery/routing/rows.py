@@ -1,0 +1,96 @@
+"""Parts of a batch: which rows take a branch, what it gives for them, and all in order again."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from swan_surgery.errors import InputError
+
+
+def margin_score(light: Any) -> Tensor:
+    """1 - (the largest class probability - the second), per sample, for class scores [B, C, ...]: 0 is certain.
+
+    Raises:
+        InputError: the output is no tensor of class scores.
+    """
+    if not isinstance(light, Tensor):
+        leaves = [t for t in tree_flatten(light)[0] if isinstance(t, Tensor)]
+        light = leaves[0] if len(leaves) == 1 else None
+    if light is None or light.ndim < 2 or light.shape[1] < 2 or not light.is_floating_point():
+        raise InputError(
+            'decide="margin" needs class scores [B, classes, ...] as the only output; take decide="predicted"'
+        )
+    best = light.float().softmax(1).topk(2, dim=1).values
+    score: Tensor = 1 - (best[:, 0] - best[:, 1])
+    return score.flatten(1).mean(1) if score.ndim > 1 else score
+
+
+def merged(light: Any, full: Any, order: Tensor) -> Any:
+    """Outputs of the two parts of a batch as one; `order`: which samples they are, the light branch's first."""
+    ones, structure = tree_flatten(light)
+    twos = tree_flatten(full)[0]
+    back = order.argsort()
+    together = [
+        torch.cat([a, b]).index_select(0, back) if isinstance(a, Tensor) else a
+        for a, b in zip(ones, twos, strict=True)
+    ]
+    return tree_unflatten(together, structure)
+
+
+def rows_of(output: Any, rows: Tensor) -> Any:
+    """The output for some rows of the batch."""
+    leaves, structure = tree_flatten(output)
+    own = [t.index_select(0, rows) if isinstance(t, Tensor) else t for t in leaves]
+    return tree_unflatten(own, structure)
+
+
+def run_branch(branch: nn.Module, crossing: Tensor) -> Any:
+    """Run a branch on a part of a batch.
+
+    Raises:
+        InputError: a single row, and batch-norms in train mode.
+    """
+    if len(crossing) == 1 and any(
+        isinstance(m, _BatchNorm) and m.training for m in branch.modules()
+    ):
+        raise InputError(
+            "one sample of the batch takes a branch whose batch-norms are in train mode, which need two; train by "
+            "routed.loss(batch), which runs whole batches, and route in eval mode: routed.eval()"
+        )
+    return branch(crossing)
+
+
+def detached(output: Any) -> Any:
+    """The output without gradients."""
+    leaves, structure = tree_flatten(output)
+    return tree_unflatten([t.detach() if isinstance(t, Tensor) else t for t in leaves], structure)
+
+
+def arguments_of(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch as arguments of the model, on its device: as in `swan.calibrate`."""
+    if isinstance(batch, dict):
+        own = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return (), {k: v for k, v in own.items() if k != "labels"}
+    first = batch[0] if isinstance(batch, (tuple, list)) else batch
+    return (first.to(device),), {}
+
+
+def labels_of(batch: Any) -> Any:
+    """The labels of a batch; None where it has none."""
+    if isinstance(batch, dict):
+        return batch.get("labels")
+    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+
+
+__all__ = [
+    "arguments_of",
+    "detached",
+    "labels_of",
+    "margin_score",
+    "merged",
+    "rows_of",
+    "run_branch",
+]

@@ -1,0 +1,179 @@
+"""Modules that stand for others while a model's own code runs in part: one ends the run, one begins it, others are passed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from swan_surgery.errors import InputError
+from swan_surgery.models import shell_of
+
+
+INPUTS = ""  # the key of the model's own inputs among what ran before
+
+
+class ReachedError(Exception):
+    """Carries what crosses out of the model's code."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a tensor for any batch: `sizes` where an axis does not follow the batch, `times` where it does."""
+
+    sizes: tuple[int, ...]
+    times: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, one: Tensor, two: Tensor, batch: int) -> "Shape":
+        """From the same tensor at a batch and at twice that."""
+        pairs = list(zip(one.shape, two.shape, strict=True))
+        times = tuple(0 if a == b else a // batch for a, b in pairs)
+        return cls(tuple(one.shape), times, one.dtype)
+
+    def blank(self, like: Tensor) -> Tensor:
+        """Holds nothing: NaN, or zero."""
+        batch = like.shape[0]
+        sizes = [t * batch if t else s for s, t in zip(self.sizes, self.times, strict=True)]
+        value = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
+        # The type may be that of autocast or of the branch's, where it is the crossing tensor's.
+        return torch.full(sizes, value, dtype=self.dtype, device=like.device)
+
+
+@dataclass(slots=True)
+class Carry:
+    """What a rest shares with its modules while it runs."""
+
+    value: Tensor | None = None
+    real: dict[tuple[str, int], Any] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+
+
+def _of_another(others: list[nn.Module | None] | None, name: str) -> Any:
+    """An attribute of the module stood for: the code around may ask for the type of a weight, or a setting."""
+    if not others or others[0] is None or name.startswith("__"):
+        raise AttributeError(name)
+    return getattr(others[0], name)
+
+
+class Stand(nn.Module):
+    """Stands for a module that ran in the trunk: gives its outputs' shapes, and nothing in them."""
+
+    def __init__(self, name: str, stood_for: nn.Module, outputs: list[Any], carry: Carry) -> None:
+        super().__init__()
+        self.name, self._outputs, self._carry = name, outputs, carry
+        self._stood_for = [shell_of(stood_for)]  # in a list: it is no child
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        """As the module that ran, without its values."""
+        carry = self._carry
+        call = carry.calls.get(self.name, 0)
+        carry.calls[self.name] = call + 1
+        key = (self.name, call)
+        if key in carry.real:
+            return carry.real[key]
+        assert carry.value is not None  # noqa: S101 - set by the rest that runs
+        return _blank(self._outputs[call], carry.value)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return _of_another(vars(self).get("_stood_for"), name)
+
+
+class Entry(Stand):
+    """Stands for the module whose output crosses."""
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        """What crosses."""
+        return self._carry.value
+
+
+class Exit(nn.Module):
+    """Ends the run with a module's output."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Does not come back."""
+        raise ReachedError(self.module(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return _of_another([vars(self).get("_modules", {}).get("module")], name)
+
+
+class RunningTrunk(nn.Module):
+    """The model's own code up to a module's output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the model takes; returns what crosses."""
+        try:
+            self.model(*args, **kwargs)
+        except ReachedError as reached:
+            return reached.value
+        raise InputError(
+            "this input takes a path through the model's code that never reaches the switch"
+        )
+
+
+class RunningRest(nn.Module):
+    """The model's own code from a module's output on."""
+
+    def __init__(self, model: nn.Module, carry: Carry, given: Any, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.carry, self._given, self._sizes = carry, given, sizes
+
+    def forward(self, crossing: Tensor) -> Any:
+        """What the model returns."""
+        if tuple(crossing.shape[1:]) != self._sizes:
+            raise InputError(
+                f"a model that is cut as it runs takes inputs of the example's size: {list(self._sizes)} crosses "
+                f"per sample there, here {list(crossing.shape[1:])}; add a switch for inputs of this size"
+            )
+        carry = self.carry
+        carry.value = crossing
+        carry.calls.clear()
+        real = carry.real.get((INPUTS, 0))
+        try:
+            args, kwargs = _blank(self._given, crossing) if real is None else real
+            return self.model(*args, **kwargs)
+        finally:
+            carry.value = None
+
+
+def _blank(structure: Any, like: Tensor) -> Any:
+    return tree_map(
+        lambda leaf: leaf.blank(like) if isinstance(leaf, Shape) else leaf,
+        structure,
+    )
+
+
+class Gone(nn.Module):
+    """Stands in a trunk for a module that runs behind it."""
+
+    def __init__(self, stood_for: nn.Module) -> None:
+        super().__init__()
+        self._stood_for = [shell_of(stood_for)]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return _of_another(vars(self).get("_stood_for"), name)

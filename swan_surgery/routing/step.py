@@ -1,0 +1,169 @@
+"""A switch as a step of a model's provenance: where it stands, and how its light branch was cut."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from swan_surgery.errors import ArtifactError
+from swan_surgery.models import Inputs, copy_of
+from swan_surgery.models.architecture import architecture_of, shapes_of
+from swan_surgery.models.provenance import Provenance, note_, provenance_of
+from swan_surgery.models.steps import Shapes, Step, StepKind, apply_step, check_steps, register_step
+from swan_surgery.routing.parts import Ending, Parts, Switch
+from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.splitting import inner_name, split_at
+
+
+ROUTE = "route"
+_VERSION = 1
+_DTYPES = {str(t).removeprefix("torch."): t for t in (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+    torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128,
+)}  # fmt: skip
+# Integers may be positions to look up, so they are kept as they are; what is longer is kept as zeros.
+_LONGEST = 1 << 16
+
+
+def route_step(routed: RoutedModel) -> Step:
+    """The step that made a routed model's parts of the model they came from."""
+    switches = []
+    for own in routed.parts.chain:
+        provenance = provenance_of(own.light)
+        sizes = own.light.default.shape if isinstance(own.light, Ending) else ()
+        switches.append(
+            {
+                "light": "default" if isinstance(own.light, Ending) else "cut",
+                "steps": [] if provenance is None else [asdict(step) for step in provenance.steps],
+                "default": list(sizes),
+                "channels": own.switch.channels,
+                "axis": own.switch.axis,
+                "hidden": own.switch.hidden.out_features,
+            }
+        )
+    shapes = {name: list(shape) for name, shape in shapes_of(routed.parts).items()}
+    return Step(
+        ROUTE,
+        _VERSION,
+        {
+            "after": list(routed.after),
+            "switches": switches,
+            "inputs": inputs_to_json(routed.example_inputs),
+            "shapes": shapes,
+        },
+    )
+
+
+def inputs_to_json(inputs: Inputs) -> Any:
+    """Example inputs without their values where those are no positions to look up."""
+    return [[_encoded(a) for a in inputs.args], {k: _encoded(v) for k, v in inputs.kwargs.items()}]
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        is_index = not value.is_floating_point() and not value.is_complex()
+        own = value.flatten().tolist() if is_index and value.numel() <= _LONGEST else None
+        return {"shape": list(value.shape), "dtype": kind, "values": own}
+    if isinstance(value, (list, tuple)):
+        return [_encoded(item) for item in value]
+    return value if type(value) in (int, float, bool, str) else None
+
+
+def inputs_of_json(found: Any) -> Inputs:
+    """What `inputs_to_json` wrote, as inputs; numbers are drawn where they were not kept."""
+    args, kwargs = found
+    return Inputs(tuple(map(_decoded, args)), {str(k): _decoded(v) for k, v in kwargs.items()})
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decoded(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    kind, shape = _DTYPES[value["dtype"]], [int(size) for size in value["shape"]]
+    if value["values"] is not None:
+        return torch.tensor(value["values"], dtype=kind).reshape(shape)
+    generator = torch.Generator().manual_seed(0)
+    if kind.is_floating_point or kind.is_complex:
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(kind)
+    return torch.zeros(shape, dtype=kind)
+
+
+def _apply(model: nn.Module, step: Step) -> nn.Module:
+    data = step.data
+    inputs = inputs_of_json(data["inputs"])
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if like is not None and like.is_meta:
+        model = with_values_(model)
+    elif like is not None:
+        inputs = inputs.map(lambda t: t.to(like.device))
+    model.eval()
+    parts = _parts(model, inputs, data["after"], data["switches"])
+    wanted = {str(name): tuple(shape) for name, shape in data["shapes"].items()}
+    if shapes_of(parts) != wanted:
+        raise ArtifactError(
+            "the parts of the routed model have other shapes than those in the file"
+        )
+    return parts
+
+
+def with_values_(model: nn.Module) -> nn.Module:
+    """A model from the meta device, with weights on which it can be run; those of the file come later."""
+    model = model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.1 * torch.rand(parameter.shape, generator=generator))
+        for buffer in model.buffers():
+            buffer.fill_(1 if buffer.is_floating_point() else 0)
+    return model
+
+
+def _parts(
+    model: nn.Module, inputs: Inputs, names: Sequence[str], switches: Sequence[Mapping[str, Any]]
+) -> Parts:
+    own = switches[0]
+    split = split_at(model, inner_name(model, str(names[0])), inputs)
+    with torch.no_grad():
+        crossing = split.trunk(*inputs.args, **inputs.kwargs)
+    is_ending = own["light"] == "default"
+    if is_ending:
+        light: nn.Module = Ending(crossing.new_zeros([int(size) for size in own["default"]]))
+    else:
+        light = copy_of(split.rest)
+        base = architecture_of(light)
+        steps = tuple(
+            Step(str(e["kind"]), int(e["version"]), dict(e["data"])) for e in own["steps"]
+        )
+        check_steps(steps, written_by="another version")
+        for step in steps:
+            light = apply_step(light, step)
+        note_(light, Provenance(base, steps))
+    switch = Switch(
+        int(own["channels"]), axis=int(own["axis"]), hidden=int(own["hidden"]), is_logit=is_ending
+    ).to(crossing.device, crossing.dtype)
+    full = split.rest
+    if len(names) > 1:
+        full = _parts(split.rest, Inputs((crossing,), {}), names[1:], switches[1:])
+    return Parts(split.trunk, switch, light, full)
+
+
+def _reshape(_shapes: Shapes, step: Step) -> Shapes:
+    return {str(k): tuple(int(n) for n in shape) for k, shape in step.data["shapes"].items()}
+
+
+def plain_inputs(inputs: Inputs) -> bool:
+    """Whether the example inputs come back from a file as something the model takes."""
+    return all(
+        isinstance(leaf, (Tensor, int, float, bool, str, type(None)))
+        for leaf in tree_flatten((inputs.args, dict(inputs.kwargs)))[0]
+    )
+
+
+register_step(ROUTE, StepKind(_VERSION, _apply, _reshape))
+
+__all__ = ["inputs_of_json", "inputs_to_json", "plain_inputs", "route_step"]
