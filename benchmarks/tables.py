@@ -25,7 +25,7 @@ import tables_gpu
 
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "TABLES.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "benchmarks" / "TABLES.md"]
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n)(.*?)(<!-- /table:\2 -->)", re.DOTALL)
 Result = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]

@@ -17,7 +17,7 @@ from swan_surgery.learning import ramps
 
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [(ROOT / name).read_text() for name in ("README.md", "docs/guide.md")]
 # As `hard_macs` and `count_macs`.
 WITHOUT_EXAMPLE = {
     *("count_params", "expected_macs", "expected_params", "hard_params", "marginal_macs"),
@@ -25,7 +25,9 @@ WITHOUT_EXAMPLE = {
 
 
 def code_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    return [
+        code for page in PAGES for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    ]
 
 
 def test_the_readme_shows_code() -> None:
