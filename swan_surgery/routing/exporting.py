@@ -73,6 +73,13 @@ def export_routed(
         InputError: another suffix.
         MissingExtraError: needs `pip install 'swan-surgery[export]'`.
         ExportError: torch cannot export a part, or the file computes something else.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> routed = swan.add_switch(net, "1", example_inputs=torch.randn(4, 3), light=0.5)
+        >>> parts = swan.export_routed(routed.eval(), folder / "routed.onnx", split=True)
+        >>> [exported.path.name for exported in parts]
+        ['routed.front.onnx', 'routed.light.onnx', 'routed.full.onnx']
     """
     path = Path(path)
     if path.suffix != ".onnx":

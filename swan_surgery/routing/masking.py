@@ -86,6 +86,14 @@ def cut_mask(routed: RoutedModel, **options: object) -> RoutedModel:
     Raises:
         ModelError: no mask.
         VerificationError: the cut model computes something else.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> routed = swan.add_switch(net, "1", example_inputs=torch.randn(4, 3), light=0.5, mask=True)
+        >>> routed.gated.gates.logits.data[:3] = -3.0
+        >>> small = swan.cut_mask(routed)
+        >>> small.crossing_bytes()[0] / routed.crossing_bytes()[0]
+        0.625
     """
     if not isinstance(routed, RoutedModel):
         raise ModelError(
