@@ -79,6 +79,15 @@ def test_compensation_between_changes_no_cost() -> None:
         assert share - 0.03 < left <= share
 
 
+def test_other_activations_belong_to_the_model_that_is_cut() -> None:
+    example = torch.zeros(3, 8)
+    swapped = swan.swap_activations(_net(), "fles-dg", example)
+    once = _cut(swapped, macs=0.6)
+    twice = _cut(once, macs=0.4, of="original")
+    left = swan.count_macs(twice, example) / swan.count_macs(swapped, example)
+    assert 0.37 < left <= 0.4
+
+
 def test_what_is_below_the_share_already_stays() -> None:
     small = _cut(_net(), macs=0.3)
     again = _cut(small, macs=0.5, of="original")

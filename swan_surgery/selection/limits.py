@@ -95,10 +95,15 @@ def _share(given: float, original: float, total: float) -> float:
 
 
 def _original_macs(gated: GatedModel, total: float) -> float:
-    """By what each step since left of it, so that other example inputs may be in use by now."""
+    """By what each cut since left of it, so that other example inputs may be in use by now.
+
+    Steps of other kinds (other activations) that nobody counted belong to the model that was cut.
+    """
     provenance = provenance_of(gated.model)
     factor = 1.0
     for step in () if provenance is None else provenance.steps:
+        if step.macs is None and step.kind != "cut":
+            continue
         if step.macs is None or not step.macs.after:
             raise InputError(
                 f'of="original" needs the MACs of the model before it was cut, which the step {step.kind!r} '
