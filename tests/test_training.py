@@ -33,6 +33,9 @@ TINY = TrainSettings(
 )
 
 
+STAGED = replace(TINY, macs=0.12, dense_epochs=1, gate_epochs=6, finetune_epochs=5)
+
+
 class InterruptedRunError(Exception):
     pass
 
@@ -93,6 +96,12 @@ def whole(tmp_path_factory):
     return run(folder)[0], folder
 
 
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """The same in stages."""
+    return run(tmp_path_factory.mktemp("staged"), STAGED)
+
+
 def test_a_second_training_in_one_folder_is_refused_and_leaves_the_first_alone(tmp_path) -> None:
     (tmp_path / "checkpoint.safetensors").write_text("of the first")
     with (
@@ -144,6 +153,36 @@ class TestRun:
         assert same(outcome.small, again.small)
         assert outcome.scores == again.scores
         assert outcome.history == again.history
+
+    @pytest.mark.parametrize("patience", [1, 2, 3, 4, 5, 7])
+    def test_a_run_in_stages_that_was_interrupted_too(self, patience, staged, tmp_path) -> None:
+        outcome, _ = staged
+        with pytest.raises(InterruptedRunError):
+            run(tmp_path / "x", STAGED, patience=patience)
+        again, _ = run(tmp_path / "x", STAGED)
+        assert same(outcome.small, again.small)
+        assert outcome.scores == again.scores
+        assert outcome.history == again.history
+
+    def test_little_is_cut_in_stages_by_scores(self, staged) -> None:
+        outcome, listener = staged
+        cuts = [text for text in listener.said if text.startswith("Cut ")]
+        assert [text[:10] for text in cuts] == ["Cut 1 of 3", "Cut 2 of 3", "Cut 3 of 3"]
+        dense, small = outcome.macs
+        assert 0.05 * dense < small <= STAGED.macs * dense
+        assert set(outcome.scores) == {"dense", "pruned", "finetuned"}
+        epochs = [row["epoch"] for row in outcome.history if row["stage"] == "finetuned"]
+        assert epochs == list(range(1, 12))
+
+    def test_scores_where_asked_for_and_gates_where_asked_for(self, tmp_path) -> None:
+        own = replace(TINY, dense_epochs=1, gate_epochs=1, finetune_epochs=1)
+        scored, said = run(tmp_path / "scores", replace(own, choice="scores"))
+        assert any(text.startswith("Cut 1 of 1") for text in said.said)
+        assert scored.macs[1] <= 0.5 * scored.macs[0]
+        gates, _ = run(tmp_path / "gates", replace(own, choice="gates", macs=0.15))
+        assert "gated" in gates.scores
+        write_outputs(scored, own, data(), tmp_path / "scores")
+        assert "right after the cut" in (tmp_path / "scores" / "report.html").read_text()
 
     def test_a_finished_run_is_not_trained_again(self, whole) -> None:
         outcome, folder = whole

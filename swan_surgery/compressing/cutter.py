@@ -15,6 +15,7 @@ from swan_surgery.cutting.pruning import prune_by_score
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.conversion import swanify
+from swan_surgery.gates.min_width import MinWidth
 from swan_surgery.selection.importance import Score, importance
 from swan_surgery.selection.limits import limits_of, refuse_unreachable
 from swan_surgery.timing.layers import measure_latencies
@@ -46,6 +47,7 @@ class Choice:
     score: Score
     ignore: Iterable[str]
     round_to: int | Literal["auto"]
+    min_width: MinWidth = 1
 
 
 @dataclass(slots=True)
@@ -53,6 +55,7 @@ class Cutter:
     """Cuts a model, and what it made of it, again and again.
 
     Attributes:
+        compensated_with: how many of the batches weights are solved for with; all by default.
         done: what was done so far, in words.
         compensations: of every cut.
 
@@ -67,6 +70,7 @@ class Cutter:
     budget: Budget
     choice: Choice
     tell: Tell
+    compensated_with: int | None = None
     done: list[str] = field(default_factory=list)
     compensations: list[Compensation] = field(default_factory=list)
     _gated: GatedModel = field(init=False)
@@ -112,13 +116,15 @@ class Cutter:
             f"{params / max(self._whole[1], 1):.3f} of the parameters by {self.choice.score} scores"
         )
         self.tell("compensating", 0.0)
-        mended = compensate(small, model, self.batches)
+        mended = compensate(small, model, self.batches, num_batches=self.compensated_with)
         self.compensations.append(mended)
         self.done.append(str(mended).partition("\n")[0])
         return small
 
     def _gate(self, model: nn.Module) -> GatedModel:
-        return swanify(model, self.example, ignore=self.choice.ignore)
+        gated = swanify(model, self.example, ignore=self.choice.ignore)
+        gated.gates.min_width = self.choice.min_width
+        return gated
 
     def _size(self, model: nn.Module) -> tuple[int, int]:
         return count_macs(model, self.example), count_params(model)

@@ -8,7 +8,7 @@ from swan_surgery.errors import InputError
 
 # Below this share of the cost several cuts keep more than one, above it one cut does
 # (benchmarks/quality.py, methods `staged-fisher-compensated` and `score-fisher-compensated`).
-_ONE_CUT = 0.2
+ONE_CUT = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def stages(
             f"there must be at least one cut and no negative steps; got {number=}, {steps=}"
         )
     if number is None:
-        number = 1 if share >= _ONE_CUT else round(-log2(share))
+        number = 1 if share >= ONE_CUT else round(-log2(share))
     gaps = max(number - 1, 1)
     own = {
         round(index / gaps * span * steps): share ** ((index + 1) / number)
@@ -70,4 +70,4 @@ def stages(
     return tuple(Stage(step, left) for step, left in own.items())
 
 
-__all__ = ["Stage", "stages"]
+__all__ = ["ONE_CUT", "Stage", "stages"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from swan_surgery.artifacts import load, save
 from swan_surgery.calibration import calibrate
-from swan_surgery.costs.macs import count_macs, hard_macs
+from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.environment.locking import alone_in
@@ -25,13 +25,15 @@ from swan_surgery.experiments.classifier.checkpoint import (
     write_checkpoint,
 )
 from swan_surgery.experiments.classifier.data import Data, loader
-from swan_surgery.experiments.classifier.outcome import TOLD, Narrator, Outcome, Row
+from swan_surgery.experiments.classifier.outcome import TOLD, TRAINING, Narrator, Outcome, Row
+from swan_surgery.experiments.classifier.scored import scored_stage
 from swan_surgery.experiments.classifier.settings import TrainSettings
 from swan_surgery.experiments.classifier.steps import (
     Step,
     check_logits,
     device_of,
     optimizer_of,
+    row_of,
     score,
 )
 from swan_surgery.gates import GatedModel
@@ -42,9 +44,6 @@ from swan_surgery.models import copy_of
 from swan_surgery.selection.limits import limits_of
 from swan_surgery.selection.ordering import ranking
 from swan_surgery.selection.widest_mask import widest_mask
-
-
-STAGES = ("dense", "gated", "finetuned")
 
 
 def run_experiment(
@@ -79,10 +78,14 @@ def run_experiment(
         dense = copy_of(model).to(run.device)
         check_logits(dense, run.example, num_classes=data.classes)
         # Refuse what cannot work before hours are spent on the dense model.
-        run.check_reachable(swanify(dense, run.example, ignore=settings.ignore))
+        gated = swanify(dense, run.example, ignore=settings.ignore)
+        run.check_reachable(gated)
         dense = run.dense_stage(dense)
-        gated = run.gated_stage(dense)
-        small = run.finetune_stage(gated, dense)
+        if settings.by_scores:
+            small = scored_stage(run, dense)
+        else:
+            gated = run.gated_stage(dense)
+            small = run.finetune_stage(gated, dense)
     return Outcome(
         dense=dense,
         small=small,
@@ -148,12 +151,17 @@ class _Run:
 
     def finish(self, stage: str, model: nn.Module) -> None:
         """Note a stage's accuracy; it will not be run again."""
-        if stage not in self.scores:
-            self.scores[stage] = score(model, self.data, self.settings)
+        if self.note(stage, model):
             self.now = {}
             self.keep()
+
+    def note(self, stage: str, model: nn.Module) -> bool:
+        """Note a stage's accuracy, and tell it; whether it was new."""
+        if is_new := stage not in self.scores:
+            self.scores[stage] = score(model, self.data, self.settings)
         right = self.scores[stage]["accuracy"]
         self.narrator.say(f"{TOLD[stage]}: {right:.2f} % of the test images.")
+        return is_new
 
     # --- the stages ---
 
@@ -189,7 +197,7 @@ class _Run:
         gated.gates.min_width = settings.min_width
         return Objective(
             gated,
-            **self.budgets(),
+            **self.settings.budgets,
             learning=settings.learning,  # type: ignore[arg-type]  # checked by the settings
             ramp=CosineRamp(length=settings.ramp * settings.gate_epochs),
             freeze_after=(1 - settings.freeze) * settings.gate_epochs,
@@ -209,18 +217,15 @@ class _Run:
     def check_reachable(self, gated: GatedModel) -> None:
         """The budgets, by gates alone and with rounded widths."""
         self.objective_of(gated)
-        limits = limits_of(gated, **self.budgets())
+        limits = limits_of(gated, **self.settings.budgets)
         widest_mask(gated, ranking(gated), limits, round_to=self.settings.round_to)
-
-    def budgets(self) -> dict[str, Any]:
-        return {"macs": self.settings.macs or None, "params": self.settings.params or None}
 
     def cut(self, gated: GatedModel) -> nn.Module:
         settings = self.settings
         if settings.round_to == 1:
             small = prune(gated)
         else:
-            small = prune(gated, round_to=settings.round_to, **self.budgets())
+            small = prune(gated, round_to=settings.round_to, **self.settings.budgets)
             self.calibrate(small)
         self.finish("pruned", small)
         return small
@@ -234,7 +239,7 @@ class _Run:
 
     def batches(self, stage: str, epoch: int) -> Any:
         """The epoch's batches; all randomness starts from seed, stage and epoch."""
-        number = [*STAGES, "calibration"].index(stage)
+        number = [*TRAINING, "calibration"].index(stage)
         seed = (self.settings.seed * 16 + number) * 100_003 + epoch
         torch.manual_seed(seed)
         return loader(self.data.train, self.settings, torch.Generator().manual_seed(seed))
@@ -247,24 +252,27 @@ class _Run:
         *,
         teacher: nn.Module | None = None,
         objective: Objective | None = None,
+        span: range | None = None,
+        cut: int = 0,
     ) -> None:
-        """Train in place, from where the checkpoint is."""
+        """Train in place, from where the checkpoint is; `span` of the epochs after one of several cuts."""
         optimizer = optimizer_of(model, self.settings, is_last=stage == "finetuned")
         parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
         if objective is not None:
             parts["objective"] = objective
-        first = 0
-        if self.now.get("stage") == stage:
+        span = range(epochs) if span is None else span
+        first = span.start
+        if self.now.get("stage") == stage and "model" in self.now:
             first = self.now["epoch"]
             for name, part in parts.items():
                 part.load_state_dict(self.now[name])
         step = Step(model, optimizer, self.settings, teacher)
-        with self.narrator.epochs(_TRAINING[stage], epochs) as advance:
-            for epoch in range(epochs):
+        with self.narrator.epochs(TRAINING[stage], len(span)) as advance:
+            for epoch in span:
                 if epoch >= first:
                     self.one_epoch(stage, epoch, epochs, step=step, objective=objective)
                     states = {name: part.state_dict() for name, part in parts.items()}
-                    self.now = {"stage": stage, "epoch": epoch + 1, **states}
+                    self.now = {"stage": stage, "cut": cut, "epoch": epoch + 1, **states}
                     self.keep()
                 advance(f"{self.history[-1]['accuracy']:.2f} %" if self.history else "")
 
@@ -280,17 +288,12 @@ class _Run:
             rate = step.set_rate(place, epochs)
             penalty = None if objective is None else objective(place)
             losses.append(step(x.to(self.device), y.to(self.device), penalty))
-        found = score(step.model, self.data, self.settings)
-        row: Row = {"stage": stage, "epoch": epoch + 1, "lr": rate}
-        row |= {"train_loss": float(torch.stack(losses).mean()), **found}
-        if isinstance(step.model, GatedModel):
-            gates = step.model.gates
-            row["hard_macs_share"] = hard_macs(step.model) / count_macs(step.model, self.example)
-            row["open_share"] = float(gates.open_mask().double().mean())
-            if epoch % max(1, epochs // 4) == 0 or epoch == epochs - 1:
-                p = gates.probabilities().detach().cpu()
-                self.probabilities[f"epoch {epoch + 1}"] = p
+        row = row_of(step.model, self.data, self.settings, self.example)
+        row = {"stage": stage, "epoch": epoch + 1, "lr": rate, **row}
+        row["train_loss"] = float(torch.stack(losses).mean())
+        if isinstance(step.model, GatedModel) and (
+            epoch % max(1, epochs // 4) == 0 or epoch == epochs - 1
+        ):
+            p = step.model.gates.probabilities().detach().cpu()
+            self.probabilities[f"epoch {epoch + 1}"] = p
         self.history.append(row)
-
-
-_TRAINING = {"dense": "dense", "gated": "weights and gates", "finetuned": "fine-tuning"}

@@ -20,6 +20,9 @@ TOLD = {
     "finetuned": "Fine-tuned",
 }
 
+# What is trained, in order -> how its epochs are told.
+TRAINING = {"dense": "dense", "gated": "weights and gates", "finetuned": "fine-tuning"}
+
 
 class Narrator(Protocol):
     """Hears what happens; the command line prints it."""
@@ -38,7 +41,7 @@ class Outcome:
     Attributes:
         dense: the model before gates.
         small: the smaller one, fine-tuned.
-        gated: the gated model as it was cut.
+        gated: the gated model as it was cut; of a cut by scores the given one, with gates that play no part.
         example: the inputs that it was mapped with, [1, C, H, W].
         scores: per stage, accuracy in percent and mean loss on the test images: dense, gated (hard
             gates), pruned (right after the cut), finetuned.

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from swan_surgery.errors import InputError
+from swan_surgery.learning.stages import ONE_CUT
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -52,6 +53,15 @@ class TrainSettings:
     )
     ignore: tuple[str, ...] = _setting((), "modules that stay whole, as names or patterns")
     round_to: int = _setting(1, "widths become multiples of this; 8 or 16 suit most hardware")
+    choice: str = _setting(
+        "auto",
+        "how units are chosen: gates (they learn in gate_epochs), scores (Fisher, weights behind the cut "
+        "solved for anew, in stages below a fifth; gate_epochs are trained after the cut), or auto: "
+        "scores where less than a fifth stays, else gates",
+    )
+    compensation: int = _setting(
+        16, "batches that weights behind a cut by scores are solved for with"
+    )
     learning: str = _setting("curvature", "how gates learn: curvature or gradient")
     ramp: float = _setting(0.6, "share of gate_epochs in which the budget falls: longer is gentler")
     freeze: float = _setting(0.1, "last share of gate_epochs, in which gates stay as they are")
@@ -71,6 +81,17 @@ class TrainSettings:
     threads: int = _setting(0, "of torch on the CPU; 0: its own choice")
     seed: int = _setting(0, "of weights, order and augmentation; report more than one")
 
+    @property
+    def budgets(self) -> dict[str, Any]:
+        """Shares to keep, None where there is no such budget."""
+        return {"macs": self.macs or None, "params": self.params or None}
+
+    @property
+    def by_scores(self) -> bool:
+        """Whether units are chosen by scores: see `choice`."""
+        share = min(own for own in (self.macs, self.params) if own)
+        return self.choice == "scores" or (self.choice == "auto" and share < ONE_CUT)
+
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         shares = ("macs", "params", "held_out", "ramp", "freeze", "distillation", "label_smoothing")
@@ -79,7 +100,7 @@ class TrainSettings:
             for name in shares
             if not 0 <= getattr(self, name) <= 1
         ]
-        counts = dict.fromkeys(_COUNTS, 0) | {"gate_epochs": 1, "batch": 1, "round_to": 1}
+        counts = dict.fromkeys(_COUNTS, 0) | dict.fromkeys(_AT_LEAST_ONE, 1)
         faults += [
             f"{name} must be at least {least}; got {getattr(self, name)}"
             for name, least in counts.items()
@@ -102,7 +123,9 @@ _COUNTS = (
     *("classes", "size", "shift", "workers", "dense_epochs", "finetune_epochs", "calibration"),
     *("threads", "warmup", "weight_decay", "finetune_lr", "gate_lr"),
 )
+_AT_LEAST_ONE = ("gate_epochs", "batch", "round_to", "compensation")
 _CHOICES = {
+    "choice": ("auto", "gates", "scores"),
     "learning": ("curvature", "gradient"),
     "optimizer": ("adamw", "sgd"),
     "precision": ("fp32", "bf16"),

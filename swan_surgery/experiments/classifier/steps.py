@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swan_surgery.costs.macs import count_macs, hard_macs
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.experiments.classifier.data import Data, loader
+from swan_surgery.experiments.classifier.outcome import Row
 from swan_surgery.experiments.classifier.settings import TrainSettings
 from swan_surgery.gates import GatedModel
 from swan_surgery.learning.distillation import distillation_loss
@@ -132,3 +134,12 @@ def score(model: nn.Module, data: Data, settings: TrainSettings) -> dict[str, fl
         right += int((logits.argmax(1) == labels).sum())
         count += len(labels)
     return {"accuracy": 100 * right / count, "loss": loss / count}
+
+
+def row_of(model: nn.Module, data: Data, settings: TrainSettings, example: Tensor) -> Row:
+    """What the log says of a model after an epoch: test accuracy and loss, and of gates what is open."""
+    row: Row = {**score(model, data, settings)}
+    if isinstance(model, GatedModel):
+        row["hard_macs_share"] = hard_macs(model) / count_macs(model, example)
+        row["open_share"] = float(model.gates.open_mask().double().mean())
+    return row

@@ -1,0 +1,117 @@
+"""Units chosen by scores: one cut or several, weights behind each solved for anew, training in between and after."""
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swan_surgery.artifacts import load, save
+from swan_surgery.compressing.cutter import Budget, Choice, Cutter
+from swan_surgery.experiments.classifier.outcome import Narrator
+from swan_surgery.experiments.classifier.settings import TrainSettings
+from swan_surgery.learning.stages import stages
+from swan_surgery.models.batches import run_on_batch
+
+
+class Run(Protocol):
+    """What a run in stages needs of the whole."""
+
+    settings: TrainSettings
+    folder: Path
+    device: torch.device
+    narrator: Narrator
+    now: dict[str, Any]
+    scores: dict[str, dict[str, float]]
+
+    @property
+    def example(self) -> Tensor:
+        """Inputs to map the model with."""
+
+    def batches(self, stage: str, epoch: int) -> Iterable[Any]:
+        """Batches to train on."""
+
+    def note(self, stage: str, model: nn.Module) -> bool:
+        """Note a stage's accuracy."""
+
+    def finish(self, stage: str, model: nn.Module) -> None:
+        """Note a stage's accuracy; it will not be run again."""
+
+    def keep(self) -> None:
+        """Write the checkpoint."""
+
+    def train(
+        self,
+        stage: str,
+        model: nn.Module,
+        epochs: int,
+        *,
+        teacher: nn.Module | None,
+        span: range,
+        cut: int,
+    ) -> None:
+        """Train in place."""
+
+
+def scored_stage(run: Run, dense: nn.Module) -> nn.Module:
+    """The smaller model, cut by scores and trained; its accuracy is noted."""
+    file = run.folder / "pruned.swan"
+    if "finetuned" in run.scores:
+        small = load(file, dense).to(run.device)
+    else:
+        small = _cut_and_train(run, dense)
+        save(small.eval(), file)
+    run.finish("finetuned", small)
+    return small
+
+
+def _cutter_of(run: Run, dense: nn.Module) -> Cutter:
+    settings = run.settings
+    count = max(settings.calibration, settings.compensation, 1)
+    return Cutter(
+        dense,
+        run.example,
+        list(islice(run.batches("calibration", 0), count)),
+        Budget(settings.macs or None, settings.params or None, None),
+        Choice(_cross_entropy, "fisher", settings.ignore, settings.round_to, settings.min_width),
+        lambda _text, _share: None,
+        compensated_with=settings.compensation,
+    )
+
+
+def _cut_and_train(run: Run, dense: nn.Module) -> nn.Module:
+    """Goes on where the checkpoint is: `now` says which cut was the last."""
+    settings = run.settings
+    total = settings.gate_epochs + settings.finetune_epochs
+    cutter = _cutter_of(run, dense)
+    plan = stages(cutter.budget.least, steps=total)
+    done = run.now["cut"] if run.now.get("stage") == "finetuned" else -1
+    model = dense if done < 0 else load(_file(run, done), dense).to(run.device)
+    for index in range(max(done, 0), len(plan)):
+        if index > done:
+            model = cutter.cut(model, (index + 1) / len(plan))
+            run.narrator.say(f"Cut {index + 1} of {len(plan)}: {cutter.done[-2]}.")
+            save(model, _file(run, index))
+            if index + 1 == len(plan):
+                run.note("pruned", model)
+            run.now = {"stage": "finetuned", "cut": index, "epoch": plan[index].step}
+            run.keep()
+        stop = plan[index + 1].step if index + 1 < len(plan) else total
+        span = range(plan[index].step, stop)
+        run.train("finetuned", model, total, teacher=dense, span=span, cut=index)
+    return model
+
+
+def _file(run: Run, index: int) -> Path:
+    return run.folder / f"cut-{index + 1}.swan"
+
+
+def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    logits: Tensor = run_on_batch(model, batch)
+    return F.cross_entropy(logits.float(), batch[1].to(logits.device))
+
+
+__all__ = ["scored_stage"]
