@@ -591,6 +591,19 @@ def compensation_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+def stages_markdown(results: Sequence[Result]) -> str:
+    """Test accuracy after training: one cut, several, and gates."""
+    header, cells = tables_compensation.trained(quality_rows(results), mean_and_deviation)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
+def pretrained_markdown(results: Sequence[Result]) -> str:
+    """A pretrained network cut without labels."""
+    rows = [row for result in results for row in result["rows"].values()]
+    header, cells = tables_compensation.pretrained(rows, mean_and_deviation)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
 def adaptive_markdown(results: Sequence[Result]) -> str:
     """Time of blocks whose samples take widths of their own."""
     header, cells = tables_adaptive.speed_cells(results, spread)
@@ -634,6 +647,8 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "activations_training": activations_training_markdown,
     "compensation": compensation_markdown,
     "demo": demo_markdown,
+    "pretrained": pretrained_markdown,
+    "stages": stages_markdown,
     "gpu": gpu_markdown,
     "latency": latency_markdown,
     "overhead": overhead_markdown,

@@ -54,3 +54,68 @@ def cells(
 def _median(rows: Sequence[Row]) -> str:
     seconds = [r["compensation_seconds"] for r in rows]
     return f"{statistics.median(seconds):.0f}" if seconds else ""
+
+
+_TRAINED = {
+    "score-fisher": "one cut by Fisher scores",
+    "score-fisher-compensated": "one cut, compensated",
+    "staged-fisher-compensated": "in stages, compensated",
+    "ours": "gates that learn",
+    "ours-compensated": "gates that learn, then compensated",
+}
+
+
+def trained(
+    rows: Sequence[Row], shown: Callable[[Sequence[float]], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: right after the (last) cut and after training, at the rate that validation chose.
+
+    The rate is that with the best validation accuracy of seed 0; other seeds count at that rate alone.
+    """
+    header = ["network", "MACs %", "method", "seeds", "learning rate", "right after the cut"]
+    header += ["after training"]
+    found = []
+    for network, budget in sorted({(row["network"], -row["budget"]) for row in rows}):
+        for method, name in _TRAINED.items():
+            own = [
+                r
+                for r in rows
+                if (r["network"], -r["budget"], r["method"]) == (network, budget, method)
+            ]
+            first = [r for r in own if r["seed"] == 0]
+            if not first:
+                continue
+            rate = max(first, key=lambda r: r["validation"])["lr"]
+            here = [r for r in own if r["lr"] == rate]
+            cut, end = ([r[key] for r in here] for key in ("cut_test", "test"))
+            place = [network, f"{-100 * budget:g}", name, str(len(here)), f"{rate:g}"]
+            found.append([*place, shown(cut), shown(end)])
+    return header, found
+
+
+_PRETRAINED = {
+    "dense": "as shipped",
+    "ours": "`swan.compress`, no labels",
+    "ours-uncompensated": "the same without compensation",
+    "torch-pruning": "Torch-Pruning, best of four settings",
+}
+
+
+def pretrained(
+    rows: Sequence[Row], shown: Callable[[Sequence[float]], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a pretrained network, right after the cut and after the steps that all get alike."""
+    header = ["network", "MACs %", "method", "seeds", "right after the cut", "after training"]
+    found = []
+    for size, share in sorted({(row["size"], -row["share"]) for row in rows}):
+        for method, name in _PRETRAINED.items():
+            key = (size, -share, method)
+            own = [r for r in rows if (r["size"], r["share"], r["method"]) == key]
+            if own:
+                tuned = [r["tuned"] for r in own if "tuned" in r]
+                steps = {r["steps"] for r in own if "tuned" in r}
+                told = f"{shown(tuned)} ({', '.join(map(str, sorted(steps)))} steps)"
+                place = [f"CREPE {size}", f"{-100 * share:g}", name, str(len(own))]
+                cut = shown([r["cut"] for r in own])
+                found.append([*place, cut, told if tuned else ""])
+    return header, found
