@@ -465,7 +465,7 @@ class TestRefusals:
         with pytest.raises(swan.ArtifactError, match=r"format 3, written by swan_surgery 9\.0"):
             swan.load(file, model=fresh("vgg"))
 
-    @pytest.mark.parametrize("change", [{"kind": "route"}, {"version": 2}])
+    @pytest.mark.parametrize("change", [{"kind": "fold"}, {"version": 2}])
     def test_a_step_that_this_version_does_not_know(self, file, change) -> None:
         def forge(header: dict) -> None:
             header.update(library="9.1")

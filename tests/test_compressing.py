@@ -139,7 +139,7 @@ def test_a_budget_of_milliseconds_is_measured_and_parameters_are_kept() -> None:
     ("given", "message"),
     [
         ({}, "say how small"),
-        ({"macs": 1.5}, "in .0, 1.; got 1.5"),
+        ({"macs": 1.5}, "from 1,000 on; got 1.5"),
         ({"macs": 0.5, "finetune": -1}, "not be negative"),
         ({"macs": 0.5, "finetune": lambda _m, _s: None}, "how many steps"),
         ({"macs": 0.5, "steps": 5}, "finetune=1000 alone"),
