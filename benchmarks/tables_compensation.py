@@ -114,8 +114,8 @@ def pretrained(
             if own:
                 tuned = [r["tuned"] for r in own if "tuned" in r]
                 steps = {r["steps"] for r in own if "tuned" in r}
-                told = f"{shown(tuned)} ({', '.join(map(str, sorted(steps)))} steps)"
+                told = f"{shown(tuned)} ({max(steps)} steps)" if tuned else ""
                 place = [f"CREPE {size}", f"{-100 * share:g}", name, str(len(own))]
                 cut = shown([r["cut"] for r in own])
-                found.append([*place, cut, told if tuned else ""])
+                found.append([*place, cut, told])
     return header, found
