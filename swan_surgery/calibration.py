@@ -13,6 +13,7 @@ from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.models.batches import run_on_batch
 from swan_surgery.models.checks import check_data
+from swan_surgery.models.modes import evaluating
 
 
 class Moments:
@@ -100,24 +101,21 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
 @contextmanager
 def _observing(model: nn.Module, moments: Mapping[_BatchNorm, Moments]) -> Iterator[None]:
     """Everything in eval mode but the norms, which are watched; all as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
     kept = [(norm, _statistics(norm)) for norm in moments]
     handles = [
         norm.register_forward_pre_hook(_observe(own), with_kwargs=True)
         for norm, own in moments.items()
     ]
-    model.eval()
     try:
-        for norm in moments:
-            norm.train()  # normalises by the batch, so that what follows sees what it will see
-        yield
+        with evaluating(model):
+            for norm in moments:
+                norm.train()  # normalises by the batch, so that what follows sees what it will see
+            yield
     finally:
         for handle in handles:
             handle.remove()
         for norm, before in kept:
             _restore(norm, before)
-        for module, training in modes:
-            module.training = training
 
 
 def _run(model: nn.Module, loader: Iterable[Any], num_batches: int | None) -> int:

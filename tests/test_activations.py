@@ -459,7 +459,9 @@ def test_torchs_fused_encoder_layers_ask_the_activation():
 def test_bounds_are_learnt_from_data():
     net, x = prepared(Calls()), image(4, 3, 8, 8)
     bounded = swapped_in(net, "bounded", x)
-    swan.fit_bounds(bounded, [x[:2], x[2:]])
+    swan.fit_bounds(
+        bounded, [x[:2], (x[2:], torch.zeros(len(x) - 2))]
+    )  # as a loader gives them, labels and all
     assert torch.equal(net(x), bounded(x))
     far = bounded.relu_1(torch.full((1, 4, 2, 2), 1e9, dtype=x.dtype))
     assert bool((far == bounded.relu_1.bound.view(1, 4, 1, 1)).all())
@@ -499,7 +501,7 @@ def test_kappas_are_told_and_drawn():
     started = swan.kappas(swapped, [x])
     assert {own.quantiles for own in started.spreads} == {(1.0,) * 5}
     shake_(swapped)
-    found = swan.kappas(swapped, [x[:2], x[2:]])
+    found = swan.kappas(swapped, [x[:2], (x[2:], torch.zeros(len(x) - 2))])
     assert [own.name for own in found.spreads[::2]] == [p.name for p in swan.swaps(swapped).swapped]
     given: list[Tensor] = []
     swapped.act_2.register_forward_pre_hook(lambda _, args: given.append(args[0]))

@@ -79,6 +79,18 @@ def test_scores_without_labels_see_every_output_alike() -> None:
     assert float(of_score.min()) > 0.01 * float(of_map.mean())
 
 
+def test_a_loss_that_the_model_computes_along_is_no_output() -> None:
+    class WithLoss(nn.Sequential):
+        def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            y = super().forward(x)
+            return nn.functional.cross_entropy(y, labels), y
+
+    net, x = WithLoss(*_mlp()), torch.randn(16, 8)
+    one, two = ({"x": x, "labels": torch.full((16,), label)} for label in (0, 3))
+    found = [Sensitivity()(net, batch) for batch in (one, two)]
+    assert torch.equal(found[0], found[1])
+
+
 def test_several_outputs_by_name_and_training_toward_them() -> None:
     torch.manual_seed(0)
     net = TwoHeads()
@@ -133,6 +145,9 @@ def test_a_budget_of_milliseconds_is_measured_and_parameters_are_kept() -> None:
     assert 0.35 < swan.count_params(by_params) / swan.count_params(net) <= 0.4
     done = swan.compress(net, _data(), latency_ms=1e6, progress=False)
     assert swan.count_params(done.model) == swan.count_params(net)
+    with pytest.raises(swan.BudgetError) as refused:
+        swan.compress(net, _data(), latency_ms=1e-9, progress=False)
+    assert refused.value.unit == "ms"
 
 
 @pytest.mark.parametrize(
@@ -143,6 +158,7 @@ def test_a_budget_of_milliseconds_is_measured_and_parameters_are_kept() -> None:
         ({"macs": 0.5, "finetune": -1}, "not be negative"),
         ({"macs": 0.5, "finetune": lambda _m, _s: None}, "how many steps"),
         ({"macs": 0.5, "steps": 5}, "finetune=1000 alone"),
+        ({"macs": 0.5, "cuts": 3}, "cuts=3 needs training in between"),
         ({"macs": 1e-6}, "cannot be reached"),
     ],
 )

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from swan_surgery.activations.learnt import Bounded
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
-from swan_surgery.models import as_inputs
+from swan_surgery.models.batches import run_on_batch
+from swan_surgery.models.modes import evaluating
 
 
 def fit_bounds(model: nn.Module, batches: Iterable[Any], *, margin: float = 1.0) -> None:
@@ -19,7 +20,7 @@ def fit_bounds(model: nn.Module, batches: Iterable[Any], *, margin: float = 1.0)
 
     Args:
         model: with activations of `swap_activations(model, "bounded", ...)`; its bounds are changed.
-        batches: of inputs: tensors, tuples of arguments, or dicts of keyword arguments.
+        batches: inputs, or tuples whose first element is the input, or dicts of keyword arguments.
         margin: the bounds are this times what is reached.
 
     Raises:
@@ -39,18 +40,13 @@ def fit_bounds(model: nn.Module, batches: Iterable[Any], *, margin: float = 1.0)
         raise InputError(f"margin must be above 0; got {margin}")
     reached: dict[int, Tensor] = {}
     handles = [module.base.register_forward_hook(_noting(module, reached)) for module in bounded]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), streams_kept():
-            model.eval()
+        with evaluating(model), torch.no_grad(), streams_kept():
             for batch in batches:
-                own = as_inputs(batch)
-                model(*own.args, **own.kwargs)
+                run_on_batch(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     if not reached:
         raise InputError("no batch ran through a bounded activation")
     for own_module in bounded:

@@ -16,6 +16,7 @@ from swan_surgery.activations.listening import listen
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs, doubled
+from swan_surgery.models.modes import evaluating
 
 
 # Of the largest value: what rounding leaves.
@@ -43,15 +44,11 @@ def check_statistics(
         InputError: later tokens would change earlier ones, or samples each other; or texts are too short
             to tell.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        trials = _Trials(model.eval(), inputs, activation, modules)
+    with evaluating(model):
+        trials = _Trials(model, inputs, activation, modules)
         trials.of_samples()
         for size, axis in _axes_of(inputs, activation):
             trials.of_tokens(size, axis)
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _axes_of(inputs: Inputs, activation: str) -> list[tuple[int, int]]:

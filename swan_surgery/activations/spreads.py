@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from swan_surgery.activations.scaling import FleS, LearntScales
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
-from swan_surgery.models import as_inputs
+from swan_surgery.models.batches import run_on_batch
+from swan_surgery.models.modes import evaluating
 
 
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -82,7 +83,7 @@ def kappas(model: nn.Module, batches: Iterable[Any]) -> Kappas:
 
     Args:
         model: with "fles" activations; it runs in eval mode and stays as it is.
-        batches: of inputs: tensors, tuples of arguments, or dicts of keyword arguments.
+        batches: inputs, or tuples whose first element is the input, or dicts of keyword arguments.
 
     Raises:
         InputError: the model has no such activation, or none ran.
@@ -100,18 +101,13 @@ def kappas(model: nn.Module, batches: Iterable[Any]) -> Kappas:
     handles = [
         module.register_forward_pre_hook(_noting(seen[name])) for name, module in scaled.items()
     ]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad(), streams_kept():
-            model.eval()
+        with evaluating(model), torch.no_grad(), streams_kept():
             for batch in batches:
-                own = as_inputs(batch)
-                model(*own.args, **own.kwargs)
+                run_on_batch(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     spreads = [
         Spread(name, scale, _quantiles([pair[index] for pair in pairs]))
         for name, pairs in seen.items()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import PathError, VerificationError
 from swan_surgery.models import Inputs, copy_of
+from swan_surgery.models.modes import evaluating
 from swan_surgery.models.outputs import iter_tensors
 
 
@@ -56,12 +57,7 @@ def _error(one: Tensor, two: Tensor) -> float:
 
 def outputs_of(private: nn.Module, inputs: Inputs) -> list[Tensor]:
     """All tensors that a private model returns in eval mode; modes and random streams as before."""
-    modes = [(module, module.training) for module in private.modules()]
     own = inputs.map(lambda tensor: tensor.clone())
-    try:
-        with torch.no_grad(), streams_kept(0):
-            result: Any = private.eval()(*own.args, **own.kwargs)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(private), torch.no_grad(), streams_kept(0):
+        result: Any = private(*own.args, **own.kwargs)
     return list(iter_tensors(result))

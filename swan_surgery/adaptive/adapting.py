@@ -13,7 +13,7 @@ from swan_surgery.adaptive.candidates import NestedGroup, StaticGroup, candidate
 from swan_surgery.adaptive.costs import block_costs
 from swan_surgery.adaptive.effort import Effort, features_of
 from swan_surgery.adaptive.levels import narrowing
-from swan_surgery.adaptive.probing import Probe, close, evaluating, probe
+from swan_surgery.adaptive.probing import Probe, close, probe
 from swan_surgery.adaptive.statics import give_bias_
 from swan_surgery.adaptive.structure import Structure, open_mask
 from swan_surgery.channels import ChannelMap
@@ -27,6 +27,7 @@ from swan_surgery.gates.conversion import swanify, unswanify
 from swan_surgery.models import copy_of, shell_of
 from swan_surgery.models.architecture import architecture_of
 from swan_surgery.models.checks import check_data
+from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
 
 

@@ -12,12 +12,12 @@ from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.block import NestedBlock
 from swan_surgery.adaptive.checks import check_adaptive
 from swan_surgery.adaptive.levels import LevelStatistics
-from swan_surgery.adaptive.probing import evaluating
 from swan_surgery.adaptive.run import Levels
 from swan_surgery.calibration import Moments, calibrate
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
+from swan_surgery.models.modes import evaluating
 
 
 # Runs of a batch with widths at random.

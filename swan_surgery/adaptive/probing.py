@@ -1,7 +1,6 @@
 """Two runs of a model tell how its blocks are called: rows per sample, and whether samples stay apart."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from swan_surgery.adaptive.rows import Rows
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs
+from swan_surgery.models.modes import evaluating
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +135,6 @@ def _calls(
         for handle in handles:
             handle.remove()
     return calls, broken
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Everything in eval mode inside, every module in its own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _copied(leaf: Any) -> Any:

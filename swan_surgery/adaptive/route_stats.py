@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel, Routes
 from swan_surgery.adaptive.checks import check_adaptive
-from swan_surgery.adaptive.probing import evaluating
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
+from swan_surgery.models.modes import evaluating
 
 
 # Below this entropy, in bits, of the widths of every block, masks do not vary enough to pay for looking.

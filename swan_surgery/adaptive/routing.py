@@ -17,7 +17,6 @@ from swan_surgery.adaptive.budgets import Distance, check_budget, divergence
 from swan_surgery.adaptive.calibrating import observe_
 from swan_surgery.adaptive.checks import check_adaptive
 from swan_surgery.adaptive.effort import Effort
-from swan_surgery.adaptive.probing import evaluating
 from swan_surgery.adaptive.route_stats import Routing, hardly_varies, route_stats
 from swan_surgery.adaptive.run import Levels
 from swan_surgery.adaptive.thresholds import (
@@ -32,6 +31,7 @@ from swan_surgery.adaptive.thresholds import (
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.models.batches import run_on_batch
+from swan_surgery.models.modes import evaluating
 
 
 _ROUNDS = 4

@@ -79,7 +79,7 @@ def compress(
             Training goes through them again and again, so it needs a loader or a list, no iterator.
         macs: share of the model's MACs to keep at most, in (0, 1], or a number of MACs.
         params: the same of its parameters; with several budgets, all are kept.
-        latency_ms: milliseconds to take at most, by layers measured here.
+        latency_ms: milliseconds to take at most for the example inputs, by layers measured here.
         loss: "self", or `loss(model, batch)`, a scalar, by which units are scored and the smaller model
             is trained.
         finetune: steps of training after the first cut, one batch each (AdamW, a cosine from `lr`; with
@@ -88,7 +88,8 @@ def compress(
         steps: how many steps there are in all, for a function of your own.
         lr: peak learning rate of the built-in training.
         score: as in `swan.importance`.
-        cuts: how many there shall be; by default as `swan.stages` says where there is training, else one.
+        cuts: how many there shall be, with training in between; by default as `swan.stages` says where there
+            is training, else one.
         ignore: modules that stay whole, names or patterns, as for `swan.swanify`.
         round_to: widths become multiples of this; "auto" measures which one is the fastest.
         num_batches: that units are scored and weights are solved for with; 512 to 1,024 samples are
@@ -120,7 +121,12 @@ def compress(
     with _told(progress) as tell:
         choice = Choice(loss, score, ignore, round_to)
         cutter = Cutter(model, example_inputs, batches, budget, choice, tell)
-        number = 1 if training.total == 0 or latency_ms is not None else cuts
+        is_one = training.total == 0 or latency_ms is not None
+        if is_one and cuts not in (None, 1):
+            raise InputError(
+                f"cuts={cuts} needs training in between (finetune=) and a budget of MACs or parameters"
+            )
+        number = 1 if is_one else cuts
         plan = stages(cutter.budget.least, steps=training.total, number=number)
         small = model
         for index, stage in enumerate(plan):

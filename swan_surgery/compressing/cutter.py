@@ -87,8 +87,9 @@ class Cutter:
             raise InputError(
                 "say how small the model shall get: macs=0.5, params=0.5 or latency_ms"
             )
+        least = self._gated.gates.least_mask(importance(self._gated, "magnitude"))
         for limit in limits:
-            refuse_unreachable(limit, self._gated.gates.least_mask(self._scores_by_size()))
+            refuse_unreachable(limit, least)
         shares = {limit.name: limit.share for limit in limits}
         self.budget = replace(self.budget, macs=shares.get("macs"), params=shares.get("params"))
 
@@ -131,9 +132,7 @@ class Cutter:
 
     def _limits(self, gated: GatedModel, part: float) -> dict[str, Any]:
         """A part of the way to the budget, as arguments for `limits_of`; shares of the gated model."""
-        macs, params = (
-            self._size(gated.model) if part < 1 or gated is not self._gated else self._whole
-        )
+        macs, params = self._size(gated.model)
         shares = {
             "macs": _share(self.budget.macs, part, self._whole[0], macs),
             "params": _share(self.budget.params, part, self._whole[1], params),
@@ -144,9 +143,6 @@ class Cutter:
             self.tell("measuring layers", 0.0)
             self._table = measure_latencies(gated)
         return {**shares, "latency_ms": self.budget.latency_ms, "latency_table": self._table}
-
-    def _scores_by_size(self) -> Tensor:
-        return importance(self._gated, "magnitude")
 
 
 def _share(wanted: float | None, part: float, whole: int, now: int) -> float | None:

@@ -60,7 +60,8 @@ def _outputs(model: nn.Module, batch: Any) -> Sequence[Tensor]:
             'loss="self" looks at the model\'s outputs, and none of them is a floating-point tensor; pass '
             "a loss(model, batch)"
         )
-    return found
+    # A number for the whole batch is a loss that the model computes along, if there is anything else.
+    return [y for y in found if y.ndim] or found
 
 
 def _spread(y: Tensor) -> Tensor:

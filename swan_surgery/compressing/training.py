@@ -11,6 +11,7 @@ from torch import nn
 from swan_surgery.compressing.cutter import Loss, Tell
 from swan_surgery.compressing.own_outputs import unlikeness
 from swan_surgery.errors import InputError
+from swan_surgery.models.modes import modes_kept
 
 
 Finetune = Callable[[nn.Module, range], None]
@@ -70,14 +71,8 @@ class Training:
             tell(f"training, steps {steps.start} to {steps.stop}", 0.0)
             self.finetune(model, steps)
             return
-        modes = [
-            (module, module.training) for module in (*model.modules(), *self.teacher.modules())
-        ]
-        try:
+        with modes_kept(model, self.teacher):
             self._run(model.train(), steps, tell)
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _run(self, model: nn.Module, steps: range, tell: Tell) -> None:
         self.teacher.eval()

@@ -18,6 +18,7 @@ from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
 from swan_surgery.models.checks import check_data
+from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import note_, provenance_of
 from swan_surgery.selection.diminishing_returns import DiminishingReturns
 from swan_surgery.selection.limits import Of, limits_of
@@ -260,13 +261,10 @@ def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:
         module.num_features = args[0].shape[1 if args[0].ndim > 2 else 0]
 
     handles = [module.register_forward_pre_hook(follow) for module in bare]
-    modes = [(module, module.training) for module in pruned.modules()]
     inputs = gated.own_inputs()
     try:
-        with torch.no_grad(), streams_kept():
-            pruned.eval()(*inputs.args, **inputs.kwargs)
+        with evaluating(pruned), torch.no_grad(), streams_kept():
+            pruned(*inputs.args, **inputs.kwargs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training

@@ -15,6 +15,7 @@ from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import VerificationError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs, copy_of, doubled
+from swan_surgery.models.modes import evaluating
 from swan_surgery.models.outputs import iter_named_tensors
 
 
@@ -158,17 +159,11 @@ def tensor_error(one: Tensor, two: Tensor) -> float:
 def _run(model: nn.Module, mask: Tensor | None, gated: GatedModel, inputs: Inputs) -> Any:
     device = gated.gates.logits.device
     moved = inputs.map(lambda tensor: tensor.to(device).clone())
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), streams_kept(0):
-            if mask is None:
-                return model(*moved.args, **moved.kwargs)
-            with gated.gates.holding(mask.to(device)):
-                return model(*moved.args, **moved.kwargs)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), torch.no_grad(), streams_kept(0):
+        if mask is None:
+            return model(*moved.args, **moved.kwargs)
+        with gated.gates.holding(mask.to(device)):
+            return model(*moved.args, **moved.kwargs)
 
 
 def first_difference(gated: GatedModel, pruned: nn.Module, mask: Tensor, inputs: Inputs) -> str:

@@ -6,8 +6,8 @@ from math import log2
 from swan_surgery.errors import InputError
 
 
-# Below this share of the cost several cuts keep more than one, above it one cut does
-# (benchmarks/quality.py, methods `staged-fisher-compensated` and `score-fisher-compensated`).
+# At a tenth of the MACs three cuts keep more than one (benchmarks/TABLES.md, "One cut, several, and gates"); where
+# exactly that ends was not measured: a prototype found no gain at a quarter.
 ONE_CUT = 0.2
 
 

@@ -21,6 +21,7 @@ from swan_surgery.errors import ExportError, InputError, ModelError
 from swan_surgery.exporting import Exported, OnnxSession, export
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs, as_inputs, copy_of
+from swan_surgery.models.modes import evaluating
 from swan_surgery.routing.onnx_graphs import Part, assembled
 from swan_surgery.routing.parts import Parts
 from swan_surgery.routing.routed_model import RoutedModel
@@ -154,10 +155,8 @@ def _part(module: nn.Module, inputs: Any, path: Path) -> Part:
 def _compare(
     routed: RoutedModel, session: OnnxSession, inputs: Inputs
 ) -> tuple[float, tuple[int, ...]]:
-    modes = [(module, module.training) for module in routed.modules()]
-    routed.eval()
     worst, batches = 0.0, []
-    try:
+    with evaluating(routed):
         for size in (_size(inputs), *_BATCHES):
             given = inputs.map(lambda t, size=size: _resized(t, size))
             with torch.no_grad():
@@ -166,9 +165,6 @@ def _compare(
             found = session.run(session.feed(given))
             worst = max(worst, _error(found, wanted, sure))
             batches.append(size)
-    finally:
-        for module, training in modes:
-            module.training = training
     return worst, tuple(dict.fromkeys(batches))
 
 

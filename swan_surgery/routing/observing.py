@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
+from swan_surgery.models.modes import evaluating
 from swan_surgery.routing.parts import Ending
 from swan_surgery.routing.routed_model import RoutedModel
 from swan_surgery.routing.rows import arguments_of, labels_of, margin_score
@@ -70,16 +71,10 @@ def observe(routed: RoutedModel, loader: Iterable[Any], *, harm: Harm | None = N
         InputError: no batches, or a harm that is not between 0 and 1.
     """
     columns, digest = _Columns(), hashlib.sha256()
-    modes = [(module, module.training) for module in routed.modules()]
-    routed.eval()
     counts = True
-    try:
-        with torch.no_grad(), streams_kept():
-            for batch in loader:
-                counts &= _observe(routed, batch, harm, columns, digest)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(routed), torch.no_grad(), streams_kept():
+        for batch in loader:
+            counts &= _observe(routed, batch, harm, columns, digest)
     apart = columns.get("apart")
     if apart is None:
         raise InputError("the loader yielded no batch")

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel, acting_gates
 from swan_surgery.models import Inputs
+from swan_surgery.models.modes import evaluating
 from swan_surgery.routing.fronts import Front, TrunkAndSwitch
 from swan_surgery.routing.losses import (
     Discrepancy,
@@ -263,16 +264,10 @@ class RoutedModel(nn.Module):
         """What crosses at each switch on the example inputs."""
         own = self.own_inputs()
         parts = self.parts
-        modes = [(m, m.training) for m in parts.modules()]
-        parts.eval()
-        try:
-            with torch.no_grad():
-                found = [parts.trunk(*own.args, **own.kwargs)]
-                for inner in parts.chain[1:]:
-                    found.append(inner.trunk(found[-1]))
-        finally:
-            for module, training in modes:
-                module.training = training
+        with evaluating(parts), torch.no_grad():
+            found = [parts.trunk(*own.args, **own.kwargs)]
+            for inner in parts.chain[1:]:
+                found.append(inner.trunk(found[-1]))
         return found
 
     def own_inputs(self) -> Inputs:

@@ -14,6 +14,7 @@ from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel, magnitudes
 from swan_surgery.gates.checks import check_gated
 from swan_surgery.models.checks import check_data
+from swan_surgery.models.modes import evaluating
 
 
 Score = Literal["magnitude", "bn_scale", "taylor", "fisher", "random"]
@@ -92,22 +93,16 @@ def _of_gradients(
     loss: Callable[[nn.Module, Any], Tensor],
 ) -> Tensor:
     total = torch.zeros_like(gated.gates.logits, dtype=torch.float64)
-    modes = [(module, module.training) for module in gated.modules()]
     used = 0
-    gated.eval()
-    try:
-        with torch.enable_grad(), streams_kept(), gated.gates.as_leaf() as gates:
-            for batch in batches:
-                value = loss(gated, batch)
-                _check_loss(value)
-                (own,) = torch.autograd.grad(value, gates, allow_unused=True)
-                if own is not None:
-                    own = own.double()
-                    total += own.abs() if score == "taylor" else own.square()
-                used += 1
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(gated), torch.enable_grad(), streams_kept(), gated.gates.as_leaf() as gates:
+        for batch in batches:
+            value = loss(gated, batch)
+            _check_loss(value)
+            (own,) = torch.autograd.grad(value, gates, allow_unused=True)
+            if own is not None:
+                own = own.double()
+                total += own.abs() if score == "taylor" else own.square()
+            used += 1
     if not used:
         raise InputError("batches yielded no batch, so there is nothing to score units by")
     return total / used

@@ -17,6 +17,7 @@ from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel, magnitudes
 from swan_surgery.gates.checks import check_gated
 from swan_surgery.models.checks import check_data
+from swan_surgery.models.modes import evaluating
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +43,13 @@ class SensitivityTable:
         shares: of a group's units that stay.
         whole: the loss with all units open.
         groups: those that hurt most first, by the loss at the smallest share.
-        samples: batches that the losses are means over.
+        num_batches: that the losses are means over.
     """
 
     shares: tuple[float, ...]
     whole: float
     groups: tuple[GroupSensitivity, ...]
-    samples: int
+    num_batches: int
 
     def __str__(self) -> str:
         """A table; losses beside the whole model's."""
@@ -126,25 +127,17 @@ def sensitivity(
         raise InputError("batches yielded no batch, so there is no loss to look at")
     scores = scores.double().cpu()
     is_open = torch.ones(len(scores), dtype=torch.bool, device=gated.gates.logits.device)
-    modes = [(module, module.training) for module in gated.modules()]
-    gated.eval()
-    try:
-        with torch.no_grad(), streams_kept():
-            whole = _loss(gated, is_open, kept, loss)
-            groups = []
-            for members in gated.channels.unit_groups:
-                order = torch.tensor(members)[scores[list(members)].argsort(descending=True)]
-                losses = []
-                for share in shares:
-                    mask = is_open.clone()
-                    mask[order[max(1, round(share * len(order))) :]] = False
-                    losses.append(_loss(gated, mask, kept, loss))
-                groups.append(
-                    GroupSensitivity(_layers(gated, members), len(members), tuple(losses))
-                )
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(gated), torch.no_grad(), streams_kept():
+        whole = _loss(gated, is_open, kept, loss)
+        groups = []
+        for members in gated.channels.unit_groups:
+            order = torch.tensor(members)[scores[list(members)].argsort(descending=True)]
+            losses = []
+            for share in shares:
+                mask = is_open.clone()
+                mask[order[max(1, round(share * len(order))) :]] = False
+                losses.append(_loss(gated, mask, kept, loss))
+            groups.append(GroupSensitivity(_layers(gated, members), len(members), tuple(losses)))
     least = min(range(len(shares)), key=lambda index: shares[index])
     groups.sort(key=lambda group: -group.losses[least])
     return SensitivityTable(tuple(shares), whole, tuple(groups), len(kept))

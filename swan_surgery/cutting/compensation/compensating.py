@@ -24,6 +24,7 @@ from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models.batches import run_on_batch
 from swan_surgery.models.checks import check_data
+from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import note_, provenance_of
 from swan_surgery.models.slim_attention import put_back_, write_out_
 from swan_surgery.models.steps import Step, StepKind, StepMacs, register_step
@@ -161,20 +162,17 @@ def _at_rest(*models: nn.Module) -> Iterator[None]:
     torch's own goes through the positions of a batch in another order than the one written out, which a
     cut may have put in its place. All is as before afterwards.
     """
-    modes = [(module, module.training) for model in models for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         for model in models:
-            write_out_(model.eval())
-        with streams_kept():
+            write_out_(model)
+        with evaluating(*models), streams_kept():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for model in models:
             put_back_(model)
-        for module, training in modes:
-            module.training = training
 
 
 def _note(small: nn.Module) -> None:
