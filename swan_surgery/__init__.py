@@ -3,12 +3,6 @@
 Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` any.
 """
 
-# First, because it is about Ctrl-C while the others are imported.
-import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
-
-
-# isort: split
-
 from swan_surgery.activations import (
     ActivationSite,
     Kappas,
@@ -77,7 +71,7 @@ from swan_surgery.routing.masking import cut_mask
 from swan_surgery.routing.routed_model import RoutedModel
 from swan_surgery.selection.importance import importance
 from swan_surgery.selection.sensitivity import SensitivityTable, sensitivity
-from swan_surgery.timing.layers import measure_latencies
+from swan_surgery.timing.layers import measure_latency_table
 from swan_surgery.timing.runtimes import MeasuredLatency, measure_latency
 
 
@@ -147,8 +141,8 @@ __all__ = [
     "kept",
     "load",
     "marginal_macs",
-    "measure_latencies",
     "measure_latency",
+    "measure_latency_table",
     "parameter_groups",
     "prune",
     "prune_by_score",

@@ -18,7 +18,7 @@ from swan_surgery.gates.conversion import swanify
 from swan_surgery.gates.min_width import MinWidth
 from swan_surgery.selection.importance import Score, importance
 from swan_surgery.selection.limits import limits_of, refuse_unreachable
-from swan_surgery.timing.layers import measure_latencies
+from swan_surgery.timing.layers import measure_latency_table
 
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -108,7 +108,7 @@ class Cutter:
         )
         limits = self._limits(gated, part)
         if self.choice.round_to == "auto" and self._table is None:
-            limits["latency_table"] = measure_latencies(gated)
+            limits["latency_table"] = measure_latency_table(gated)
         self.tell("cutting", 0.0)
         small = prune_by_score(gated, scores, round_to=self.choice.round_to, **limits)
         macs, params = self._size(small)
@@ -141,7 +141,7 @@ class Cutter:
             return shares
         if self._table is None:
             self.tell("measuring layers", 0.0)
-            self._table = measure_latencies(gated)
+            self._table = measure_latency_table(gated)
         return {**shares, "latency_ms": self.budget.latency_ms, "latency_table": self._table}
 
 

@@ -135,7 +135,7 @@ def _latency_limit(
     if latency_table is None:
         raise InputError(
             f"latency_ms={latency_ms:g} needs measured layers: pass "
-            f"latency_table=swan.measure_latencies(gated)"
+            f"latency_table=swan.measure_latency_table(gated)"
         )
     table = latency_cost(gated, latency_table)
     return Limit("latency_ms", table, min(1.0, latency_ms / table.total))

@@ -61,7 +61,7 @@ class _Watched:
     size: int
 
 
-def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
+def measure_latency_table(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
     """Measure what `latency_ms` budgets need: each layer of the base model, at several widths.
 
     Every convolution and linear layer is timed alone on inputs of the shapes it meets when the model
@@ -85,7 +85,7 @@ def measure_latencies(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> gated = swan.swanify(net, torch.zeros(1, 3))
-        >>> table = swan.measure_latencies(gated, repeats=2)
+        >>> table = swan.measure_latency_table(gated, repeats=2)
         >>> [layer.module for layer in table.layers]
         ['0', '2']
     """
@@ -289,4 +289,4 @@ def _median_ms(
     return [1e3 * median(own) for own in seconds_in_turns(passes, repeats=repeats)]
 
 
-__all__ = ["measure_latencies"]
+__all__ = ["measure_latency_table"]

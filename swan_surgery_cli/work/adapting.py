@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from safetensors import SafetensorError
@@ -11,39 +10,27 @@ from torch import Tensor
 
 from swan_surgery.adaptive import adapt, calibrate_widths, fit_routes
 from swan_surgery.artifacts import save
-from swan_surgery.cli.shipping import AsJson, Name, Shapes
-from swan_surgery.cli.subjects import subject_of
-from swan_surgery.cli.waiting import waiting
 from swan_surgery.errors import InputError
+from swan_surgery_cli.work.subjects import subject_of
+from swan_surgery_cli.work.waiting import waiting
 
 
 _BATCH = 64
 
 
 def adapt_command(
-    model: Name,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File for the adaptive model.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights: of swan.save, or a safetensors file.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="A safetensors file with one tensor of inputs, samples first: statistics of each width "
-            "are measured on it, and routes fitted to it. Without it every input takes the full width."
-        ),
-    ] = None,
-    macs: Annotated[
-        float, typer.Option(help="Share of the multiply-adds that inputs may cost on average.")
-    ] = 0.5,
-    max_macs: Annotated[float | None, typer.Option(help="Share that no input may exceed.")] = None,
-    widths: Annotated[str, typer.Option(help="Shares of the channels.")] = "0.25,0.5,0.75,1",
-    per: Annotated[str, typer.Option(help="Who looks at the input: block or network.")] = "block",
-    at: Annotated[
-        float | None, typer.Option(help="Write the static model at this width instead.")
-    ] = None,
-    shapes: Shapes = None,
-    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+    *,
+    model: str,
+    out: Path,
+    weights: Path | None,
+    data: Path | None,
+    macs: float,
+    max_macs: float | None,
+    widths: str,
+    per: str,
+    at: float | None,
+    shapes: list[str] | None,
+    as_json: bool,
 ) -> None:
     """Let every input choose how wide the blocks of a model are."""
     shares = _shares(widths)

@@ -6,11 +6,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from swan_surgery.artifacts import load
-from swan_surgery.cli.checkpoints import TORCH_SUFFIXES, read_weights
-from swan_surgery.cli.models import Subject, build_model, parse_inputs
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs
 from swan_surgery.models.checks import infer_inputs
+from swan_surgery_cli.work.checkpoints import TORCH_SUFFIXES, read_weights
+from swan_surgery_cli.work.models import Subject, build_model, parse_inputs
 
 
 def subject_of(name: str, weights: Path | None, shapes: list[str]) -> tuple[nn.Module, Inputs]:
