@@ -38,6 +38,7 @@ from swan_surgery.costs.macs import count_macs, expected_macs, hard_macs, margin
 from swan_surgery.costs.params import count_params, expected_params, hard_params
 from swan_surgery.cutting.compensation import Compensation, compensate
 from swan_surgery.cutting.kept import kept
+from swan_surgery.cutting.optimizers import optimizer_after
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.cutting.pruning import prune, prune_by_score
 from swan_surgery.errors import (
@@ -149,6 +150,7 @@ __all__ = [
     "marginal_macs",
     "measure_latencies",
     "measure_latency",
+    "optimizer_after",
     "parameter_groups",
     "prune",
     "prune_by_score",
