@@ -127,7 +127,7 @@ class TestRefused:
         for other in (nn.Linear(2, 2), swan.prune(mlp(4, 6, 3), macs=0.5), gated.model):
             with pytest.raises(swan.InputError, match="was not cut from this gated model"):
                 swan.optimizer_after(optimizer, gated, other)
-        with pytest.raises(swan.InputError, match="expected a torch.optim.Optimizer, got list"):
+        with pytest.raises(swan.InputError, match=r"expected a torch\.optim\.Optimizer, got list"):
             swan.optimizer_after([], gated, gated.model)
 
     @pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.LBFGS])

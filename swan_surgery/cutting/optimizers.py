@@ -59,13 +59,15 @@ def optimizer_after(optimizer: Optimizer, gated: GatedModel, small: nn.Module) -
         raise InputError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps them
     steps = _steps_between(gated, small)
-    before = {parameter: name for name, parameter in gated.model.named_parameters()}
+    before: dict[Tensor, str] = {
+        parameter: name for name, parameter in gated.model.named_parameters()
+    }
     after = dict(small.named_parameters())
     state = _sliced(optimizer, gated, before, after, steps)
     logits = gated.gates.logits
 
     def new(parameter: Tensor) -> Tensor:
-        return after[before[parameter]] if parameter in before else parameter  # type: ignore[index]
+        return after[before[parameter]] if parameter in before else parameter
 
     groups = []
     for group in optimizer.param_groups:
@@ -82,7 +84,13 @@ def optimizer_after(optimizer: Optimizer, gated: GatedModel, small: nn.Module) -
 def _steps_between(gated: GatedModel, small: nn.Module) -> tuple[Step, ...]:
     old, new = provenance_of(gated.model), provenance_of(small)
     steps = () if old is None or new is None else new.steps[len(old.steps) :]
-    if not steps or old.base != new.base or new.steps[: -len(steps)] != old.steps:
+    if (
+        old is None
+        or new is None
+        or not steps
+        or old.base != new.base
+        or new.steps[: -len(steps)] != old.steps
+    ):
         raise InputError(
             f"{type(small).__name__} was not cut from this gated model; pass what swan.prune(gated) returned"
         )
@@ -92,13 +100,13 @@ def _steps_between(gated: GatedModel, small: nn.Module) -> tuple[Step, ...]:
 def _sliced(
     optimizer: Optimizer,
     gated: GatedModel,
-    names: Mapping[nn.Parameter, str],
+    names: Mapping[Tensor, str],
     after: Mapping[str, nn.Parameter],
     steps: tuple[Step, ...],
 ) -> dict[Tensor, dict[str, Any]]:
     """The state of every parameter: a model that holds it in place of its weights is cut as they were."""
     state: dict[Tensor, dict[str, Any]] = {}
-    shaped: dict[str, dict[nn.Parameter, Tensor]] = {}
+    shaped: dict[str, dict[Tensor, Tensor]] = {}
     for parameter, own in optimizer.state.items():
         if parameter is gated.gates.logits:
             continue
@@ -108,8 +116,9 @@ def _sliced(
         kept = state[after[names[parameter]]] = {}
         for key, value in own.items():
             if isinstance(value, (list, dict)) or (isinstance(value, Tensor) and value.numel() > 1):
-                _check_shape(optimizer, names[parameter], key, value, parameter)
-                shaped.setdefault(key, {})[parameter] = value
+                shaped.setdefault(key, {})[parameter] = _shaped(
+                    optimizer, names[parameter], key, value, parameter
+                )
             else:
                 kept[key] = copy.deepcopy(value)
     for key, values in shaped.items():
@@ -123,13 +132,14 @@ def _sliced(
     return state
 
 
-def _check_shape(optimizer: Optimizer, name: str, key: str, value: Any, parameter: Tensor) -> None:
+def _shaped(optimizer: Optimizer, name: str, key: str, value: Any, parameter: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         seen = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "of many tensors"
         raise InputError(
             f"{type(optimizer).__name__} keeps {key!r} {seen} for {name!r} of shape "
             f"{tuple(parameter.shape)}, which has no slices; make a new optimizer for the smaller model"
         )
+    return value
 
 
 def _like(

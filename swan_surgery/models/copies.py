@@ -68,7 +68,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     return _copy(model, memo)
 
 
-def copy_holding(model: nn.Module, values: Mapping[nn.Parameter, Tensor]) -> nn.Module:
+def copy_holding(model: nn.Module, values: Mapping[Tensor, Tensor]) -> nn.Module:
     """A full copy whose parameters hold other values of the same shapes, in any type.
 
     Raises:
