@@ -65,6 +65,7 @@ from swan_surgery.exporting import Exported, export
 from swan_surgery.gates import GatedModel, acting_gates, soft_gates
 from swan_surgery.gates.conversion import swanify, unswanify
 from swan_surgery.learning.distillation import distillation_loss
+from swan_surgery.learning.features import FeatureDistillation
 from swan_surgery.learning.objective import Objective
 from swan_surgery.learning.parameter_groups import parameter_groups
 from swan_surgery.learning.ramps import CosineRamp
@@ -96,6 +97,7 @@ __all__ = [
     "EmptyLayerError",
     "ExportError",
     "Exported",
+    "FeatureDistillation",
     "GateError",
     "GatedModel",
     "InputError",

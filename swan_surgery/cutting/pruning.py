@@ -23,6 +23,7 @@ from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import note_, provenance_of
 from swan_surgery.selection.diminishing_returns import DiminishingReturns
 from swan_surgery.selection.limits import Limit, Of, limits_of
+from swan_surgery.selection.multiples import for_budget, multiple_of, name_undershoot
 from swan_surgery.selection.ordering import order_by_price, ranking
 from swan_surgery.selection.uniform import uniform_of
 from swan_surgery.selection.widest_mask import widest_mask
@@ -101,13 +102,13 @@ def prune(
     check_gated(gated)
     check_data(gated, to="prune")
     gated.gates.check()
-    multiple = _multiple(round_to, latency_table)
+    multiple = multiple_of(round_to, latency_table)
     limits = limits_of(
         gated,
         macs=macs,
         params=params,
         latency_ms=latency_ms,
-        latency_table=_for_budget(latency_table, latency_ms, round_to),
+        latency_table=for_budget(latency_table, latency_ms, round_to),
         of=of,
     )
     order = ranking(gated)
@@ -183,7 +184,7 @@ def prune_by_score(
     """
     check_gated(gated)
     check_data(gated, to="prune")
-    multiple = _multiple(round_to, latency_table)
+    multiple = multiple_of(round_to, latency_table)
     if scores.shape != (gated.gates.num_units,):
         raise InputError(
             f"scores must have shape ({gated.gates.num_units},), one per unit; got "
@@ -196,7 +197,7 @@ def prune_by_score(
         macs=macs,
         params=params,
         latency_ms=latency_ms,
-        latency_table=_for_budget(latency_table, latency_ms, round_to),
+        latency_table=for_budget(latency_table, latency_ms, round_to),
         of=of,
     )
     if not limits and not widths:
@@ -233,33 +234,14 @@ def _choose(
     """The widest mask and its cut; uniform ones also say their widths."""
     if not uniform:
         mask = widest_mask(gated, order, limits, **bounds)
+        if bounds["round_to"] > 1:
+            name_undershoot(mask, limits, f"multiples of {bounds['round_to']} channels")
         return mask, cut_to(gated, mask, verify=verify)
     roles = uniform_of(gated)
     mask = roles.widest(order, limits, **bounds)
+    name_undershoot(mask, limits, "uniform widths")
     small = cut_to(gated, mask, verify=verify)
     return mask, configured_(small, gated, roles.values(mask), verify=verify)
-
-
-def _multiple(round_to: object, table: LatencyTable | None) -> int:
-    if round_to == "auto":
-        if not isinstance(table, LatencyTable):
-            raise InputError(
-                'round_to="auto" takes the multiple that was measured to be the fastest: pass '
-                "latency_table=swan.measure_latencies(gated)"
-            )
-        return table.best_multiple
-    if not isinstance(round_to, int) or round_to < 1:
-        raise InputError(
-            f'round_to must be a whole number of channels >= 1, or "auto"; got {round_to!r}'
-        )
-    return round_to
-
-
-def _for_budget(
-    table: LatencyTable | None, latency_ms: float | None, round_to: int | Literal["auto"]
-) -> LatencyTable | None:
-    """The table where it is a budget's; with `round_to="auto"` it may be there for that alone."""
-    return None if round_to == "auto" and latency_ms is None else table
 
 
 def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module:
