@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from swan_surgery.channels import PINNED, ChannelMap
+from swan_surgery.environment.notebooks import html_table
 from swan_surgery.errors import InputError, ModelError, SwanWarning
 from swan_surgery.gates.bank import INITIAL_LOGIT, GateBank
 from swan_surgery.gates.in_place import Acting, ungate_modules_
@@ -188,6 +189,19 @@ class GatedModel(nn.Module):
     def runs_in_place(self) -> bool:
         """Whether the base model runs its own Python code, instead of a graph traced from it."""
         return self._graph_forward is None
+
+    def _repr_html_(self) -> str:
+        is_open = [*self.gates.open_mask().tolist(), True]  # the last answers for PINNED
+        rows = []
+        for layer in self.channels.layers:
+            gated = [unit for unit in layer.out_units if unit != PINNED]
+            left = sum(is_open[unit] for unit in layer.out_units)
+            share = (
+                f"{sum(is_open[unit] for unit in gated)} of {len(gated)}" if gated else "no gates"
+            )
+            rows.append((layer.name, str(len(layer.out_units)), share, str(left)))
+        header = ("layer", "channels", "gates open", "channels left")
+        return html_table(self.extra_repr(), header, rows)
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""

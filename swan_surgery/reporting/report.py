@@ -13,6 +13,7 @@ from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.environment.machine import Environment, device_of, environment
+from swan_surgery.environment.notebooks import html_table
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
@@ -67,6 +68,13 @@ class Report:
         title = self._title()
         rows = rendering.summary_rows(self.before, self.after, self.batch)
         return rendering.text_table(title, rendering.SUMMARY_HEADER, rows)
+
+    def _repr_html_(self) -> str:
+        rows = rendering.summary_rows(self.before, self.after, self.batch)
+        layers = rendering.layer_rows(self.layers)
+        return html_table(self._title(), rendering.SUMMARY_HEADER, rows) + html_table(
+            "layers", rendering.LAYER_HEADER, layers, notes=self._footnotes()
+        )
 
     def to_markdown(self) -> str:
         """The whole report as markdown tables."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.environment.machine import Environment, device_of, environment
+from swan_surgery.environment.notebooks import html_table
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.exporting import OnnxSession, export
 from swan_surgery.gates import GatedModel
@@ -46,6 +47,17 @@ class MeasuredLatency:
             f"{own.upper_quartile_ms:.3g}], median and quartiles of {own.repeats}; {self.environment.device}, "
             f"{self.environment.threads} threads, torch {self.environment.torch}{noise}"
         )
+
+    def _repr_html_(self) -> str:
+        own = self.latency
+        row = (
+            self.runtime,
+            str(own.batch),
+            f"{own.median_ms:.3g} ms",
+            f"{own.lower_quartile_ms:.3g} to {own.upper_quartile_ms:.3g} ms",
+        )
+        header = ("runtime", "batch", "median", "quartiles")
+        return html_table("Latency", header, [row], notes=[str(self)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
