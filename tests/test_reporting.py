@@ -193,8 +193,8 @@ def test_noise_is_named():
     assert not quiet.is_noisy
     given = swan.report(nn.Linear(4, 8), nn.Linear(4, 2), torch.zeros(1, 4))
     for latency, is_named in ((quiet, False), (noisy, True)):
-        sides = (replace(own, latencies=(latency,)) for own in (given.before, given.after))
-        text = str(Report(*sides, given.layers, given.input_shapes, 1, given.environment))
+        before, after = (replace(own, latencies=(latency,)) for own in (given.before, given.after))
+        text = str(replace(given, before=before, after=after))
         assert (
             "too noisy to compare latencies by: IQR up to 40% of the median" in text
         ) == is_named

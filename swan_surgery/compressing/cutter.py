@@ -113,7 +113,10 @@ class Cutter:
         if self.choice.round_to == "auto" and self._table is None:
             limits["latency_table"] = measure_latencies(gated, runtime=self.choice.runtime)
         self.tell("cutting", 0.0)
-        widths = {"round_to": self.choice.round_to, "uniform": self.choice.uniform}
+        widths: dict[str, Any] = {
+            "round_to": self.choice.round_to,
+            "uniform": self.choice.uniform,
+        }
         small = prune_by_score(gated, scores, **widths, **limits)
         macs, params = self._size(small)
         self.done.append(

@@ -59,9 +59,9 @@ def distillation_loss(
     if not temperature > 0:
         raise InputError(f"temperature must be above 0; got {temperature}")
     heads = head if isinstance(head, Mapping) else {"*": head}
-    for own in heads.values():
-        if own not in get_args(Head):
-            raise InputError(f"head must be one of {', '.join(get_args(Head))}; got {own!r}")
+    for given in heads.values():
+        if given not in get_args(Head):
+            raise InputError(f"head must be one of {', '.join(get_args(Head))}; got {given!r}")
     found, wanted = (_floating(value) for value in (outputs, teacher_outputs))
     if [(n, y.shape) for n, y in found.items()] != [(n, y.shape) for n, y in wanted.items()]:
         seen = (

@@ -68,7 +68,7 @@ class FeatureDistillation(nn.Module):
             axes = _differing(name, found[name], wanted[name])
             for axis in axes:
                 into, out = found[name].shape[axis], wanted[name].shape[axis]
-                like = {"device": found[name].device, "dtype": found[name].dtype}
+                like: dict[str, Any] = {"device": found[name].device, "dtype": found[name].dtype}
                 self.maps[name.replace(".", "/")] = nn.Linear(into, out, **like)
                 self._axes[name] = axis
 

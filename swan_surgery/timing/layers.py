@@ -224,8 +224,10 @@ def _widths(layer: Layer, module: nn.Module, shares: Sequence[float]) -> list[tu
     groups = module.groups if isinstance(module, _ConvNd) else 1
     if groups > 1 and groups == full_in:  # depthwise: the groups go with the channels
         return [(into, into * full_out // full_in) for into in _steps(layer.in_units, 1, shares)]
-    pair = (_steps(units, groups, shares) for units in (layer.in_units, layer.out_units))
-    return list(product(*pair))
+    steps_in, steps_out = (
+        _steps(units, groups, shares) for units in (layer.in_units, layer.out_units)
+    )
+    return list(product(steps_in, steps_out))
 
 
 def _steps(units: Sequence[int], multiple: int, shares: Sequence[float]) -> list[int]:
