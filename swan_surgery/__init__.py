@@ -32,6 +32,7 @@ from swan_surgery.costs.macs import count_macs, expected_macs, hard_macs, margin
 from swan_surgery.costs.params import count_params, expected_params, hard_params
 from swan_surgery.cutting.compensation import Compensation, compensate
 from swan_surgery.cutting.kept import kept
+from swan_surgery.cutting.optimizers import optimizer_after
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.cutting.pruning import prune, prune_by_score
 from swan_surgery.errors import (
@@ -58,6 +59,7 @@ from swan_surgery.exporting import Exported, export
 from swan_surgery.gates import GatedModel, acting_gates, soft_gates
 from swan_surgery.gates.conversion import swanify, unswanify
 from swan_surgery.learning.distillation import distillation_loss
+from swan_surgery.learning.features import FeatureDistillation
 from swan_surgery.learning.objective import Objective
 from swan_surgery.learning.parameter_groups import parameter_groups
 from swan_surgery.learning.ramps import CosineRamp
@@ -89,6 +91,7 @@ __all__ = [
     "EmptyLayerError",
     "ExportError",
     "Exported",
+    "FeatureDistillation",
     "GateError",
     "GatedModel",
     "InputError",
@@ -143,6 +146,7 @@ __all__ = [
     "marginal_macs",
     "measure_latency",
     "measure_latency_table",
+    "optimizer_after",
     "parameter_groups",
     "prune",
     "prune_by_score",

@@ -13,7 +13,7 @@ from swan_surgery.adaptive.block import NestedBlock
 from swan_surgery.adaptive.checks import check_adaptive
 from swan_surgery.adaptive.levels import LevelStatistics
 from swan_surgery.adaptive.run import Levels
-from swan_surgery.calibration import Moments, calibrate
+from swan_surgery.calibration import Moments, calibrate, norms_of
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
@@ -85,7 +85,7 @@ def calibrate_widths(
     batches = list(islice(loader, num_batches))
     if not batches:
         raise InputError("the loader yielded no batch; statistics are unchanged")
-    if full:
+    if full and norms_of(adapted):
         with adapted.holding(-1):
             calibrate(adapted, batches)
     observe_(adapted, batches, among=among)
