@@ -17,6 +17,7 @@ from swan_surgery.cli.errors import OneLineErrors
 from swan_surgery.cli.inspect_tables import tables
 from swan_surgery.cli.inspection import inspect_model
 from swan_surgery.cli.models import build_model, parse_inputs
+from swan_surgery.cli.routing import route_command
 from swan_surgery.cli.shipping import export_command, latency_command, prune_command, report_command
 from swan_surgery.cli.swapping import swap_command
 from swan_surgery.cli.training import train_command
@@ -159,6 +160,7 @@ app.command("train", short_help="From a config to a fine-tuned smaller model.")(
 app.command("prune", short_help="Cut by gates, or in one shot by a score.")(prune_command)
 app.command("compress", short_help="Score, cut, compensate and train on.")(compress_command)
 app.command("adapt", short_help="Widths that look at the input.")(adapt_command)
+app.command("route", short_help="A short way for easy inputs.")(route_command)
 app.command("swap", short_help="Other activations, the same function at first.")(swap_command)
 app.command("report", short_help="Before and after: cost, size, latency, widths.")(report_command)
 app.command("export", short_help="To ONNX or torch.export, run and compared.")(export_command)

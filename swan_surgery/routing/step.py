@@ -100,7 +100,10 @@ def _apply(model: nn.Module, step: Step) -> nn.Module:
     if like is not None and like.is_meta:
         model = with_values_(model)
     elif like is not None:
-        inputs = inputs.map(lambda t: t.to(like.device))
+        dtype = like.dtype
+        inputs = inputs.map(
+            lambda t: t.to(like.device, dtype if t.is_floating_point() else t.dtype)
+        )
     model.eval()
     parts = _parts(model, inputs, data["after"], data["switches"])
     wanted = {str(name): tuple(shape) for name, shape in data["shapes"].items()}
