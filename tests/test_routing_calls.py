@@ -233,3 +233,29 @@ def test_an_empty_batch_comes_out_empty() -> None:
 def test_a_model_that_is_not_routed_is_not_exported_as_one(tmp_path: Path) -> None:
     with pytest.raises(swan.ModelError, match="add_switch"):
         swan.export_routed(chain(), tmp_path / "a.onnx")
+
+
+def test_a_swapped_model_takes_arguments_by_name_or_place() -> None:
+    model = swan.swap_activations(mlp(), "fles", X)
+    routed = swan.add_switch(model, "b", example_inputs=X, light=0.5).eval()
+    assert "as it runs" in routed.way[0]
+    assert torch.equal(routed(x=X), model(X))
+    assert torch.equal(routed(X, twice=False), model(X))
+    with pytest.raises(swan.PathError, match="twice"):
+        routed(X, twice=True)
+
+
+def test_arguments_in_lists_and_dicts_come_back_from_a_file(tmp_path: Path) -> None:
+    """Lists came back as tuples, and dicts as nothing."""
+
+    class Nested(Mlp):
+        def forward(self, given: dict[str, list[Tensor]], pair: tuple[Tensor, Tensor]) -> Tensor:
+            return super().forward(given["x"][0] + pair[1])
+
+    given, pair = {"x": [X, X]}, (X, X)
+    routed = swan.add_switch(Nested().double(), "b", example_inputs=(given, pair), light=0.5)
+    swan.save(routed.eval(), tmp_path / "routed.swan")
+    loaded = swan.load(tmp_path / "routed.swan", Nested().double())
+    assert torch.equal(loaded(given, pair), routed(given, pair))
+    with pytest.raises(swan.PathError, match="given"):
+        loaded({"x": [X]}, pair)

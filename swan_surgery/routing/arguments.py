@@ -24,7 +24,7 @@ def check_kinds(trunk: nn.Module, example: Inputs, args: Any, kwargs: Mapping[st
     if is_single and all(isinstance(own[0], Tensor) for own in (args, example.args)):
         return
     model = trunk.model if isinstance(trunk, RunningTrunk) else trunk
-    signature = inspect.signature(model.forward)
+    signature = _signature(model)
     try:
         found = _values(signature.bind(*args, **kwargs))
     except TypeError:
@@ -37,6 +37,16 @@ def check_kinds(trunk: nn.Module, example: Inputs, args: Any, kwargs: Mapping[st
                 f"argument {name!r} is {_told(found[name])}, and was {_told(value)} when the switch was put in; the model "
                 f"was cut in two for that: add a switch with example_inputs as they will be"
             )
+
+
+def _signature(model: nn.Module) -> inspect.Signature:
+    """Of the forward that names its arguments: classes put in front of a model's own hand them on."""
+    for kind in type(model).__mro__:
+        if "forward" in vars(kind) and "forward" not in vars(model):
+            found = inspect.signature(vars(kind)["forward"].__get__(model))
+            if all(own.kind is not own.VAR_POSITIONAL for own in found.parameters.values()):
+                return found
+    return inspect.signature(model.forward)
 
 
 def _values(bound: inspect.BoundArguments) -> dict[str, Any]:
