@@ -15,8 +15,8 @@ from swan_surgery.routing.placing import MACS, Placement, data_of, depths_of, pl
 def scan_switches(
     model: nn.Module,
     batches: Iterable[Any],
-    after: Sequence[str] | None = None,
     *,
+    after: Sequence[str] | None = None,
     macs: float = MACS,
     example_inputs: Any = None,
     **options: Any,
