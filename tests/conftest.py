@@ -1,6 +1,6 @@
 """Settings every test shares: hypothesis profiles, one thread, a fixed seed, and what runs where.
 
-`make test` draws 25 networks for each law; in CI always the same ones. `make thorough` draws 2,000, and runs
+`make test` draws 10 networks for each law; in CI always the same ones. `make thorough` draws 2,000, and runs
 what is marked as thorough, too.
 """
 
@@ -11,10 +11,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 
-settings.register_profile("dev", max_examples=25, deadline=None)
+settings.register_profile("dev", max_examples=10, deadline=None)
 settings.register_profile(
     "ci",
-    max_examples=25,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     print_blob=True,

@@ -237,7 +237,16 @@ def test_a_setting_that_changes_later_is_an_error_not_the_old_value() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet50", "vgg16_bn", "mobilenet_v2", "squeezenet1_0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "squeezenet1_0"),
+        *(
+            pytest.param(name, marks=pytest.mark.thorough)
+            for name in ("resnet50", "vgg16_bn", "mobilenet_v2")
+        ),
+    ],
+)
 def test_plain_networks_run_as_graphs(name) -> None:
     model = torchvision.models.get_model(name, weights=None, num_classes=4)
     with warnings.catch_warnings():

@@ -598,7 +598,7 @@ class TestWhatIsGated:
     )
     def test_ignore(self, ignore, closed_to) -> None:
         model, inputs = ZOO["resnet_projection"]()
-        everything = swan.swanify(model, inputs).channels
+        everything = gated_zoo("resnet_projection")[0].channels
         gated = swan.swanify(model, inputs, ignore=ignore)
         for layer in gated.channels.layers:
             wanted = everything.layer(layer.name)

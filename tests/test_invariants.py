@@ -152,7 +152,7 @@ def check_learning(gated: GatedModel, case: Case) -> None:
 
 SHARES = st.sampled_from([0.3, 0.7, 0.95])
 SEEDS = st.integers(0, 1000)
-FEW = settings(max_examples=max(5, settings.default.max_examples // 10))
+FEW = settings(max_examples=max(3, settings.default.max_examples // 10))
 
 
 @pytest.mark.law

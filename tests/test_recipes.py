@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(120)
 def test_a_pruned_vit_is_a_vit_within_its_budget_that_finetuning_improves(tmp_path):
     output = tmp_path / "vit.json"
@@ -74,7 +74,7 @@ def stop_inside(process: subprocess.Popen, stage: str, file: Path) -> dict:
     raise AssertionError(f"no checkpoint inside an epoch of {stage}")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(200)
 def test_a_run_killed_inside_an_epoch_ends_as_one_that_was_not(tmp_path):
     settings = RECIPES / "configs" / "mnist_lenet.toml"

@@ -68,7 +68,13 @@ def test_a_base_on_the_meta_device(tmp_path: Path) -> None:
     assert torch.equal(found(images()), routed(images()))
 
 
-@pytest.mark.parametrize("kind", ["predicted", "margin", "nested", "stop"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "predicted",
+        *(pytest.param(k, marks=pytest.mark.thorough) for k in ("margin", "nested", "stop")),
+    ],
+)
 def test_one_onnx_file_routes_as_the_model(kind: str, tmp_path: Path) -> None:
     x = images(9).float()
     model = plain().float()

@@ -61,7 +61,13 @@ NEED_NUMBERS = ("cell", "functional_attention", "recurrent")
 def test_every_block_option_runs(name):
     for part in option_specs(BLOCKS, name):
         check(build(simple_network(part)), modes=(False,) if name not in NEED_NUMBERS else ())
-        # Behind itself too: a second copy meets the first one's width, size and strides.
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_option_runs_behind_itself(name):
+    """A second copy meets the first one's width, size and strides."""
+    for part in option_specs(BLOCKS, name):
         check(build(simple_network(part, part)), modes=())
 
 

@@ -143,7 +143,14 @@ def test_units_are_the_oracle_s_groups_on_the_zoo(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "resnet50", "mobilenet_v2", "vgg11_bn", "densenet121"]
+    "name",
+    [
+        "resnet18",
+        *(
+            pytest.param(name, marks=pytest.mark.thorough)
+            for name in ("resnet50", "mobilenet_v2", "vgg11_bn", "densenet121")
+        ),
+    ],
 )
 def test_units_are_the_oracle_s_groups_on_torchvision(name: str) -> None:
     model = torchvision.models.get_model(name, weights=None, num_classes=10).eval()

@@ -139,7 +139,9 @@ class TestRun:
         assert same(model, net())
         assert torch.equal(before, torch.get_rng_state())
 
-    @pytest.mark.parametrize("patience", [1, 2, 3, 4, 5, 6, 7])
+    @pytest.mark.parametrize(
+        "patience", [1, 3, 6, *(pytest.param(n, marks=pytest.mark.thorough) for n in (2, 4, 5, 7))]
+    )
     def test_a_run_that_was_interrupted_ends_bitwise_the_same(
         self, patience, whole, tmp_path
     ) -> None:
@@ -154,7 +156,9 @@ class TestRun:
         assert outcome.scores == again.scores
         assert outcome.history == again.history
 
-    @pytest.mark.parametrize("patience", [1, 2, 3, 4, 5, 7])
+    @pytest.mark.parametrize(
+        "patience", [1, 4, *(pytest.param(n, marks=pytest.mark.thorough) for n in (2, 3, 5, 7))]
+    )
     def test_a_run_in_stages_that_was_interrupted_too(self, patience, staged, tmp_path) -> None:
         outcome, _ = staged
         with pytest.raises(InterruptedRunError):

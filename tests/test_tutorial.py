@@ -12,7 +12,7 @@ import torch
 TUTORIAL = Path(__file__).parent.parent / "recipes" / "TUTORIAL.md"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

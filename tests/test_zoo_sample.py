@@ -59,8 +59,19 @@ SMALLER: dict[str, Callable[..., nn.Module] | dict[str, Any]] = {
 }  # fmt: skip
 # Built as BERT and Llama are.
 LIKE_OTHERS = {"roberta", "distilbert", "mistral", "qwen2"}
+# Their mechanisms are also among the others, the random blocks or the rules' examples.
+THOROUGH = {
+    *("nextvit_small", "mobileone_s1", "levit_128s", "efficientformer_l1", "mc3_18", "res2next50"),
+    *("segformer", "whisper", "dinov2", "gemma", "clip", "gpt2"),
+}
 CASES = [
-    *((*own, own[1] in SMALLER) for own in SAMPLE if own[1] not in LIKE_OTHERS),
+    *(
+        pytest.param(
+            *own, own[1] in SMALLER, marks=[pytest.mark.thorough] if own[1] in THOROUGH else []
+        )
+        for own in SAMPLE
+        if own[1] not in LIKE_OTHERS
+    ),
     *(
         pytest.param(*own, False, marks=pytest.mark.thorough, id=f"whole-{own[1]}")
         for own in SAMPLE

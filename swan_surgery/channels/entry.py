@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.channels.data.channel_map import ChannelMap
 from swan_surgery.channels.labels.recording import Reason, Recording
+from swan_surgery.channels.rehearsal.reading import Readings
 from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.solving.assembly import assemble
 from swan_surgery.channels.solving.mapping import (
@@ -22,7 +23,6 @@ from swan_surgery.channels.solving.mapping import (
 )
 from swan_surgery.channels.solving.two_sizes import Runs, solve_at_two_sizes
 from swan_surgery.channels.solving.unread import unread_widths
-from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError, TraceError
 from swan_surgery.models.copies import copy_of, shell_of, without_collection
 from swan_surgery.models.inputs import Inputs, as_inputs
@@ -123,16 +123,13 @@ def _map(
     def settled(runs: Runs) -> Solution:
         _check_free(runs.traces, free)
         pins = [*_ignore_pins(runs.traces, labelled, ignored), *runs.pins]
-        return settle(runs.traces, labelled, pins, duplicate, runs.witnesses)
+        readings = Readings(duplicate, stand_in)
+        solution = settle(runs.traces, labelled, pins, readings, runs.witnesses)
+        unread = unread_widths(stand_in, solution, lambda: readings.of_all(solution.traces))
+        solution.followers = {**solution.followers, **unread}
+        return solution
 
     solution, message = solve_at_two_sizes(given, run, settled, labelled, larger=on_meta)
-
-    def run_all(private: nn.Module) -> None:
-        for trace in solution.traces:
-            with torch.no_grad(), streams_kept():
-                private.train(trace.training)(*trace.inputs.args, **trace.inputs.kwargs)
-
-    solution.followers = {**solution.followers, **unread_widths(stand_in, solution, run_all)}
     return assemble(solution, _plain_layers(stand_in), _notes(evaluated, message))
 
 

@@ -51,9 +51,7 @@ class Readings:
 
         Those that the run of `module` read, the latest first; then those of the runs around it.
         """
-        if trace.number not in self._known:
-            self._known[trace.number] = self._run(trace)
-        known = self._known[trace.number]
+        known = self._known_of(trace)
         if known is None:
             return partial(repeating, self.model, module)
         names = list(_before(*known, module, index))
@@ -62,6 +60,21 @@ class Readings:
             for owner, name in names
             for found in repeating_in(self.model, owner, size, only=name)
         ]
+
+    def of_all(self, traces: Iterable[Trace]) -> set[tuple[str, str]] | None:
+        """Module and name of all that any of the runs reads; None where that cannot be told."""
+        found: set[tuple[str, str]] = set()
+        for trace in traces:
+            known = self._known_of(trace)
+            if known is None:
+                return None
+            found |= {(read.module, read.name) for read in known[1]}
+        return found
+
+    def _known_of(self, trace: Trace) -> tuple[Recording, list[_Read]] | None:
+        if trace.number not in self._known:
+            self._known[trace.number] = self._run(trace)
+        return self._known[trace.number]
 
     def _run(self, trace: Trace) -> tuple[Recording, list[_Read]] | None:
         shell = self.make_shell().train(trace.training)

@@ -1,12 +1,12 @@
 """Solves the recordings, rehearses the result, and pins what does not follow, until all does."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swan_surgery.channels.labels.recording import Reason, Recording
 from swan_surgery.channels.rehearsal.closing_patterns import closing_pattern, turn_of, turns
@@ -63,15 +63,14 @@ def settle(
     traces: list[Trace],
     labelled: LabelledTensors,
     pins: list[tuple[Tensor, Reason]],
-    make_shell: Callable[[], nn.Module],
+    readings: Readings,
     witnesses: Sequence[Recording] = (),
 ) -> Solution:
     """Solve and rehearse until every operation follows; what does not follow is pinned.
 
-    `witnesses` are recordings at other sizes that say nothing else of labels than `traces` do.
+    `readings` tell what the code of the model reads in these traces. `witnesses` are recordings at other sizes that say nothing else of labels than `traces` do.
     """
     resizes = Resizes([*(trace.recording for trace in traces), *witnesses])
-    readings = Readings(make_shell, make_shell())
     state = _State(solve(traces, labelled, pins), pins, readings, resizes)
     resizes.share_all_heads(traces)
     failing: tuple[int, int, int] | None = None
@@ -84,7 +83,7 @@ def settle(
             for failure in rehearse(
                 state.solution,
                 trace,
-                make_shell,
+                readings.make_shell,
                 stays,
                 state.hypotheses.accepted,
                 state.resizes.accepted,

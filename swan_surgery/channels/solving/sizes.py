@@ -98,8 +98,19 @@ def _is_same_step(one: OpRecord, two: OpRecord, free: Tensor | None) -> bool:
         and (one.name == two.name or (_is_reshape(one) and _is_reshape(two)))
         and len(one.ties) == len(two.ties)
         and _same_fields(_of(one.inputs, free), _of(two.inputs, free))
-        and _same_fields(_of(one.outputs, free), _of(two.outputs, free))
+        and _same_results(_of(one.outputs, free), _of(two.outputs, free))
     )
+
+
+def _same_results(one: tuple[Fields, ...], two: tuple[Fields, ...]) -> bool:
+    """Beside the first, only results count that carry channels in both.
+
+    Batch-norm hands out the statistics of the batch in train mode alone; whatever reads them is a step.
+    """
+    if len(one) != len(two):
+        return False
+    both = [place for place in range(len(one)) if not place or (one[place] and two[place])]
+    return _same_fields(tuple(one[p] for p in both), tuple(two[p] for p in both))
 
 
 def _is_reshape(op: OpRecord) -> bool:

@@ -6,7 +6,7 @@ of that width keep the same units of it. Where these differ, the attribute stays
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.channels.solving.mapping import Solution
-from swan_surgery.models.attributes import LAYERS, Attribute, reads_noted, whole_numbers_of
+from swan_surgery.models.attributes import LAYERS, Attribute, whole_numbers_of
 
 
 _INTO = {"in", "inp", "input", "inplanes"}
@@ -28,24 +28,19 @@ _WIDTHS = {
 
 
 def unread_widths(
-    model: nn.Module, solution: Solution, run: Callable[[nn.Module], None]
+    model: nn.Module, solution: Solution, reads: Callable[[], Collection[tuple[str, str]] | None]
 ) -> dict[Attribute, Tensor]:
     """What should follow, with the labels it counts.
 
     Args:
-        model: at full width, private: it is run once more to see what its code reads.
+        model: at full width.
         solution: settled; what follows already is left out.
-        run: runs it in every mode that was mapped.
+        reads: module and name of all attributes that its code reads in any mode that was mapped; None
+            where nobody knows. Asked only if it matters.
     """
     found = dict(_candidates(model, solution))
-    if not found:
-        return {}
-    names = {id(module): name for name, module in model.named_modules()}
-    read: set[tuple[str, str]] = set()
-    try:
-        with reads_noted(model, lambda module, key, _: read.add((names.get(id(module), ""), key))):
-            run(model)
-    except Exception:  # noqa: BLE001 - a shell has no values to decide by: then nobody knows what is read
+    read = reads() if found else None
+    if read is None:
         return {}
     return {own: labels for own, labels in found.items() if (own.module, own.name) not in read}
 
