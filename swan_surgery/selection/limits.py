@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import prod
-from numbers import Real
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -72,8 +71,7 @@ def limits_of(
     for name, unit, given in (("macs", "MACs", macs), ("params", "parameters", params)):
         if given is None:
             continue
-        is_number = isinstance(given, Real) and not isinstance(given, bool)
-        if not is_number or not (0 < given <= 1 or _FEWEST <= given < float("inf")):
+        if not _is_budget(given):
             raise InputError(
                 f"{name} is a share of the base model's {unit}, in (0, 1], or a number of them from "
                 f"{_FEWEST:,} on; got {given!r}"
@@ -90,6 +88,12 @@ def limits_of(
     if latency_ms is not None or latency_table is not None:
         limits.append(_latency_limit(gated, latency_ms, latency_table))
     return tuple(limits)
+
+
+def _is_budget(given: object) -> bool:
+    if not isinstance(given, (int, float)) or isinstance(given, bool):
+        return False
+    return 0 < given <= 1 or _FEWEST <= given < float("inf")
 
 
 def _share(given: float, original: float, total: float) -> float:
