@@ -6,10 +6,10 @@ BIN := .venv/bin
 READY := .venv/.swan-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types imports thorough zoo benchmarks check clean
+.PHONY: help setup demo test lint format types imports thorough docs release-check zoo benchmarks check clean
 
 help: ## list the commands
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(READY) ## create .venv and install the package with its development tools
 
@@ -45,6 +45,17 @@ imports: $(READY) ## data flows one way
 thorough: $(READY) ## the laws over 2,000 random networks, 500 damaged files, the smoke run of quality.py
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n 2 -m "law or thorough"
 
+docs: .venv/.swan-docs-ready ## the documentation in site/, strictly; NOTEBOOKS=false shows the notebooks without running them
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
+
+.venv/.swan-docs-ready: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	@touch $@
+
+release-check: ## build wheel and sdist, and run README's commands from the wheel in an empty environment
+	PYTHON=$(PYTHON) .ci/release-check
+
 zoo: $(READY) ## all of torchvision, timm's families, transformers: gated share, error, times, Torch-Pruning
 	$(BIN)/python benchmarks/zoo.py
 
@@ -54,4 +65,4 @@ benchmarks: $(READY) ## speed of conversion, of gated training, and of the cut n
 check: lint types imports test ## everything CI runs
 
 clean: ## remove what the tools left behind (.venv stays)
-	rm -rf .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist out
+	rm -rf .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist out site

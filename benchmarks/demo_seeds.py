@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from _measure import arguments, console, environment, output_path, report, write
 
-from swan_surgery.cli.demo_output import Teller, result_table, verdict
 from swan_surgery.experiments.digits import DemoSettings, run_study
+from swan_surgery_cli.work.demo_output import Teller, result_table, verdict
 
 
 TARGET_POINTS = -0.5

@@ -3,7 +3,7 @@
     python benchmarks/latency.py
 
 Cut to a half and a quarter of the MACs in the order that gates start in, with widths that are
-multiples of the number that `swan.measure_latencies` finds to be the fastest (`round_to="auto"`);
+multiples of the number that `swan.measure_latency_table` finds to be the fastest (`round_to="auto"`);
 224x224 pixels, float32, eval mode, in torch and in onnxruntime. All of them take turns in one loop. A cut to half
 the milliseconds (`latency_ms=`) shows how far the table's prediction is off, where the table was measured: eager, batch 1.
 """
@@ -66,7 +66,7 @@ def cuts_of(name: str, size: int, repeats: int) -> tuple[list[Cut], swan.Latency
     dense = torchvision.models.get_model(name, weights=None, num_classes=1000).eval()
     example = torch.randn(1, 3, size, size)
     gated = swan.swanify(dense, example)
-    table = swan.measure_latencies(gated, repeats=repeats)
+    table = swan.measure_latency_table(gated, repeats=repeats)
     found = [costed(DENSE, dense, example)]
     for budget in BUDGETS:
         pruned = swan.prune(gated, macs=budget, round_to="auto", latency_table=table).eval()

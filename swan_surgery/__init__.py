@@ -3,12 +3,6 @@
 Shapes in docstrings: `B` batch, `C` channels, `H`/`W` height and width, `...` any.
 """
 
-# First, because it is about Ctrl-C while the others are imported.
-import swan_surgery.environment.interrupts  # noqa: F401 - importing it acts
-
-
-# isort: split
-
 from swan_surgery.activations import (
     ActivationSite,
     Kappas,
@@ -21,13 +15,13 @@ from swan_surgery.activations import (
 )
 from swan_surgery.adaptive import (
     AdaptiveModel,
-    Routing,
+    WidthStats,
     adapt,
     calibrate_widths,
     compact,
-    fit_routes,
-    route_stats,
+    fit_widths,
     sandwich_loss,
+    width_stats,
 )
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
@@ -76,10 +70,13 @@ from swan_surgery.routing.calibrating import calibrate_switch
 from swan_surgery.routing.certificate import Certificate
 from swan_surgery.routing.exporting import export_routed
 from swan_surgery.routing.masking import cut_mask
+from swan_surgery.routing.placing import Placement
+from swan_surgery.routing.route_stats import RouteStats, route_stats
 from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.scanning import scan_switches
 from swan_surgery.selection.importance import importance
 from swan_surgery.selection.sensitivity import SensitivityTable, sensitivity
-from swan_surgery.timing.layers import measure_latencies
+from swan_surgery.timing.layers import measure_latency_table
 from swan_surgery.timing.runtimes import MeasuredLatency, measure_latency
 
 
@@ -109,10 +106,11 @@ __all__ = [
     "NoGateableChannelsError",
     "Objective",
     "PathError",
+    "Placement",
     "PruningPlan",
     "Report",
+    "RouteStats",
     "RoutedModel",
-    "Routing",
     "RuleError",
     "SensitivityTable",
     "Stage",
@@ -122,6 +120,7 @@ __all__ = [
     "TraceError",
     "UnsupportedOpError",
     "VerificationError",
+    "WidthStats",
     "WritingError",
     "acting_gates",
     "adapt",
@@ -142,7 +141,7 @@ __all__ = [
     "export",
     "export_routed",
     "fit_bounds",
-    "fit_routes",
+    "fit_widths",
     "hard_macs",
     "hard_params",
     "importance",
@@ -150,8 +149,8 @@ __all__ = [
     "kept",
     "load",
     "marginal_macs",
-    "measure_latencies",
     "measure_latency",
+    "measure_latency_table",
     "optimizer_after",
     "parameter_groups",
     "prune",
@@ -163,6 +162,7 @@ __all__ = [
     "sandwich_loss",
     "save",
     "save_pretrained",
+    "scan_switches",
     "sensitivity",
     "soft_gates",
     "stages",
@@ -170,4 +170,5 @@ __all__ = [
     "swap_activations",
     "swaps",
     "unswanify",
+    "width_stats",
 ]

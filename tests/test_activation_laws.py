@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import swan_surgery as swan
 from swan_surgery.artifacts import container
 from swan_surgery.artifacts.structures import pack, unpack
-from swan_surgery.cli import app
+from swan_surgery_cli.commands import app
 from tests.closing import assert_closed_equals_cut, image, outputs, prepared
 from tests.conftest import PROFILE
 from tests.strategies import EASY_BLOCKS, EASY_HEADS, build, descriptions

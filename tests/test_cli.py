@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -18,8 +20,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import swan_surgery as swan
-from swan_surgery.cli import app
-from swan_surgery.cli.models import build_model
+from swan_surgery_cli.app import WORK, work_of
+from swan_surgery_cli.commands import app
+from swan_surgery_cli.work.models import build_model
 
 
 def invoke(*words):
@@ -306,7 +309,7 @@ def test_an_unexpected_error_names_its_class(monkeypatch):
     def fail(*args):
         raise KeyError("odd")
 
-    monkeypatch.setattr("swan_surgery.cli.commands.inspect_model", fail)
+    monkeypatch.setattr("swan_surgery_cli.work.inspecting.inspect_model", fail)
     result = invoke("inspect", "resnet18")
     assert result.exit_code == 2
     assert "KeyError: 'odd'" in result.stderr
@@ -321,7 +324,7 @@ def test_inspect_runs_on_one_thread_and_gives_the_others_back(monkeypatch, fails
         seen.append(torch.get_num_threads())
         return build_model("resnat18" if fails else name)
 
-    monkeypatch.setattr("swan_surgery.cli.commands.build_model", watch)
+    monkeypatch.setattr("swan_surgery_cli.work.inspecting.build_model", watch)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -379,7 +382,7 @@ def test_an_interrupt_while_the_command_is_imported_says_nothing(delay, tmp_path
         "                os.kill(os.getpid(), signal.SIGINT)\n"
         "            threading.Thread(target=strike, daemon=True).start()\n"
         "sys.meta_path.insert(0, Finder())\n"
-        "from swan_surgery.cli import main\n"
+        "from swan_surgery_cli import main\n"
         "main()\n"
     )
     root = Path(__file__).resolve().parent.parent
@@ -396,10 +399,102 @@ def test_an_interrupt_while_the_command_is_imported_says_nothing(delay, tmp_path
 
 @pytest.mark.slow
 def test_the_process_itself_exits_with_2_and_keeps_stdout_clean():
-    code = "from swan_surgery.cli import main; main()"
+    code = "from swan_surgery_cli import main; main()"
     command = [sys.executable, "-W", "ignore", "-c", code, "inspect", "resnat18"]
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--help",)])
+def test_help_is_printed_by_itself_and_on_request(words):
+    result = invoke(*words)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert all(f"\n  {name} " in result.stdout for name in WORK)
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_command_takes_what_its_work_takes(name):
+    """It is declared in one place and done in another."""
+    (declared,) = (own.callback for own in app.registered_commands if own.name == name)
+    does = work_of(name)
+    assert list(inspect.signature(declared).parameters) == list(inspect.signature(does).parameters)
+    assert get_type_hints(declared) == get_type_hints(does)
+
+
+def run_command_line(code, *words, **environment):
+    """In a process of its own, the package from here."""
+    root = Path(__file__).resolve().parent.parent
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": str(root), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+LOADED = """
+import atexit, sys
+sys.argv[0] = "swan-surgery"
+atexit.register(lambda: sys.stderr.write(str(sorted(sys.modules))))
+from swan_surgery_cli import main
+main()
+"""
+
+
+WORKS, CONFIG = "swan_surgery_cli.work", "swan_surgery.experiments.classifier"
+COMPLETE = {
+    "_SWAN_SURGERY_COMPLETE": "complete_zsh",
+    "_TYPER_COMPLETE_ARGS": "swan-surgery prune --r",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "told"),
+    [
+        (("--help",), {}, "inspect"),
+        (("prune", "--help"), {}, "--round-to"),
+        (("--version",), {}, "swan-surgery"),
+        ((), COMPLETE, "--round-to"),
+    ],
+)
+def test_help_and_completion_import_no_library(words, environment, told):
+    """Torch alone takes seconds."""
+    done = run_command_line(LOADED, *words, **environment)
+    assert done.returncode == 0
+    assert told in done.stdout
+    heavy = ("torch", "numpy", "scipy", "torchvision", "swan_surgery")
+    assert "'swan_surgery_cli'" in done.stderr
+    assert [name for name in heavy if f"'{name}'" in done.stderr] == []
+    assert "'rich.console'" not in done.stderr
+
+
+def test_without_typer_the_command_says_what_to_install():
+    code = "import sys; sys.modules['typer'] = None; from swan_surgery_cli import main; main()"
+    done = run_command_line(code, "--help")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("error: the command line needs typer; pip install 'swan-surgery[cli]'\n")
+
+
+@pytest.mark.parametrize(
+    ("missing", "words", "again"),
+    [
+        ("torchvision", ("inspect", "resnet18"), (f"{WORKS}.inspecting", f"{WORKS}.models")),
+        ("yaml", ("train", "--template"), (f"{WORKS}.training", CONFIG, f"{CONFIG}.config")),
+    ],
+)
+def test_without_the_rest_of_its_extra_a_command_says_what_to_install(
+    monkeypatch, missing, words, again
+):
+    """Those modules alone are imported again, and fail, so that the others stay the same objects."""
+    for name in again:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: {missing} is not installed; pip install 'swan-surgery[cli]'\n"
+    )

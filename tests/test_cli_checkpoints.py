@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery.cli.checkpoints import read_weights
-from swan_surgery.cli.subjects import with_weights
+from swan_surgery_cli.work.checkpoints import read_weights
+from swan_surgery_cli.work.subjects import with_weights
 
 
 class Whole:

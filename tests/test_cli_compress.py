@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import swan_surgery as swan
-from swan_surgery.cli import app
+from swan_surgery_cli.commands import app
 
 
 NAME = "tests.test_cli_compress:digit_net"

@@ -10,7 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import swan_surgery as swan
-from swan_surgery.cli import app
+from swan_surgery_cli.commands import app
 
 
 NAME = "tests.test_cli_shipping:net"

@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 import swan_surgery as swan
-from swan_surgery.cli import app
 from swan_surgery.experiments.classifier import TrainSettings, read_settings
 from swan_surgery.experiments.digits.network import DigitsNet
+from swan_surgery_cli.commands import app
 
 
 CONFIG = """

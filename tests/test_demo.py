@@ -11,11 +11,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import swan_surgery as swan
-from swan_surgery.cli import app
 from swan_surgery.cutting.step import apply_plan
 from swan_surgery.experiments.digits import METHODS, DemoSettings, DigitsNet, run_study
 from swan_surgery.experiments.digits.data import Images, load_digits, shift, shuffled_batches
 from swan_surgery.experiments.digits.training import accuracy, train
+from swan_surgery_cli.commands import app
 
 
 pytest.importorskip("sklearn", reason="the demo's data comes with scikit-learn")
@@ -201,7 +201,7 @@ def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch, tmp_pat
 
 
 def test_command_tells_the_story(tmp_path, monkeypatch):
-    monkeypatch.setattr("swan_surgery.cli.commands.DemoSettings", lambda macs: TINY)
+    monkeypatch.setattr("swan_surgery_cli.work.demo.DemoSettings", lambda macs: TINY)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     for text in (

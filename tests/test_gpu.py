@@ -228,7 +228,7 @@ def test_latencies_are_measured_where_the_model_is(device):
     if device == "cuda":
         assert measured.environment.device == torch.cuda.get_device_name()
     gated = swan.swanify(model, x[:1])
-    table = swan.measure_latencies(gated, repeats=2)
+    table = swan.measure_latency_table(gated, repeats=2)
     assert table.total_ms > 0
     small = swan.prune(gated, macs=0.5, round_to="auto", latency_table=table)
     compared = swan.report(model, small, images("cpu", 1, torch.float32))

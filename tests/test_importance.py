@@ -32,13 +32,15 @@ class TestGradients:
         first = swan.importance(gated, batches=batches, loss=square_loss, num_batches=1)
         assert torch.equal(first, swan.importance(gated, batches=batches[:1], loss=square_loss))
 
-    def test_works_under_no_grad_and_gated_in_place(self) -> None:
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_works_without_gradients_and_gated_in_place(self, mode) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2))
         gated = swan.swanify(model, torch.zeros(1, 4))
         assert gated.runs_in_place
-        with torch.no_grad():
-            scores = swan.importance(gated, batches=[torch.randn(8, 4)], loss=square_loss)
+        batches = [torch.randn(8, 4)]
+        with mode():
+            scores = swan.importance(gated, batches=batches, loss=square_loss)
         assert bool((scores > 0).any())
 
 

@@ -173,7 +173,7 @@ class TestTable:
 
     def test_what_is_no_table_is_refused(self) -> None:
         with pytest.raises(
-            swan.InputError, match=r"must come from swan.measure_latencies; got dict"
+            swan.InputError, match=r"must come from swan.measure_latency_table; got dict"
         ):
             latency_cost(mlp(3, 4, 2), {})
 
@@ -270,7 +270,7 @@ class TestBudget:
             lambda: swan.prune_by_score(gated, scores, latency_ms=2.5),
         ):
             with pytest.raises(
-                swan.InputError, match=r"latency_ms=2.5.*measure_latencies\(gated\)"
+                swan.InputError, match=r"latency_ms=2.5.*measure_latency_table\(gated\)"
             ):
                 call()
 

@@ -81,7 +81,7 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("name", ["vgg", "inverted_residual", "unet", "densenet"])
 def test_the_table_is_the_machine(name, clock) -> None:
     gated = zoo_gated(name)
-    table = swan.measure_latencies(gated)
+    table = swan.measure_latency_table(gated)
     base = gated.model
     assert {own.module for own in table.layers} == {
         name for name, module in base.named_modules() if isinstance(module, LAYERS)
@@ -109,7 +109,7 @@ def test_the_table_is_the_machine(name, clock) -> None:
 
 
 def test_a_handful_of_widths_on_axes_that_have_units(clock) -> None:
-    swan.measure_latencies(mlp(3, 16, 8, 5))
+    swan.measure_latency_table(mlp(3, 16, 8, 5))
     found = [widths_of(layer) for layer, _ in clock]
     assert found == [
         *((3, out) for out in (4, 8, 12, 16)),
@@ -125,7 +125,7 @@ def test_grouped_layers_keep_their_groups(clock) -> None:
         nn.Conv2d(24, 48, 3, groups=24),
         nn.Conv2d(48, 2, 1),
     )
-    swan.measure_latencies(swan.swanify(model, torch.zeros(1, 3, 8, 8)))
+    swan.measure_latency_table(swan.swanify(model, torch.zeros(1, 3, 8, 8)))
     found = [(*widths_of(layer), layer.groups) for layer, _ in clock]
     grouped = [(into, out, 3) for into in (3, 6, 9, 12) for out in (6, 12, 18, 24)]
     assert found[4:20] == grouped
@@ -139,7 +139,7 @@ def test_the_inputs_are_those_of_the_model(clock) -> None:
     ).to(torch.float64, memory_format=torch.channels_last)
     x = torch.zeros(2, 3, 17, 15, dtype=torch.float64)
     gated = swan.swanify(model, x.to(memory_format=torch.channels_last))
-    swan.measure_latencies(gated)
+    swan.measure_latency_table(gated)
     middle = model[0](x).shape[2:]
     layer, (x_full,) = clock[3]
     assert x_full.shape == (2, 3, 17, 15)
@@ -162,7 +162,7 @@ def test_a_shared_layer_counts_every_call(clock) -> None:
         def forward(self, x):
             return self.last(self.shared(self.shared(self.first(x)).relu()))
 
-    table = swan.measure_latencies(swan.swanify(Twice(), torch.zeros(1, 3)))
+    table = swan.measure_latency_table(swan.swanify(Twice(), torch.zeros(1, 3)))
     assert [own.module for own in table.layers] == ["first", "shared", "last"]
     a, b, c, d = coefficients(nn.Linear(1, 1))
     shared = table.layers[1]
@@ -176,7 +176,7 @@ def test_a_shared_layer_counts_every_call(clock) -> None:
 def test_really_measured_and_nothing_is_touched(name) -> None:
     gated = zoo_gated(name)
     before = fingerprint(gated)
-    table = swan.measure_latencies(gated, repeats=2)
+    table = swan.measure_latency_table(gated, repeats=2)
     assert_same_fingerprint(before, fingerprint(gated))
     assert table.total_ms > 0
     assert (table.threads, table.torch, table.repeats) == (1, str(torch.__version__), 2)
@@ -189,7 +189,7 @@ def test_really_measured_and_nothing_is_touched(name) -> None:
 
 def test_multiples_are_of_half_the_macs_and_differ(clock) -> None:
     gated = mlp(8, 64, 64, 64, 8)
-    table = swan.measure_latencies(gated)
+    table = swan.measure_latency_table(gated)
     found = {own.multiple: own for own in table.multiples}
     assert {1, 8, 16, 32} <= set(found)  # 2 or 4 may happen to be met already
     assert 0.49 < found[1].macs_share <= 0.5
@@ -217,7 +217,7 @@ def test_multiples_are_of_half_the_macs_and_differ(clock) -> None:
 
 
 def test_multiples_that_are_too_coarse_are_left_out(clock) -> None:
-    multiples = swan.measure_latencies(mlp(3, 4, 4, 2)).multiples
+    multiples = swan.measure_latency_table(mlp(3, 4, 4, 2)).multiples
     assert [own.multiple for own in multiples] == [1, 2]
 
 
@@ -232,14 +232,14 @@ class TestRuntime:
 
         monkeypatch.setattr(timing_clock, "forward_pass", in_runtime)
         gated = mlp(3, 16, 8, 5)
-        table = swan.measure_latencies(gated, runtime="onnxruntime")
+        table = swan.measure_latency_table(gated, runtime="onnxruntime")
         assert [widths_of(layer) for layer, _ in clock] == [
             *((3, out) for out in (8, 16)),
             *((into, out) for into in (8, 16) for out in (4, 8)),
             *((into, 5) for into in (4, 8)),
         ]
         assert set(ran) == {"onnxruntime"}
-        eager = swan.measure_latencies(gated)
+        eager = swan.measure_latency_table(gated)
         for own, same in zip(table.layers, eager.layers, strict=True):
             assert own.milliseconds(5, 7) == pytest.approx(same.milliseconds(5, 7))
         assert (table.runtime, eager.runtime) == ("onnxruntime", "eager")
@@ -247,13 +247,13 @@ class TestRuntime:
 
     def test_another_one_is_refused(self) -> None:
         with pytest.raises(swan.InputError, match=r"runtime must be one of .*got 'compile'"):
-            swan.measure_latencies(mlp(3, 4, 2), runtime="compile")
+            swan.measure_latency_table(mlp(3, 4, 2), runtime="compile")
 
 
 class TestNoise:
     def noisy(self, gated, clock, *, spread: float) -> LatencyTable:
         multiples = (MultipleLatency(1, 0.5, 1.0, spread), MultipleLatency(8, 0.5, 1.1, 0.01))
-        return replace(swan.measure_latencies(gated, repeats=1), multiples=multiples)
+        return replace(swan.measure_latency_table(gated, repeats=1), multiples=multiples)
 
     def test_the_usual_multiple_and_a_word(self, clock) -> None:
         gated = mlp(8, 64, 64, 8)
@@ -277,7 +277,7 @@ class TestNoise:
             ]
 
         monkeypatch.setattr(latency_measurement, "times", times)
-        table = swan.measure_latencies(mlp(8, 64, 64, 8))
+        table = swan.measure_latency_table(mlp(8, 64, 64, 8))
         assert len(calls) == 7
         assert table.noise == pytest.approx(0.3)
 
@@ -297,7 +297,7 @@ class TestRoundToAuto:
         gated = mlp(8, 64, 64, 8)
         scores = torch.rand(128, generator=torch.Generator().manual_seed(1))
         table = replace(
-            swan.measure_latencies(gated, repeats=1),
+            swan.measure_latency_table(gated, repeats=1),
             multiples=(MultipleLatency(multiple, 0.5, 1.0), MultipleLatency(32, 0.5, 2.0)),
         )
         for cut, own in ((swan.prune, ()), (swan.prune_by_score, (scores,))):
@@ -314,7 +314,7 @@ class TestRoundToAuto:
         gated = mlp(8, 64, 64, 8)
         gated.gates.logits.data[:50] = -3.0
         table = replace(
-            swan.measure_latencies(gated, repeats=1), multiples=(MultipleLatency(8, 0.5, 1.0),)
+            swan.measure_latency_table(gated, repeats=1), multiples=(MultipleLatency(8, 0.5, 1.0),)
         )
         assert swan.prune(gated, round_to="auto", latency_table=table)[0].out_features == 16
 
@@ -326,7 +326,7 @@ class TestBadInput:
             lambda **own: swan.prune(gated, macs=0.5, **own),
             lambda **own: swan.prune_by_score(gated, torch.ones(64), macs=0.5, **own),
         ):
-            with pytest.raises(swan.InputError, match=r"latency_table=swan.measure_latencies"):
+            with pytest.raises(swan.InputError, match=r"latency_table=swan.measure_latency_table"):
                 cut(round_to="auto")
             with pytest.raises(swan.InputError, match="or \"auto\"; got 'fast'"):
                 cut(round_to="fast")
@@ -334,12 +334,12 @@ class TestBadInput:
     @pytest.mark.parametrize("repeats", [0, -1, 1.5])
     def test_repeats(self, repeats) -> None:
         with pytest.raises(swan.InputError, match="repeats must be a whole number >= 1"):
-            swan.measure_latencies(mlp(3, 4, 2), repeats=repeats)
+            swan.measure_latency_table(mlp(3, 4, 2), repeats=repeats)
 
     def test_what_is_not_gated(self) -> None:
         with pytest.raises(swan.ModelError, match="expected a gated model"):
-            swan.measure_latencies(nn.Linear(3, 4))
+            swan.measure_latency_table(nn.Linear(3, 4))
 
     def test_without_data(self) -> None:
         with pytest.raises(swan.ModelError, match="cannot measure latencies"):
-            swan.measure_latencies(mlp(3, 4, 2).to("meta"))
+            swan.measure_latency_table(mlp(3, 4, 2).to("meta"))

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED
-from swan_surgery.channels.rules.registry import find_rule, registered_ops, rule
+from swan_surgery.channels.rules.registry import find_rule, registered_ops, rule, writes_in_place
 from tests.closing import assert_closed_equals_cut, close_random_, image
 from tests.op_examples import ELSEWHERE, EXAMPLES, POINTWISE, Example, build
 
@@ -140,3 +140,22 @@ def test_the_contract_notices_an_operation_without_an_example() -> None:
     model, x = build(Example(lambda m, x: torch.fft.fft(x, dim=1).real))
     assert swan.channel_map(model, x).unknown_ops
     assert x.equal(image(2, 3, 4, 4))
+
+
+def test_what_writes_in_place_is_told_by_its_signature_as_torch_tags_it():
+    """The tag is not in every torch that is supported; where it is, the two agree."""
+    aten = torch.ops.aten
+    assert writes_in_place(aten.relu_.default)
+    assert writes_in_place(aten.index_put_.default)
+    assert not writes_in_place(aten.relu.default)
+    assert not writes_in_place(aten.add.out)
+    if hasattr(torch.Tag, "inplace"):
+        dispatched = set(
+            torch._C._dispatch_get_all_op_names()
+        )  # others are TorchScript's, without tags
+        for name in NAMES:
+            packets = [getattr(aten, own, None) for own in (name, f"{name}_")]
+            for packet in filter(None, packets):
+                for op in (getattr(packet, own) for own in packet.overloads()):
+                    if op.name() in dispatched:
+                        assert writes_in_place(op) == (torch.Tag.inplace in op.tags), op

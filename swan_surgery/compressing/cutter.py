@@ -19,7 +19,7 @@ from swan_surgery.gates.min_width import MinWidth
 from swan_surgery.selection.importance import Score, importance
 from swan_surgery.selection.limits import limits_of, refuse_unreachable
 from swan_surgery.timing.clock import LayerRuntime
-from swan_surgery.timing.layers import measure_latencies
+from swan_surgery.timing.layers import measure_latency_table
 
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -111,7 +111,7 @@ class Cutter:
         )
         limits = self._limits(gated, part)
         if self.choice.round_to == "auto" and self._table is None:
-            limits["latency_table"] = measure_latencies(gated, runtime=self.choice.runtime)
+            limits["latency_table"] = measure_latency_table(gated, runtime=self.choice.runtime)
         self.tell("cutting", 0.0)
         widths: dict[str, Any] = {
             "round_to": self.choice.round_to,
@@ -148,7 +148,7 @@ class Cutter:
             return shares
         if self._table is None:
             self.tell("measuring layers", 0.0)
-            self._table = measure_latencies(gated, runtime=self.choice.runtime)
+            self._table = measure_latency_table(gated, runtime=self.choice.runtime)
         return {**shares, "latency_ms": self.budget.latency_ms, "latency_table": self._table}
 
 

@@ -5,17 +5,18 @@
 with `in` and `out` the open channels of its input and output; a depthwise convolution has one width
 only, `out`. The rest of the model (norms, activations, what Python costs) is a constant, and a part that
 follows the size of the layers' outputs. That is a sum of products of axes, as MACs are, so the same
-budgets work on it. `measure_latencies` makes such a table.
+budgets work on it. `measure_latency_table` makes such a table.
 """
 
 import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from swan_surgery.channels import PINNED, CostAxis, CostTerm, Layer
 from swan_surgery.costs.freshness import channels_now, kept_table
@@ -179,7 +180,7 @@ def fit_layer(
         ],
         axis=1,
     )
-    found, _ = nnls(columns, wanted)
+    found = _least_squares(columns, wanted)
     error = np.abs(columns @ found - wanted) / np.maximum(wanted, np.finfo(np.float64).tiny)
     return LayerLatency(
         module,
@@ -191,6 +192,13 @@ def fit_layer(
         per_product_ms=float(found[3]) / (full_in * full_out),
         worst_error=float(error.max()),
     )
+
+
+def _least_squares(columns: Any, wanted: Any) -> Any:
+    """Coefficients that are not negative."""
+    return import_module("scipy.optimize").nnls(columns, wanted)[
+        0
+    ]  # slow to import, and rarely wanted
 
 
 def fit_rest(
@@ -219,7 +227,7 @@ def fit_rest(
     ]
     most = max(*elements, 1)
     columns = np.stack([np.ones(len(rest)), np.array(elements) / most], axis=1)
-    (constant, growing), _ = nnls(columns, np.array(rest))
+    constant, growing = _least_squares(columns, np.array(rest))
     shared = tuple(
         replace(own, rest_per_out_ms=float(growing) * size / most)
         for own, size in zip(layers, sizes, strict=True)
@@ -238,7 +246,7 @@ def latency_cost(gated: GatedModel, table: LatencyTable) -> CostTable:
     check_gated(gated)
     if not isinstance(table, LatencyTable):
         raise InputError(
-            f"latency_table must come from swan.measure_latencies; got {type(table).__name__}"
+            f"latency_table must come from swan.measure_latency_table; got {type(table).__name__}"
         )
     return kept_table(gated, "ms", lambda: _build(gated, table), source=table)
 
@@ -255,7 +263,7 @@ def _build(gated: GatedModel, table: LatencyTable) -> CostTable:
             raise InputError(
                 f"the latency table has a layer {own.module!r} of widths {own.in_width} -> "
                 f"{own.out_width}, this model has {'none of that name' if seen is None else seen}; "
-                f"measure this one: swan.measure_latencies(gated)"
+                f"measure this one: swan.measure_latency_table(gated)"
             )
         for factor, axes in _products(own, layer):
             terms.append(CostTerm(own.module, "latency", 1, axes, 1))

@@ -59,7 +59,7 @@ def prune(
             `gates.open_mask()` stays.
         params: the same for parameters; with several budgets, all are kept.
         latency_ms: milliseconds to take at most, by `latency_table`.
-        latency_table: from `swan.measure_latencies(gated)`.
+        latency_table: from `swan.measure_latency_table(gated)`.
         of: "original" takes the shares of `macs` and `params` of the model before it was ever cut, where
             this one is a cut already.
         widths: ceilings on single layers: names or glob patterns (the first that matches counts) -> at
@@ -151,7 +151,7 @@ def prune_by_score(
         macs: share of the base model's MACs to keep at most, in (0, 1], or a number of MACs.
         params: share of its parameters to keep at most; with several budgets, all are kept.
         latency_ms: milliseconds to take at most, by `latency_table`.
-        latency_table: from `swan.measure_latencies(gated)`.
+        latency_table: from `swan.measure_latency_table(gated)`.
         of: "original" takes the shares of `macs` and `params` of the model before it was ever cut, where
             this one is a cut already.
         widths: ceilings on single layers: names or glob patterns (the first that matches counts) -> at

@@ -82,6 +82,20 @@ def check_model(model: object) -> None:
         raise ModelError(f"{quantized[0]!r} is a quantized tensor; prune first, then quantize")
 
 
+def check_changeable(model: object) -> None:
+    """Refuse what cannot be gated, cut in two or swapped: as `check_model`, and what is made of several forms of a model.
+
+    Raises:
+        ModelError: says what was seen and what to do.
+    """
+    check_model(model)
+    assert isinstance(model, nn.Module)  # noqa: S101 - just checked
+    for name, module in model.named_modules():
+        why = getattr(type(module), "comes_last", None)
+        if why is not None:
+            raise ModelError(f"{f'module {name!r}' if name else 'the model'} {why}")
+
+
 def check_whole(model: nn.Module) -> None:
     """Refuse models whose parameters lie in shards.
 

@@ -152,22 +152,23 @@ class GatedModel(nn.Module):
                     stacklevel=4,
                 )
 
-    def close(self, layer: str, channels: Iterable[int]) -> None:
+    def close(self, layer: str, channels: Iterable[int] | Tensor) -> None:
         """Close the units of chosen output channels, and with them whatever hangs on the same gates.
 
         Args:
             layer: module name of a layer, or parameter name of a bare weight.
-            channels: numbers of its output channels.
+            channels: numbers of its output channels, or a mask of them: bool, one entry per channel.
 
         Raises:
-            InputError: no such layer or channel, or one without a gate.
+            InputError: no such layer or channel, or one without a gate; neither whole numbers nor a mask.
         """
         known = {own.name: own for own in self.channels.layers}
         if layer not in known:
             raise InputError(
                 f"the model has no layer {layer!r} with channels; there are {', '.join([*known][:6])}, ..."
             )
-        of_channel, chosen = known[layer].out_units, list(channels)
+        of_channel = known[layer].out_units
+        chosen = _numbers_of(channels, len(of_channel), layer)
         for channel in chosen:
             if not 0 <= channel < len(of_channel):
                 raise InputError(
@@ -209,6 +210,20 @@ class GatedModel(nn.Module):
             f"{type(self.model).__name__}: {self.channels.num_gated_channels} of "
             f"{self.channels.num_channels} channels gated by {self.channels.num_units} units"
         )
+
+
+def _numbers_of(channels: Iterable[int] | Tensor, width: int, layer: str) -> list[int]:
+    """What is meant by numbers or by a mask, which must not be taken for the numbers 0 and 1."""
+    given = channels if isinstance(channels, Tensor) else torch.as_tensor(list(channels))
+    if given.dtype == torch.bool and given.shape == (width,):
+        return given.nonzero().reshape(-1).tolist()
+    is_row = given.ndim == 1 and not (given.is_floating_point() or given.is_complex())
+    if given.numel() and (not is_row or given.dtype == torch.bool):
+        raise InputError(
+            f"channels must be whole numbers, or a mask of {width} bools, one for each channel of {layer!r}; "
+            f"got {given.dtype} of shape {tuple(given.shape)}"
+        )
+    return given.tolist()
 
 
 def _like(base: type[nn.Module], kind: type[nn.Module]) -> tuple[tuple[type, ...], dict[str, Any]]:

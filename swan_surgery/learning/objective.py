@@ -81,7 +81,7 @@ class Objective:
                 along its ramp and decides which units are open, so that the *hard* gates meet it.
             params: the same for parameters; with several budgets, all are met.
             latency_ms: milliseconds per forward pass to arrive at, by `latency_table`.
-            latency_table: from `swan.measure_latencies(gated)`.
+            latency_table: from `swan.measure_latency_table(gated)`.
             of: "original" takes the shares of the model before it was ever cut.
             learning: how gates learn under a budget. "curvature": from E[(dL/dg)^2] per cost saved
                 (`gate_learning`); the logits are written by the objective, the optimizer sees no

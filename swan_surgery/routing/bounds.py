@@ -5,16 +5,17 @@ Angelopoulos et al., Learn then Test, arXiv:2110.01052).
 """
 
 import math
+from importlib import import_module
 from typing import Any
-
-from scipy.stats import beta, binom
 
 from swan_surgery.errors import InputError
 
 
 def binomial_upper(count: int, samples: int, delta: float) -> float:
     """The share that `count` of `samples` does not exceed but with probability delta."""
-    return 1.0 if count >= samples else float(beta.ppf(1 - delta, count + 1, samples - count))
+    if count >= samples:
+        return 1.0
+    return float(_distribution("beta").ppf(1 - delta, count + 1, samples - count))
 
 
 def p_value(total: float, samples: int, harm: float, *, counts: bool) -> float:
@@ -26,6 +27,7 @@ def p_value(total: float, samples: int, harm: float, *, counts: bool) -> float:
         harm: the harm in question.
         counts: the losses are all 0 or 1: the binomial's own tail; else Hoeffding-Bentkus.
     """
+    binom = _distribution("binom")
     if counts:
         return float(binom.cdf(round(total), samples, harm))
     mean = total / samples
@@ -64,6 +66,11 @@ def check_level(name: str, value: Any) -> float:
     if not isinstance(value, (int, float)) or not 0 < float(value) < 1:
         raise InputError(f"{name} must be between 0 and 1; got {value!r}")
     return float(value)
+
+
+def _distribution(name: str) -> Any:
+    # A second to import, which only those who certify something need to wait for.
+    return getattr(import_module("scipy.stats"), name)
 
 
 def _divergence(a: float, b: float) -> float:

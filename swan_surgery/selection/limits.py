@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from numbers import Real
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -69,10 +70,13 @@ def limits_of(
     if of not in get_args(Of):
         raise InputError(f"of must be one of {', '.join(get_args(Of))}; got {of!r}")
     for name, unit, given in (("macs", "MACs", macs), ("params", "parameters", params)):
-        if given is not None and not (0 < given <= 1 or _FEWEST <= given < float("inf")):
+        if given is None:
+            continue
+        is_number = isinstance(given, Real) and not isinstance(given, bool)
+        if not is_number or not (0 < given <= 1 or _FEWEST <= given < float("inf")):
             raise InputError(
                 f"{name} is a share of the base model's {unit}, in (0, 1], or a number of them from "
-                f"{_FEWEST:,} on; got {given}"
+                f"{_FEWEST:,} on; got {given!r}"
             )
     limits = []
     if macs is not None:
@@ -131,7 +135,7 @@ def _latency_limit(
     if latency_table is None:
         raise InputError(
             f"latency_ms={latency_ms:g} needs measured layers: pass "
-            f"latency_table=swan.measure_latencies(gated)"
+            f"latency_table=swan.measure_latency_table(gated)"
         )
     table = latency_cost(gated, latency_table)
     return Limit("latency_ms", table, min(1.0, latency_ms / table.total))

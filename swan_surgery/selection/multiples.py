@@ -25,7 +25,7 @@ def multiple_of(round_to: object, table: LatencyTable | None) -> int:
         if not isinstance(table, LatencyTable):
             raise InputError(
                 'round_to="auto" takes the multiple that was measured to be the fastest: pass '
-                "latency_table=swan.measure_latencies(gated)"
+                "latency_table=swan.measure_latency_table(gated)"
             )
         if table.is_noisy:
             warnings.warn(

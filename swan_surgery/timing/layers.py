@@ -60,7 +60,7 @@ class _Watched:
     size: int
 
 
-def measure_latencies(
+def measure_latency_table(
     gated: GatedModel, *, repeats: int = 15, runtime: LayerRuntime = "eager"
 ) -> LatencyTable:
     """Measure what `latency_ms` budgets need: each layer of the base model, at several widths.
@@ -89,7 +89,7 @@ def measure_latencies(
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> gated = swan.swanify(net, torch.zeros(1, 3))
-        >>> table = swan.measure_latencies(gated, repeats=2)
+        >>> table = swan.measure_latency_table(gated, repeats=2)
         >>> [layer.module for layer in table.layers]
         ['0', '2']
     """
@@ -280,4 +280,4 @@ def _input(module: nn.Module, call: _Call, into: int, device: torch.device) -> T
     return x.contiguous(memory_format=torch.channels_last) if call.is_channels_last else x
 
 
-__all__ = ["measure_latencies"]
+__all__ = ["measure_latency_table"]

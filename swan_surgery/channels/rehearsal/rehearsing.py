@@ -1,9 +1,8 @@
 """Rehearses pruning on the labelled model: do all channels still meet their partners?
 
-A recording says which channels belong together, but not whether the model's Python code follows
-when they shrink: a width may stand there as a literal, a slice may end in the wrong place. So some
-units are closed, the shell of the model is cut, run again, and every operation compared with what
-the recording predicts. An operation that differs is named, and its channels get pinned.
+A recording says which channels belong together, but not whether the model's Python code follows when they
+shrink: a width may stand there as a literal, a slice may end in the wrong place. So some units are closed, the
+shell of the model is cut, run again, and every operation compared. What differs is named; its channels get pinned.
 """
 
 from collections import defaultdict, deque
@@ -26,6 +25,7 @@ from swan_surgery.channels.rehearsal.comparing import (
     same_numbers,
 )
 from swan_surgery.channels.rehearsal.failures import Diverged, Failure
+from swan_surgery.channels.rules.registry import writes_in_place
 from swan_surgery.channels.runs.tracing import LabelMode
 
 
@@ -275,7 +275,7 @@ class RehearsalMode(LabelMode):
         record = self.labels.recording.ops[index]
         self.note(Failure(index, leaves=numbers_in(record)))
         expected = self.expected[index]
-        if expected.spec is None or torch.Tag.inplace in op.tags:
+        if expected.spec is None or writes_in_place(op):
             raise Diverged(index)
         device = next(
             (leaf.device for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor)), "meta"

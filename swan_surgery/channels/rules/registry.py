@@ -80,6 +80,15 @@ def facts_of(op: Any) -> OpFacts:
     return replace(facts, rule=facts.rule or _OPS["aten.pointwise"].rule, fixes_numbers=True)
 
 
+@functools.cache
+def writes_in_place(op: Any) -> bool:
+    """Whether an operation (an overload) writes its first argument; the tag that says so came after torch 2.11."""
+    first = next(iter(op._schema.arguments), None)  # noqa: SLF001 - torch's only access
+    if first is None or first.kwarg_only or first.alias_info is None:
+        return False
+    return bool(first.alias_info.is_write)
+
+
 def facts_named(name: str) -> OpFacts:
     """What was noted of an operation by its name without overload, as in `aten.add`."""
     found = _OPS.get(name)

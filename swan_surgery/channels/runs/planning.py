@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from swan_surgery.channels.rules.on_meta import META, on_meta
-from swan_surgery.channels.rules.registry import facts_of
+from swan_surgery.channels.rules.registry import facts_of, writes_in_place
 
 
 def run_op(op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
@@ -29,7 +29,7 @@ def run_op(op: Any, inputs: tuple[Tensor, ...], args: Any, kwargs: Any) -> Any:
         return op(*args, **kwargs)
     facts = facts_of(op)
     shortcut = facts.on_meta.get(op._overloadname)  # noqa: SLF001 - torch's only access
-    if shortcut is not None and torch.Tag.inplace not in op.tags:
+    if shortcut is not None and not writes_in_place(op):
         return shortcut(*args, **kwargs)
     if facts.by_position and inputs[0].is_meta:
         return op(*args, **kwargs)

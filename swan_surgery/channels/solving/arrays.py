@@ -1,12 +1,25 @@
-"""Arrays of components: their distinct values, and their order."""
+"""Arrays of components: found, their distinct values, and their order."""
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+_Labels = np.ndarray[Any, np.dtype[Any]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def components(first: _Labels, second: _Labels, size: int) -> tuple[int, Ints]:
+    """The connected components of `size` labels joined in pairs: how many, and which one each is in."""
+    # Half a second, which importing the library need not take.
+    sparse = import_module("scipy.sparse")
+    graph = sparse.coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(size, size))
+    count, component = import_module("scipy.sparse.csgraph").connected_components(
+        graph, directed=False
+    )
+    return count, component.astype(np.int64)
 
 
 def distinct(values: Ints) -> Ints:

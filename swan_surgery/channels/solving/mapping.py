@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from swan_surgery.calls.functions import is_statistic
@@ -22,7 +20,7 @@ from swan_surgery.channels.runs.tracing import (
     pin_outputs,
     run_labelled,
 )
-from swan_surgery.channels.solving.arrays import Flags, Ints, distinct, in_order
+from swan_surgery.channels.solving.arrays import Flags, Ints, components, distinct, in_order
 from swan_surgery.models.attributes import Followers
 from swan_surgery.models.inputs import Inputs
 from swan_surgery.models.outputs import iter_tensors
@@ -162,10 +160,7 @@ def within_heads(probe: Labels, num_labels: int) -> dict[int, tuple[int, ...]]:
     first = np.concatenate([one.reshape(-1).numpy() for one, _ in pairs])
     second = np.concatenate([two.reshape(-1).numpy() for _, two in pairs])
     fits = (first > 0) & (second > 0)
-    graph = coo_matrix(
-        (np.ones(int(fits.sum()), np.int8), (first[fits], second[fits])), shape=(size, size)
-    )
-    _, head = connected_components(graph, directed=False)
+    _, head = components(first[fits], second[fits], size)
     touched = np.zeros(size, bool)
     touched[first[fits]] = touched[second[fits]] = True
     found = {}
@@ -203,9 +198,8 @@ def solve(
     kind = np.int32 if size < 2**31 else np.int64
     first = np.concatenate(firsts, dtype=kind, casting="same_kind")
     second = np.concatenate(seconds, dtype=kind, casting="same_kind")
-    graph = coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(size, size))
-    count, component = connected_components(graph, directed=False)
-    component = in_order(component.astype(np.int64), count)
+    count, component = components(first, second, size)
+    component = in_order(component, count)
 
     reason, reasons = _pinned_components(traces, extra_pins, component, count)
     produced, read = _flags(traces, component, count)

@@ -9,13 +9,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-import yaml
-
+from swan_surgery.environment.extras import needed_from
 from swan_surgery.environment.writing import replacing
 from swan_surgery.errors import InputError
 from swan_surgery.experiments.classifier.settings import TrainSettings, help_of
 
+
+with needed_from("cli"):
+    import tomli_w
+    import yaml
 
 _YAML = (".yaml", ".yml")
 _DEFAULTS = {own.name: own.default for own in fields(TrainSettings)}

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from swan_surgery.environment.extras import named_function, needed_from
 from swan_surgery.errors import InputError
 from swan_surgery.experiments.classifier.settings import TrainSettings
 
+
+with needed_from("cli"):
+    import torchvision
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
 
 _DIGITS = "sklearn:digits"
 _TORCHVISION = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST")

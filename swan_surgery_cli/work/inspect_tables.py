@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from swan_surgery.channels.data.explanation import few
-from swan_surgery.cli.inspection import Inspection, LayerRow
 from swan_surgery.reporting import format_macs
 from swan_surgery.reporting.rendering import scaled
+from swan_surgery_cli.work.inspection import Inspection, LayerRow
 
 
 _FEW = 40

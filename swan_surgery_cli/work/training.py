@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -18,9 +18,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from swan_surgery.cli.models import build_model
-from swan_surgery.cli.subjects import with_weights
-from swan_surgery.cli.waiting import foreign_code, on_threads
 from swan_surgery.errors import InputError, WritingError
 from swan_surgery.experiments.classifier import (
     TrainSettings,
@@ -31,6 +28,9 @@ from swan_surgery.experiments.classifier import (
     text_of,
     write_outputs,
 )
+from swan_surgery_cli.work.models import build_model
+from swan_surgery_cli.work.subjects import with_weights
+from swan_surgery_cli.work.waiting import foreign_code, on_threads
 
 
 class _Teller:
@@ -54,29 +54,15 @@ class _Teller:
 
 
 def train_command(
-    config: Annotated[
-        Path | None, typer.Argument(help="Settings as .toml or .yaml; see --template.")
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override a setting, like macs=0.3; more than once."),
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="As --set data=...")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder; default out/NAME of the config.")
-    ] = None,
-    fresh: Annotated[  # noqa: FBT002 - a flag on the command line
-        bool, typer.Option("--fresh", help="Start anew where a run was interrupted.")
-    ] = False,
-    template: Annotated[  # noqa: FBT002 - a flag on the command line
-        bool, typer.Option("--template", help="Print all settings, explained, to start from.")
-    ] = False,
-    as_yaml: Annotated[  # noqa: FBT002 - a flag on the command line
-        bool, typer.Option("--yaml", help="The template as YAML.")
-    ] = False,
-    as_json: Annotated[  # noqa: FBT002 - a flag on the command line
-        bool, typer.Option("--json", help="Print result.json instead of text.")
-    ] = False,
+    *,
+    config: Path | None,
+    assignments: list[str] | None,
+    data: str | None,
+    out: Path | None,
+    fresh: bool,
+    template: bool,
+    as_yaml: bool,
+    as_json: bool,
 ) -> None:
     """Train an image classifier, dense and with gates, cut it to a budget, fine-tune it.
 

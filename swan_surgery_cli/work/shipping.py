@@ -2,16 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 from torch import nn
 
 from swan_surgery.artifacts import save
-from swan_surgery.cli.models import build_model
-from swan_surgery.cli.subjects import inputs_of, subject_of, with_weights
-from swan_surgery.cli.waiting import on_threads, waiting
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune, prune_by_score
@@ -25,51 +22,25 @@ from swan_surgery.models import Inputs
 from swan_surgery.reporting import report
 from swan_surgery.reporting.rendering import milliseconds
 from swan_surgery.selection.importance import importance
-from swan_surgery.timing.layers import measure_latencies
+from swan_surgery.timing.layers import measure_latency_table
 from swan_surgery.timing.loop import latencies_in_turns
 from swan_surgery.timing.runtimes import forward_pass
-
-
-Name = Annotated[
-    str,
-    typer.Argument(
-        help="A torchvision name (resnet50, torchvision:fcn_resnet50), timm:NAME, or "
-        "package.module:factory, as it was before pruning."
-    ),
-]
-Saved = Annotated[Path, typer.Argument(help="What swan.save or `prune` wrote.")]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input", help="Input shape, like 1,3,224,224; once per input. Guessed by default."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Of torch; default: its own choice.")]
+from swan_surgery_cli.work.models import build_model
+from swan_surgery_cli.work.subjects import inputs_of, subject_of, with_weights
+from swan_surgery_cli.work.waiting import on_threads, waiting
 
 
 def prune_command(
-    model: Name,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File for the smaller model.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weights to start from: of swan.save (gated too), safetensors, or a checkpoint (.pth)."
-        ),
-    ] = None,
-    macs: Annotated[float | None, typer.Option(help="Share of the multiply-adds to keep.")] = None,
-    params: Annotated[float | None, typer.Option(help="Share of the parameters to keep.")] = None,
-    score: Annotated[
-        str, typer.Option(help="For a model without gates: magnitude, bn_scale or random.")
-    ] = "magnitude",
-    round_to: Annotated[
-        str,
-        typer.Option(
-            help="Widths become multiples of this number; auto measures which one is the fastest."
-        ),
-    ] = "1",
-    shapes: Shapes = None,
-    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+    *,
+    model: str,
+    out: Path,
+    weights: Path | None,
+    macs: float | None,
+    params: float | None,
+    score: str,
+    round_to: str,
+    shapes: list[str] | None,
+    as_json: bool,
 ) -> None:
     """Cut a model: by the gates of a gated file, or in one shot by a score of its weights."""
     if not (round_to == "auto" or round_to.isdecimal()):
@@ -105,17 +76,18 @@ def prune_command(
 def _rounding(gated: GatedModel, round_to: str) -> dict[str, Any]:
     if round_to != "auto":
         return {"round_to": int(round_to)}
-    return {"round_to": "auto", "latency_table": measure_latencies(gated)}
+    return {"round_to": "auto", "latency_table": measure_latency_table(gated)}
 
 
 def report_command(
-    model: Name,
-    file: Saved,
-    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
-    markdown: Annotated[bool, typer.Option(help="Print markdown.")] = False,  # noqa: FBT002
-    shapes: Shapes = None,
-    threads: Threads = None,
-    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+    *,
+    model: str,
+    file: Path,
+    html: Path | None,
+    markdown: bool,
+    shapes: list[str] | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Compare a model before and after: cost, size, memory, latency, and widths layer by layer."""
     with waiting(f"measuring {model}"), on_threads(threads):
@@ -132,14 +104,7 @@ def report_command(
 
 
 def export_command(
-    model: Name,
-    file: Saved,
-    out: Annotated[Path, typer.Argument(help="Ends in .onnx or .pt2.")],
-    shapes: Shapes = None,
-    fixed_batch: Annotated[  # noqa: FBT002 - a flag on the command line
-        bool, typer.Option("--fixed-batch", help="Only the batch size of the inputs.")
-    ] = False,
-    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+    *, model: str, file: Path, out: Path, shapes: list[str] | None, fixed_batch: bool, as_json: bool
 ) -> None:
     """Export a pruned model to ONNX or torch.export; run it, and keep it if it agrees."""
     with waiting(f"exporting {file}"):
@@ -160,15 +125,14 @@ def export_command(
 
 
 def latency_command(
-    model: Name,
-    file: Annotated[
-        Path | None, typer.Argument(help="A pruned model to compare with, of swan.save.")
-    ] = None,
-    runtime: Annotated[str, typer.Option(help="eager, compile or onnxruntime.")] = "eager",
-    shapes: Shapes = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure each model.")] = 2.0,
-    threads: Threads = None,
-    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+    *,
+    model: str,
+    file: Path | None,
+    runtime: str,
+    shapes: list[str] | None,
+    seconds: float,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Measure milliseconds per forward pass; of two models in turns."""
     with waiting(f"measuring {model}"), on_threads(threads):

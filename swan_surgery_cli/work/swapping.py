@@ -2,39 +2,30 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from swan_surgery.activations import swap_activations, swaps
 from swan_surgery.artifacts import save
-from swan_surgery.cli.shipping import AsJson, Name, Shapes
-from swan_surgery.cli.subjects import subject_of
-from swan_surgery.cli.waiting import waiting
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
+from swan_surgery_cli.work.subjects import subject_of
+from swan_surgery_cli.work.waiting import waiting
 
 
 def swap_command(
-    model: Name,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File for the model.")],
-    activation: Annotated[
-        str, typer.Option(help="fles, acon-c, smu, silu, ...; a wrong name lists all.")
-    ] = "fles",
-    where: Annotated[
-        list[str] | None,
-        typer.Option(help="Which activations: names or patterns, once each. All by default."),
-    ] = None,
-    start: Annotated[
-        str, typer.Option(help="identity (computes the same at first), blend, or fresh.")
-    ] = "identity",
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights to start from: of swan.save, or safetensors.")
-    ] = None,
-    shapes: Shapes = None,
-    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+    *,
+    model: str,
+    out: Path,
+    activation: str,
+    where: list[str] | None,
+    start: str,
+    weights: Path | None,
+    shapes: list[str] | None,
+    as_json: bool,
 ) -> None:
     """Put other activations into a model that starts as the same function; list them, and what it costs."""
     with waiting(f"swapping activations of {model}"):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,6 @@ import typer
 from torch import Tensor, nn
 
 from swan_surgery.artifacts import save
-from swan_surgery.cli.models import build_model
-from swan_surgery.cli.subjects import with_weights
-from swan_surgery.cli.waiting import foreign_code, on_threads
 from swan_surgery.compressing import compress
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
@@ -26,40 +23,26 @@ from swan_surgery.experiments.classifier import (
     read_settings,
 )
 from swan_surgery.models.batches import run_on_batch
+from swan_surgery_cli.work.models import build_model
+from swan_surgery_cli.work.subjects import with_weights
+from swan_surgery_cli.work.waiting import foreign_code, on_threads
 
 
 def compress_command(
-    model: Annotated[
-        str,
-        typer.Argument(help="torchvision:NAME, timm:NAME, or package.module:factory."),
-    ],
-    data: Annotated[
-        str, typer.Option(help="Images: a folder, a torchvision dataset's root, or sklearn:digits.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File for the smaller model.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weights to start from: of swan.save, safetensors, or a checkpoint (.pth)."
-        ),
-    ] = None,
-    macs: Annotated[float | None, typer.Option(help="Share of the multiply-adds to keep.")] = None,
-    params: Annotated[float | None, typer.Option(help="Share of the parameters to keep.")] = None,
-    latency_ms: Annotated[
-        float | None, typer.Option(help="Milliseconds per forward pass, by layers measured here.")
-    ] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Of training after the cut.")] = 0,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of that training.")] = 1e-3,
-    labels: Annotated[  # noqa: FBT002 - a flag on the command line
-        bool,
-        typer.Option("--labels", help="Score and train by the labels, not by the model's outputs."),
-    ] = False,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="How images are read, like size=224, batch=32; as for `train`."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,  # noqa: FBT002
+    *,
+    model: str,
+    data: str,
+    out: Path,
+    weights: Path | None,
+    macs: float | None,
+    params: float | None,
+    latency_ms: float | None,
+    steps: int,
+    lr: float,
+    labels: bool,
+    assignments: list[str] | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Make a smaller model of a trained one: score, cut, solve for what stays, train for as long as asked."""
     settings = read_settings(None, [f"data={json.dumps(data)}", *(assignments or [])])

@@ -8,13 +8,15 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from swan_surgery.environment.extras import named_function
+from swan_surgery.environment.extras import named_function, needed_from
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs, as_inputs
 
+
+with needed_from("cli"):
+    import torchvision
 
 _TORCHVISION, _TIMM = "torchvision:", "timm:"
 # They draw every weight with scipy; the values do not matter here.

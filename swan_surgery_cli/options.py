@@ -1,0 +1,26 @@
+"""Parameters that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A torchvision name (resnet50, torchvision:fcn_resnet50), timm:NAME, or "
+        "package.module:factory, as it was before pruning."
+    ),
+]
+Saved = Annotated[Path, typer.Argument(help="What swan.save or `prune` wrote.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", help="Input shape, like 1,3,224,224; once per input. Guessed by default."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Of torch; default: its own choice.")]
+Macs = Annotated[float | None, typer.Option(help="Share of the multiply-adds to keep.")]
+Params = Annotated[float | None, typer.Option(help="Share of the parameters to keep.")]

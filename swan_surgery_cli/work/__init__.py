@@ -1,0 +1,1 @@
+"""What the commands do, over the library; imported when one runs."""

@@ -1,0 +1,79 @@
+"""`adapt`: from a model's name and some inputs to an adaptive model, or one of its widths."""
+
+import json
+from pathlib import Path
+
+import typer
+from torch import Tensor
+
+from swan_surgery.adaptive import adapt, calibrate_widths, fit_widths
+from swan_surgery.artifacts import save
+from swan_surgery.errors import InputError
+from swan_surgery_cli.work.subjects import subject_of, tensors_in
+from swan_surgery_cli.work.waiting import waiting
+
+
+_BATCH = 64
+
+
+def adapt_command(
+    *,
+    model: str,
+    out: Path,
+    weights: Path | None,
+    data: Path | None,
+    macs: float,
+    max_macs: float | None,
+    widths: str,
+    per: str,
+    at: float | None,
+    shapes: list[str] | None,
+    as_json: bool,
+) -> None:
+    """Let every input choose how wide the blocks of a model are."""
+    shares = _shares(widths)
+    if per not in ("block", "network"):
+        raise InputError(f"--per {per}: block or network")
+    batches = [] if data is None else _batches(data)
+    with waiting(f"adapting {model}"):
+        base, inputs = subject_of(model, weights, shapes or [])
+        adapted = adapt(
+            base.eval(), inputs, per="network" if per == "network" else "block", widths=shares
+        )
+        stats = None
+        if batches:
+            calibrate_widths(adapted, batches)
+            stats = fit_widths(adapted, batches, macs=macs, max_macs=max_macs)
+        save(adapted if at is None else adapted.at(at), out)
+    if as_json:
+        blocks = {name: own.tolist() for name, own in adapted.costs.blocks.items()}
+        told = {
+            "out": str(out),
+            "dense_macs": adapted.costs.dense,
+            "blocks": blocks,
+            "static": [str(own) for own in adapted.structure.static],
+            "widths": None if stats is None else stats.to_json(),
+        }
+        typer.echo(json.dumps(told, indent=2))
+        return
+    typer.echo(adapted.explain())
+    typer.echo("no --data: every input takes the full width" if stats is None else str(stats))
+    typer.echo(f"written: {out}")
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--widths {text}: numbers, as in 0.25,0.5,1") from None
+
+
+def _batches(path: Path) -> list[Tensor]:
+    tensors = tensors_in(path)
+    if len(tensors) != 1:
+        raise InputError(f"--data {path} holds {len(tensors)} tensors; one is wanted, of inputs")
+    (inputs,) = tensors.values()
+    return list(inputs.split(_BATCH))
+
+
+__all__ = ["adapt_command"]
