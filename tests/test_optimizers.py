@@ -60,6 +60,34 @@ class TestLaw:
             torch.testing.assert_close(found, wanted[key], rtol=1e-9, atol=1e-12)
 
 
+class Sequences(nn.Module):
+    """Heads, a recurrent state and norms over channels: gated in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        self.state = nn.LSTM(8, 6, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.state(self.encoder(x))[0])
+
+
+@pytest.mark.slow
+def test_the_law_in_place() -> None:
+    gated = swan.swanify(Sequences().double().eval(), torch.randn(2, 4, 8, dtype=torch.float64))
+    with torch.no_grad():
+        gated.gates.logits[::2] = -3.0
+    optimizer = stepped(gated, MAKERS["adamw"])
+    small = swan.prune(gated)
+    new = swan.optimizer_after(optimizer, gated, small)
+    train_step(gated, optimizer, gated, 5)
+    train_step(small, new, gated, 5)
+    wanted = dict(swan.prune(gated).named_parameters())
+    for key, found in small.named_parameters():
+        torch.testing.assert_close(found, wanted[key], rtol=1e-9, atol=1e-12)
+
+
 class TestGroups:
     def test_order_settings_and_counters_stay_and_the_gates_go(self) -> None:
         gated = mlp(3, 8, 2)

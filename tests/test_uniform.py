@@ -30,6 +30,8 @@ from swan_surgery.models.configurations import misfit
 
 pytestmark = [
     pytest.mark.slow,
+    # Of so few units a step is a large part of the budget.
+    pytest.mark.filterwarnings("ignore:uniform widths leave:swan_surgery.SwanWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
 ]
 
@@ -155,12 +157,12 @@ class TestConfigurations:
 
 class TestRefused:
     def test_widths_that_differ_are_named_with_the_way_out(self, tmp_path) -> None:
-        small = swan.prune_by_score(
-            gated_once("llama"), swan.importance(gated_once("llama"), "random"), macs=0.6
-        )
+        gated = gated_once("llama")
+        widths = {f"model.layers.{layer}.mlp.gate_proj": 20 + layer for layer in (0, 1)}
+        small = swan.prune_by_score(gated, swan.importance(gated, "random"), widths=widths)
         with pytest.warns(
             swan.SwanWarning,
-            match=r"intermediate_size=48 would have to be \d+ in 'model\.layers\.0.*uniform=True",
+            match=r"intermediate_size=48 would have to be 20 in 'model\.layers\.0.* and 21 in .*uniform=True",
         ):
             small.save_pretrained(tmp_path)
         swan.save_pretrained(small, tmp_path)
@@ -203,6 +205,12 @@ def test_layers_called_alike_get_one_width() -> None:
     assert 0.4 * total < swan.count_macs(small, gated.example_inputs) <= 0.5 * total
     one, two = (swan.kept(small)[f"blocks.{i}.0.weight"][0] for i in (0, 1))
     assert one != two
+
+
+def test_compress_takes_it_too() -> None:
+    data = [torch.randn(32, 6) for _ in range(4)]
+    small = swan.compress(Blocks(), data, macs=0.5, uniform=True, progress=False).model
+    assert len({block[0].out_features for block in small.blocks}) == 1
 
 
 def test_weights_in_the_folder_are_plain_safetensors(tmp_path) -> None:
