@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError, SwanWarning
-from swan_surgery.models.batches import run_on_batch
+from swan_surgery.models.batches import batches_in, run_on_batch
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
 
@@ -72,8 +71,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     check_data(model, to="calibrate")
-    if num_batches is not None and num_batches < 1:
-        raise InputError(f"num_batches must be at least 1; got {num_batches}")
+    batches = batches_in(loader, num_batches)
     norms = norms_of(model)
     if not norms:
         warnings.warn(
@@ -83,10 +81,8 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
             stacklevel=2,
         )
     moments = {norm: Moments() for norm in norms}
-    if isinstance(loader, Tensor):
-        raise InputError("loader must yield batches; for a single batch pass [batch]")
     with _observing(model, moments):
-        used = _run(model, loader, num_batches)
+        used = _run(model, batches)
     if not used:
         raise InputError("the loader yielded no batch; batch-norm statistics are unchanged")
     if any(m.mean is not None and not m.count for m in moments.values()):
@@ -127,10 +123,10 @@ def _observing(model: nn.Module, moments: Mapping[_BatchNorm, Moments]) -> Itera
             _restore(norm, before)
 
 
-def _run(model: nn.Module, loader: Iterable[Any], num_batches: int | None) -> int:
+def _run(model: nn.Module, batches: Iterable[Any]) -> int:
     used = 0
     with torch.no_grad(), streams_kept():
-        for batch in islice(loader, num_batches):
+        for batch in batches:
             run_on_batch(model, batch)
             used += 1
     return used

@@ -175,6 +175,42 @@ def test_an_iterator_serves_a_cut_but_no_training() -> None:
         swan.compress(_mlp(), iter(_data()), macs=0.5, finetune=10, progress=False)
     with pytest.raises(swan.InputError, match="no batch"):
         swan.compress(_mlp(), [], macs=0.5, progress=False)
+    with pytest.raises(swan.InputError, match=r"for a single batch pass \[batch\]"):
+        swan.compress(_mlp(), torch.randn(64, 8), macs=0.5, progress=False)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 24), nn.Linear(5, 24)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head((self.first(x) + self.second(y)).relu())
+
+
+def test_several_inputs_are_given_by_name() -> None:
+    batches = [{"x": torch.randn(16, 6), "y": torch.randn(16, 5)} for _ in range(2)]
+    small = swan.compress(TwoInputs(), batches, macs=0.5, progress=False).model
+    assert small.first.out_features < 24
+    with pytest.raises(swan.InputError, match=r"argument: 'y'.* a tuple .* a dict of keyword"):
+        swan.compress(TwoInputs(), [tuple(batches[0].values())], macs=0.5, progress=False)
+
+
+def test_a_batch_that_begins_with_a_list() -> None:
+    """As a detector's: images of several sizes, and targets."""
+
+    class OfImages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1))
+
+        def forward(self, images: list[Tensor]) -> Tensor:
+            return torch.stack([self.net(image).mean((1, 2)) for image in images])
+
+    images = [torch.randn(3, 8, 8), torch.randn(3, 10, 8)]
+    small = swan.compress(OfImages(), [(images, None)], macs=0.5, progress=False).model
+    assert small.net[0].out_channels < 16
 
 
 def test_outputs_without_numbers_ask_for_a_loss() -> None:

@@ -1,12 +1,11 @@
 """Checks at the edge: is this an adaptive model, can it still change, what may be asked, and does a loader hold data?"""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.errors import InputError, ModelError
-from swan_surgery.models.batches import check_batch
+from swan_surgery.models.batches import batches_in, check_batch
 
 
 def check_adaptive(adapted: object, *, to: str, compact: bool = False) -> None:
@@ -67,11 +66,7 @@ def checked(loader: Iterable[Any], num_batches: int | None) -> Iterator[Any]:
     Raises:
         InputError: it is no loader, or yields what is no batch, or one without samples.
     """
-    if not isinstance(loader, Iterable):
-        raise InputError(f"a loader yields batches; got {type(loader).__name__}")
-    if num_batches is not None and num_batches < 1:
-        raise InputError(f"num_batches must be 1 or more; got {num_batches}")
-    for batch in islice(loader, num_batches):
+    for batch in batches_in(loader, num_batches):
         check_batch(batch)
         yield batch
 

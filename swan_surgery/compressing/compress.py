@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 from rich.console import Console
@@ -16,7 +15,9 @@ from swan_surgery.compressing.training import Finetune, Training
 from swan_surgery.cutting.compensation import Compensation
 from swan_surgery.errors import InputError
 from swan_surgery.learning.stages import stages
-from swan_surgery.models.batches import first_samples
+from swan_surgery.models.batches import batches_in, first_samples
+from swan_surgery.models.checks import check_arguments
+from swan_surgery.models.inputs import as_inputs
 from swan_surgery.reporting import Report, report
 from swan_surgery.selection.importance import Score
 from swan_surgery.timing.clock import LayerRuntime
@@ -119,11 +120,11 @@ def compress(
     """
     training = Training(model, data, loss, finetune, steps or 0, lr)
     training.check()
-    batches = list(islice(data, num_batches))
+    batches = list(batches_in(data, num_batches))
     if not batches:
         raise InputError("data yields no batch")
     if example_inputs is None:
-        example_inputs = first_samples(batches[0], 2)
+        example_inputs = _example_of(model, batches[0])
     budget = Budget(macs, params, latency_ms)
     started = time.perf_counter()
     with _told(progress) as tell:
@@ -152,6 +153,19 @@ def compress(
         example_inputs,
         runtime,
     )
+
+
+def _example_of(model: nn.Module, batch: Any) -> Any:
+    example = first_samples(batch, 2)
+    if isinstance(batch, (tuple, list)) and isinstance(model, nn.Module):
+        try:
+            check_arguments(model, as_inputs(example))
+        except InputError as err:
+            raise InputError(
+                f"{err}; of a batch that is a {type(batch).__name__} the model gets the first element alone: "
+                f"several inputs are a dict of keyword arguments"
+            ) from err
+    return example
 
 
 @contextmanager

@@ -1,13 +1,29 @@
 """A loader's batch as a call of the model: inputs alone, with labels behind them, or by name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from swan_surgery.errors import InputError
+
+
+def batches_in(loader: Iterable[Any], num_batches: int | None) -> Iterator[Any]:
+    """What a loader yields, at most so many; of whatever kind.
+
+    Raises:
+        InputError: it is no loader, or `num_batches` is below 1.
+    """
+    if isinstance(loader, Tensor) or not isinstance(loader, Iterable):
+        raise InputError(
+            f"a loader must yield batches; got a {type(loader).__name__}; for a single batch pass [batch]"
+        )
+    if num_batches is not None and num_batches < 1:
+        raise InputError(f"num_batches must be at least 1; got {num_batches}")
+    return islice(loader, num_batches)
 
 
 def check_batch(batch: Any) -> None:
@@ -34,9 +50,13 @@ def run_on_batch(model: nn.Module, batch: Any) -> Any:
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if isinstance(batch, Mapping):
-        return model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-    first = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return model(first.to(device))
+        return model(**{name: _moved(value, device) for name, value in batch.items()})
+    return model(_moved(batch[0] if isinstance(batch, (tuple, list)) else batch, device))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors, also in lists and dicts, and what else can be moved."""
+    return tree_map(lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf, value)
 
 
 def first_samples(batch: Any, count: int) -> Any:
@@ -49,7 +69,9 @@ def first_samples(batch: Any, count: int) -> Any:
         most = sizes[0] if sizes else 0
         return {name: _first(value, count, most) for name, value in batch.items()}
     first = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return _first(first, count, first.shape[0] if isinstance(first, Tensor) and first.ndim else 0)
+    if not isinstance(first, Tensor):
+        return (first,)  # one argument, also where it is a list of images
+    return first[:count] if first.ndim else first
 
 
 def _first(value: Any, count: int, samples: int) -> Any:

@@ -1,7 +1,6 @@
 """How much each unit matters: scores of its weights, or of the loss's gradient on its gate."""
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +12,7 @@ from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel, magnitudes
 from swan_surgery.gates.checks import check_gated
+from swan_surgery.models.batches import batches_in
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
 
@@ -76,9 +76,7 @@ def importance(
     if score in _NEED_DATA:
         if batches is None or loss is None:
             raise InputError(f"score={score!r} needs batches=... and loss=lambda model, batch: ...")
-        if num_batches is not None and num_batches < 1:
-            raise InputError(f"num_batches must be at least 1; got {num_batches}")
-        return _of_gradients(gated, score, islice(batches, num_batches), loss)
+        return _of_gradients(gated, score, batches_in(batches, num_batches), loss)
     if score == "random":
         drawn = torch.rand(gated.gates.num_units, generator=generator, dtype=torch.float64)
         return drawn.to(gated.gates.logits.device)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel, magnitudes
 from swan_surgery.gates.checks import check_gated
+from swan_surgery.models.batches import batches_in
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
 
@@ -136,7 +136,7 @@ def sensitivity(
         raise InputError(
             f"scores must have shape ({gated.gates.num_units},), one per unit; got {tuple(scores.shape)}"
         )
-    kept = list(islice(batches, num_batches))
+    kept = list(batches_in(batches, num_batches))
     if not kept:
         raise InputError("batches yielded no batch, so there is no loss to look at")
     scores = scores.double().cpu()

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from math import isnan
 from typing import Any
 
@@ -22,7 +21,7 @@ from swan_surgery.cutting.compensation.walking import in_lockstep
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
-from swan_surgery.models.batches import run_on_batch
+from swan_surgery.models.batches import batches_in, run_on_batch
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import note_, provenance_of
@@ -118,9 +117,7 @@ def compensate(
     if not damping > 0:
         raise InputError(f"damping must be positive; got {damping}")
     kept = kept_between(small, reference)
-    if num_batches is not None and num_batches < 1:
-        raise InputError(f"num_batches must be at least 1; got {num_batches}")
-    calls = [partial(_run, batch=batch) for batch in islice(batches, num_batches)]
+    calls = [partial(_run, batch=batch) for batch in batches_in(batches, num_batches)]
     if not calls:
         raise InputError("there is no batch to compensate with; nothing was changed")
     start = time.perf_counter()
