@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from swan_surgery_cli.app import command
-from swan_surgery_cli.options import AsJson, Name, Saved, Shapes, Threads
+from swan_surgery_cli.options import AsJson, Name, Runtime, Saved, Shapes, Threads
 
 
 @command(
@@ -67,6 +67,7 @@ def report_command(
     file: Saved,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     markdown: Annotated[bool, typer.Option(help="Print markdown.")] = False,  # noqa: FBT002
+    runtime: Runtime = "eager",
     shapes: Shapes = None,
     threads: Threads = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line

@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from swan_surgery_cli.app import command
-from swan_surgery_cli.options import AsJson, Macs, Name, Params, Saved, Shapes
+from swan_surgery_cli.options import (
+    AsJson,
+    Macs,
+    Name,
+    Params,
+    RoundTo,
+    Runtime,
+    Saved,
+    Shapes,
+)
 
 
 @command(
@@ -62,12 +71,7 @@ def prune_command(
     score: Annotated[
         str, typer.Option(help="For a model without gates: magnitude, bn_scale or random.")
     ] = "magnitude",
-    round_to: Annotated[
-        str,
-        typer.Option(
-            help="Widths become multiples of this number; auto measures which one is the fastest."
-        ),
-    ] = "1",
+    round_to: RoundTo = "1",
     shapes: Shapes = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
 ) -> None:
@@ -99,6 +103,14 @@ def compress_command(
     latency_ms: Annotated[
         float | None, typer.Option(help="Milliseconds per forward pass, by layers measured here.")
     ] = None,
+    round_to: RoundTo = "1",
+    runtime: Runtime = "eager",
+    uniform: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool,
+        typer.Option(
+            "--uniform", help="One width for all layers of a kind, as configurations need it."
+        ),
+    ] = False,
     steps: Annotated[int, typer.Option(min=0, help="Of training after the cut.")] = 0,
     lr: Annotated[float, typer.Option(help="Peak learning rate of that training.")] = 1e-3,
     labels: Annotated[  # noqa: FBT002 - a flag on the command line

@@ -22,5 +22,12 @@ Shapes = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of torch; default: its own choice.")]
+RoundTo = Annotated[
+    str,
+    typer.Option(
+        help="Widths become multiples of this number; auto measures which one is the fastest."
+    ),
+]
+Runtime = Annotated[str, typer.Option(help="That latencies are measured in: eager or onnxruntime.")]
 Macs = Annotated[float | None, typer.Option(help="Share of the multiply-adds to keep.")]
 Params = Annotated[float | None, typer.Option(help="Share of the parameters to keep.")]

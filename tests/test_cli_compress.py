@@ -41,6 +41,21 @@ def test_a_smaller_model_is_written_and_told(tmp_path: Path) -> None:
     assert "trained for 3 steps" in facts["steps"]
 
 
+def test_widths_fit_a_runtime_or_a_configuration(tmp_path: Path) -> None:
+    out = tmp_path / "small.swan"
+    data = ("compress", NAME, "--data", "sklearn:digits", "--macs", 0.6, "-o", out)
+    _run(*data, "--round-to", 8, "--set", "batch=32", "--threads", 1)
+    small = swan.load(out, digit_net())
+    assert {small[0].out_channels % 8, small[3].out_channels % 8} == {0}
+    for wrong, message in (
+        (("--round-to", "many"), "--round-to many"),
+        (("--runtime", "tpu"), "runtime"),
+    ):
+        refused = CliRunner().invoke(app, [str(own) for own in (*data, *wrong)])
+        assert refused.exit_code == 2
+        assert message in refused.output
+
+
 def test_without_a_budget_it_says_what_is_missing(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["compress", NAME, "--data", "sklearn:digits", "-o", str(tmp_path / "x.swan")]

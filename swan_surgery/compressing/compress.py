@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
@@ -118,6 +118,8 @@ def compress(
         >>> small[0]
         Linear(in_features=8, out_features=16, bias=True)
     """
+    if runtime not in get_args(LayerRuntime):
+        raise InputError(f"runtime must be one of {get_args(LayerRuntime)}; got {runtime!r}")
     training = Training(model, data, loss, finetune, steps or 0, lr)
     training.check()
     batches = list(batches_in(data, num_batches))

@@ -24,7 +24,7 @@ from swan_surgery.experiments.classifier import (
 )
 from swan_surgery.models.batches import run_on_batch
 from swan_surgery_cli.work.models import build_model
-from swan_surgery_cli.work.subjects import with_weights
+from swan_surgery_cli.work.subjects import read_rounding, with_weights
 from swan_surgery_cli.work.waiting import foreign_code, on_threads
 
 
@@ -37,6 +37,9 @@ def compress_command(
     macs: float | None,
     params: float | None,
     latency_ms: float | None,
+    round_to: str,
+    runtime: str,
+    uniform: bool,
     steps: int,
     lr: float,
     labels: bool,
@@ -56,6 +59,9 @@ def compress_command(
             macs=macs,
             params=params,
             latency_ms=latency_ms,
+            round_to=read_rounding(round_to),
+            runtime=runtime,  # type: ignore[arg-type]  # checked there
+            uniform=uniform,
             loss=_cross_entropy if labels else "self",
             finetune=steps,
             lr=lr,

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import typer
@@ -26,7 +26,7 @@ from swan_surgery.timing.layers import measure_latency_table
 from swan_surgery.timing.loop import latencies_in_turns
 from swan_surgery.timing.runtimes import forward_pass
 from swan_surgery_cli.work.models import build_model
-from swan_surgery_cli.work.subjects import inputs_of, subject_of, with_weights
+from swan_surgery_cli.work.subjects import inputs_of, read_rounding, subject_of, with_weights
 from swan_surgery_cli.work.waiting import on_threads, waiting
 
 
@@ -43,14 +43,13 @@ def prune_command(
     as_json: bool,
 ) -> None:
     """Cut a model: by the gates of a gated file, or in one shot by a score of its weights."""
-    if not (round_to == "auto" or round_to.isdecimal()):
-        raise InputError(f"--round-to {round_to}: a number of channels, or auto")
+    rounding = read_rounding(round_to)
     if score not in ("magnitude", "bn_scale", "random"):
         raise InputError(f"--score {score}: without data there are magnitude, bn_scale and random")
     with waiting(f"pruning {model}"):
         base, inputs = subject_of(model, weights, shapes or [])
         if isinstance(base, GatedModel):
-            options = _rounding(base, round_to)
+            options = _rounding(base, rounding)
             small = prune(base, macs=macs, params=params, **options)
             before: nn.Module = base.model
         else:
@@ -58,7 +57,7 @@ def prune_command(
                 raise InputError("say how small it shall get: --macs 0.5 or --params 0.5")
             gated, before = swanify(base, inputs), base
             scores = importance(gated, score)  # type: ignore[arg-type]  # checked above
-            options = _rounding(gated, round_to)
+            options = _rounding(gated, rounding)
             small = prune_by_score(gated, scores, macs=macs, params=params, **options)
         save(small, out)
         macs_of = [count_macs(own, inputs) for own in (before, small)]
@@ -73,9 +72,9 @@ def prune_command(
     typer.echo(f"{out}: {', '.join(parts)}")
 
 
-def _rounding(gated: GatedModel, round_to: str) -> dict[str, Any]:
+def _rounding(gated: GatedModel, round_to: int | Literal["auto"]) -> dict[str, Any]:
     if round_to != "auto":
-        return {"round_to": int(round_to)}
+        return {"round_to": round_to}
     return {"round_to": "auto", "latency_table": measure_latency_table(gated)}
 
 
@@ -85,6 +84,7 @@ def report_command(
     file: Path,
     html: Path | None,
     markdown: bool,
+    runtime: str,
     shapes: list[str] | None,
     threads: int | None,
     as_json: bool,
@@ -92,7 +92,7 @@ def report_command(
     """Compare a model before and after: cost, size, memory, latency, and widths layer by layer."""
     with waiting(f"measuring {model}"), on_threads(threads):
         before, after, inputs = _both(model, file, shapes)
-        found = report(before, after, inputs)
+        found = report(before, after, inputs, runtime=runtime)  # type: ignore[arg-type]  # checked there
         channels = after.channels if isinstance(after, GatedModel) else None
         if html is not None:
             with replacing(html) as temporary:

@@ -1,6 +1,7 @@
 """What the commands work on: a model by its name, with random weights or those of a file."""
 
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -52,6 +53,19 @@ def with_weights(model: nn.Module, path: Path) -> nn.Module:
     except RuntimeError as err:
         raise InputError(f"{path} does not fit {type(model).__name__}: {err}") from err
     return model
+
+
+def read_rounding(text: str) -> int | Literal["auto"]:
+    """What `--round-to` says.
+
+    Raises:
+        InputError: neither a number nor auto.
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal():
+        raise InputError(f"--round-to {text}: a number of channels, or auto")
+    return int(text)
 
 
 def tensors_in(path: Path) -> dict[str, Tensor]:
