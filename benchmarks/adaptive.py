@@ -96,7 +96,7 @@ def _halve_(adapted: swan.AdaptiveModel, x: Tensor) -> None:
     """Half of the samples at level 0, half at level 2."""
     looks: Any = adapted.blocks()["block"].effort
     with torch.no_grad():
-        efforts = adapted.routes(x).efforts["block"]
+        efforts = adapted.taken(x).efforts["block"]
         middle = efforts.sort().values[len(efforts) // 2 - 1 :][:2].mean()
         looks.thresholds.copy_(torch.tensor([float(middle), float(middle), torch.inf]))
 

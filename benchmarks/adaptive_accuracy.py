@@ -2,10 +2,10 @@
 
     python benchmarks/adaptive_accuracy.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
 
-One nested model is trained per seed (all widths together, distilled from the dense network), then routed to each
+One nested model is trained per seed (all widths together, distilled from the dense network), then fitted to each
 budget, per block. Against it: the same model at its uniform widths (`adapted.at`), and one static cut per budget
 (one-shot Fisher), trained for as many steps with the same images, loss and learning rate. A nested step runs two
-widths. Routes are fitted on training images that no step has seen; test accuracy, in %, is that of the first
+widths. Taken are fitted on training images that no step has seen; test accuracy, in %, is that of the first
 `TEST` images of the test half of `quality_data`. Rows in the result file are not
 measured again, and trained nested models are kept in `--work`.
 """
@@ -126,9 +126,9 @@ class Comparison:
         dense = adapted.costs.dense
         for budget in budgets:
             swan.calibrate_widths(adapted, self.few(3))
-            routing = swan.fit_routes(adapted, self.fit_images, macs=budget, statistics=self.few(3))
+            stats = swan.fit_widths(adapted, self.fit_images, macs=budget, statistics=self.few(3))
             images = normalised(self.test.x).split(500)
-            told = swan.route_stats(adapted, zip(images, self.test.y.split(500), strict=True))
+            told = swan.width_stats(adapted, zip(images, self.test.y.split(500), strict=True))
             note(
                 "nested",
                 budget,
@@ -137,7 +137,7 @@ class Comparison:
                 p95_share=told.p95_macs / dense,
                 entropies=dict(told.entropies),
                 information=dict(told.information or {}),
-                fitted_share=routing.mean_macs / dense,
+                fitted_share=stats.mean_macs / dense,
                 hardness=self.hardness(adapted),
                 train_cpu_seconds=seconds,
             )
@@ -158,7 +158,7 @@ class Comparison:
                     for x, y in zip(images.split(500), self.test.y.split(500), strict=True)
                 ]
             )
-            macs = torch.cat([adapted.eval().routes(x).macs for x in images.split(500)])
+            macs = torch.cat([adapted.eval().taken(x).macs for x in images.split(500)])
         ranks = torch.stack([_ranks(losses), _ranks(macs.float())])
         return float(torch.corrcoef(ranks)[0, 1])
 

@@ -15,13 +15,13 @@ from swan_surgery.activations import (
 )
 from swan_surgery.adaptive import (
     AdaptiveModel,
-    Routing,
+    WidthStats,
     adapt,
     calibrate_widths,
     compact,
-    fit_routes,
-    route_stats,
+    fit_widths,
     sandwich_loss,
+    width_stats,
 )
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
@@ -32,6 +32,7 @@ from swan_surgery.costs.macs import count_macs, expected_macs, hard_macs, margin
 from swan_surgery.costs.params import count_params, expected_params, hard_params
 from swan_surgery.cutting.compensation import Compensation, compensate
 from swan_surgery.cutting.kept import kept
+from swan_surgery.cutting.optimizers import optimizer_after
 from swan_surgery.cutting.plan import PruningPlan
 from swan_surgery.cutting.pruning import prune, prune_by_score
 from swan_surgery.errors import (
@@ -58,6 +59,7 @@ from swan_surgery.exporting import Exported, export
 from swan_surgery.gates import GatedModel, acting_gates, soft_gates
 from swan_surgery.gates.conversion import swanify, unswanify
 from swan_surgery.learning.distillation import distillation_loss
+from swan_surgery.learning.features import FeatureDistillation
 from swan_surgery.learning.objective import Objective
 from swan_surgery.learning.parameter_groups import parameter_groups
 from swan_surgery.learning.ramps import CosineRamp
@@ -68,7 +70,10 @@ from swan_surgery.routing.calibrating import calibrate_switch
 from swan_surgery.routing.certificate import Certificate
 from swan_surgery.routing.exporting import export_routed
 from swan_surgery.routing.masking import cut_mask
+from swan_surgery.routing.placing import Placement
+from swan_surgery.routing.route_stats import RouteStats, route_stats
 from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.scanning import scan_switches
 from swan_surgery.selection.importance import importance
 from swan_surgery.selection.sensitivity import SensitivityTable, sensitivity
 from swan_surgery.timing.layers import measure_latency_table
@@ -89,6 +94,7 @@ __all__ = [
     "EmptyLayerError",
     "ExportError",
     "Exported",
+    "FeatureDistillation",
     "GateError",
     "GatedModel",
     "InputError",
@@ -100,10 +106,11 @@ __all__ = [
     "NoGateableChannelsError",
     "Objective",
     "PathError",
+    "Placement",
     "PruningPlan",
     "Report",
+    "RouteStats",
     "RoutedModel",
-    "Routing",
     "RuleError",
     "SensitivityTable",
     "Stage",
@@ -113,6 +120,7 @@ __all__ = [
     "TraceError",
     "UnsupportedOpError",
     "VerificationError",
+    "WidthStats",
     "WritingError",
     "acting_gates",
     "adapt",
@@ -133,7 +141,7 @@ __all__ = [
     "export",
     "export_routed",
     "fit_bounds",
-    "fit_routes",
+    "fit_widths",
     "hard_macs",
     "hard_params",
     "importance",
@@ -143,6 +151,7 @@ __all__ = [
     "marginal_macs",
     "measure_latency",
     "measure_latency_table",
+    "optimizer_after",
     "parameter_groups",
     "prune",
     "prune_by_score",
@@ -153,6 +162,7 @@ __all__ = [
     "sandwich_loss",
     "save",
     "save_pretrained",
+    "scan_switches",
     "sensitivity",
     "soft_gates",
     "stages",
@@ -160,4 +170,5 @@ __all__ = [
     "swap_activations",
     "swaps",
     "unswanify",
+    "width_stats",
 ]

@@ -1,5 +1,6 @@
 """Batch-norm statistics under hard gates (Eq. 7)."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.errors import InputError, ModelError
+from swan_surgery.errors import InputError, ModelError, SwanWarning
 from swan_surgery.models.batches import run_on_batch
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
@@ -73,11 +74,14 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
     check_data(model, to="calibrate")
     if num_batches is not None and num_batches < 1:
         raise InputError(f"num_batches must be at least 1; got {num_batches}")
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
+    norms = norms_of(model)
+    if not norms:
+        warnings.warn(
+            f"{type(model).__name__} has no batch-norm that keeps statistics, so there is nothing to "
+            f"calibrate; cut without it",
+            SwanWarning,
+            stacklevel=2,
+        )
     moments = {norm: Moments() for norm in norms}
     if isinstance(loader, Tensor):
         raise InputError("loader must yield batches; for a single batch pass [batch]")
@@ -96,6 +100,11 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
             norm.running_mean.copy_(own.mean)
             norm.running_var.copy_(own.squares / own.count)
     return used
+
+
+def norms_of(model: nn.Module) -> list[_BatchNorm]:
+    """The batch-norms that keep running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Commands that make models: `train`, `prune`, `compress`, `adapt`, `swap`, `export`."""
+"""Commands that make models: `train`, `prune`, `compress`, `adapt`, `route`, `swap`, `export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -126,7 +126,7 @@ def adapt_command(
         Path | None,
         typer.Option(
             help="A safetensors file with one tensor of inputs, samples first: statistics of each width "
-            "are measured on it, and routes fitted to it. Without it every input takes the full width."
+            "are measured on it, and fitted to it. Without it every input takes the full width."
         ),
     ] = None,
     macs: Annotated[
@@ -142,6 +142,50 @@ def adapt_command(
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
 ) -> None:
     """Let every input choose how wide the blocks of a model are."""
+
+
+@command("route", work="routing:route_command", short_help="A short way for easy inputs.")
+def route_command(
+    model: Name,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the routed model.")],
+    after: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The module behind which the switch stands; several times for nested switches. By default the best "
+            "of a few depths, which needs --data."
+        ),
+    ] = None,
+    light: Annotated[
+        float,
+        typer.Option(help="The light branch: share of the multiply-adds of what it stands for."),
+    ] = 0.25,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="A safetensors file: 'inputs', samples first, and 'labels' for --harm. One half, drawn at random, "
+            "makes and trains the light branch, the other sets the threshold."
+        ),
+    ] = None,
+    harm: Annotated[
+        float | None,
+        typer.Option(help="The most harm, guaranteed: light wrong where full is right."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the guarantee.")] = 0.9,
+    share: Annotated[
+        float | None, typer.Option(help="Share of the inputs that leave early.")
+    ] = None,
+    macs: Annotated[
+        float | None, typer.Option(help="Mean multiply-adds, over the given model's.")
+    ] = None,
+    decide: Annotated[str, typer.Option(help="predicted, margin or auto.")] = "auto",
+    steps: Annotated[int, typer.Option(help="Training steps of switch and light branch.")] = 0,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights: of swan.save, or a safetensors file.")
+    ] = None,
+    shapes: Shapes = None,
+    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+) -> None:
+    """Give a model a short way for easy inputs: a switch, a light branch, a threshold."""
 
 
 @command(

@@ -91,15 +91,15 @@ def check_adaptive_laws(
     aim_(adapted, generator)
     small = swan.compact(adapted)
     with torch.no_grad():
-        routes = small.routes(*inputs.args, **inputs.kwargs)
-        with adapted.holding(routes.levels):
+        taken = small.taken(*inputs.args, **inputs.kwargs)
+        with adapted.holding(taken.levels):
             held = run(adapted, inputs)
-        assert_near(run(small, inputs), held, "routed as it says")
+        assert_near(run(small, inputs), held, "taken as it says")
         for index in range(2):
             one = row(inputs, index)
-            alone = small.routes(*one.args, **one.kwargs)
-            assert torch.equal(alone.levels[0], routes.levels[index])
-            assert int(alone.macs[0]) == int(routes.macs[index])
+            alone = small.taken(*one.args, **one.kwargs)
+            assert torch.equal(alone.levels[0], taken.levels[index])
+            assert int(alone.macs[0]) == int(taken.macs[index])
             counted = swan.count_macs(small, (one.args or dict(one.kwargs)))
             assert counted == int(alone.macs[0]), "counted MACs are those expected"
     check_static(adapted, inputs)

@@ -526,3 +526,44 @@ def test_prelu_is_a_base_with_its_own_slopes(dtype, width):
     assert swapped[1].base.base.weight.shape == (width,)
     with pytest.raises(swan.InputError, match="PReLU already"):
         swapped_in(net, "prelu", x)
+
+
+@pytest.mark.filterwarnings("ignore:fles-proto")
+@pytest.mark.parametrize("name", sorted(KINDS))
+@pytest.mark.parametrize("start", ["identity", "blend", "fresh"])
+def test_under_autocast_an_activation_keeps_the_type_it_is_given(name: str, start) -> None:
+    """Torch's lerp refuses two types, and half precision is what autocast is for."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 2))
+    try:
+        swapped = swan.swap_activations(model, name, torch.randn(6, 4), start=start)
+    except swan.InputError:
+        return  # it is there already, or has no such start
+    kinds = []
+    for place in swan.swaps(swapped).swapped:
+        module = swapped.get_submodule(place.name)
+        module.register_forward_hook(
+            lambda _m, given, out: kinds.append((given[0].dtype, out.dtype))
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        swapped.train()(torch.randn(6, 4)).float().sum().backward()
+    assert kinds
+    assert all(given == out == torch.bfloat16 for given, out in kinds)
+
+
+@pytest.mark.parametrize("start", ["identity", "blend", "fresh"])
+def test_what_works_in_place_on_something_that_is_read_again_is_refused(start) -> None:
+    """Anew too: the shortcut would read what no activation has seen."""
+
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.act = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return self.b(self.act(x)) + x
+
+    with pytest.raises(swan.VerificationError, match="in place"):
+        swan.swap_activations(
+            PreActivation().double(), "fles", torch.randn(3, 4).double(), start=start
+        )

@@ -312,29 +312,29 @@ def test_copies_compute_the_same() -> None:
     assert torch.equal(copy.deepcopy(adapted)(x), wanted)
 
 
-def test_routes_meet_the_budget_and_the_ceiling() -> None:
+def test_widths_meet_the_budget_and_the_ceiling() -> None:
     adapted = swan.adapt(small_net(), image(2, 3, 8, 8))
     batches = loader()
     swan.calibrate_widths(adapted, batches)
-    routing = swan.fit_routes(adapted, batches, macs=0.6, max_macs=0.8, statistics=batches)
-    assert routing.mean_macs <= 0.6 * adapted.costs.dense
-    assert routing.mean_macs >= 0.35 * adapted.costs.dense
-    assert float(routing.macs.max()) <= 0.8 * adapted.costs.dense
-    assert routing.samples == 48
-    assert all(abs(sum(own) - 1) < 1e-9 for own in routing.shares.values())
-    assert routing.information is not None
-    told = routing.to_json()
+    stats = swan.fit_widths(adapted, batches, macs=0.6, max_macs=0.8, statistics=batches)
+    assert stats.mean_macs <= 0.6 * adapted.costs.dense
+    assert stats.mean_macs >= 0.35 * adapted.costs.dense
+    assert float(stats.macs.max()) <= 0.8 * adapted.costs.dense
+    assert stats.samples == 48
+    assert all(abs(sum(own) - 1) < 1e-9 for own in stats.shares.values())
+    assert stats.information is not None
+    told = stats.to_json()
     assert told["p95_macs"] >= told["mean_macs"] * 0.5
-    assert "of the given model" in str(routing)
+    assert "of the given model" in str(stats)
 
 
-def test_the_ceiling_holds_for_any_routes() -> None:
+def test_the_ceiling_holds_for_any_widths() -> None:
     adapted = adapted_net().eval()
     aim_(adapted, torch.Generator().manual_seed(1))
     x = image(64, 3, 8, 8)
-    free = adapted.routes(x).macs
+    free = adapted.taken(x).macs
     adapted.max_macs = int(free.double().quantile(0.5))
-    capped = adapted.routes(x).macs
+    capped = adapted.taken(x).macs
     assert int(capped.max()) <= adapted.max_macs < int(free.max())
     assert torch.equal(capped[free <= adapted.max_macs], free[free <= adapted.max_macs])
 
@@ -342,7 +342,7 @@ def test_the_ceiling_holds_for_any_routes() -> None:
 def test_a_budget_out_of_reach_says_what_can_be_reached() -> None:
     adapted = adapted_net()
     with pytest.raises(swan.BudgetError, match="narrowest widths") as caught:
-        swan.fit_routes(adapted, loader(1), macs=0.01)
+        swan.fit_widths(adapted, loader(1), macs=0.01)
     assert caught.value.least == adapted.costs.least
 
 
@@ -350,8 +350,8 @@ def test_masks_that_do_not_vary_are_named() -> None:
     adapted = swan.adapt(small_net(), image(2, 3, 8, 8))
     batches = [(torch.ones(8, 3, 8, 8).double(), torch.zeros(8).long())]
     with pytest.warns(swan.SwanWarning, match="hardly vary with the input"):
-        routing = swan.fit_routes(adapted, batches, macs=0.6)
-    static = adapted.at(dict(routing.usual))
+        stats = swan.fit_widths(adapted, batches, macs=0.6)
+    static = adapted.at(dict(stats.usual))
     with torch.no_grad():
         assert torch.allclose(static(batches[0][0]), adapted.eval()(batches[0][0]))
 
@@ -381,8 +381,8 @@ def test_efforts_that_tell_easy_from_hard_inputs_are_found() -> None:
     x[:, 1] = torch.where(hard, 4.0, 0.0) * x[:, 1].clamp(min=0.5)
     adapted = swan.adapt(model, x[:2], widths=(0.5, 1.0))
     swan.calibrate_widths(adapted, [x])
-    swan.fit_routes(adapted, [x], macs=0.75)
-    levels = adapted.eval().routes(x).levels[:, 0]
+    swan.fit_widths(adapted, [x], macs=0.75)
+    levels = adapted.eval().taken(x).levels[:, 0]
     assert float((levels.bool() == hard).double().mean()) > 0.8
     assert levels[~hard].double().mean() < 0.3
 
@@ -519,9 +519,9 @@ def test_thresholds_split_as_asked_for() -> None:
             swan.ModelError,
             "compact",
         ),
-        (lambda: swan.fit_routes(adapted_net(), loader(1), macs=2), swan.InputError, "share"),
-        (lambda: swan.fit_routes(adapted_net(), [], macs=0.9), swan.InputError, "no batch"),
-        (lambda: swan.route_stats(adapted_net(), []), swan.InputError, "no batch"),
+        (lambda: swan.fit_widths(adapted_net(), loader(1), macs=2), swan.InputError, "share"),
+        (lambda: swan.fit_widths(adapted_net(), [], macs=0.9), swan.InputError, "no batch"),
+        (lambda: swan.width_stats(adapted_net(), []), swan.InputError, "no batch"),
         (
             lambda: swan.sandwich_loss(adapted_net(), lambda m: m, step=-1),
             swan.InputError,
@@ -564,10 +564,173 @@ def test_the_masked_model_exports_and_says_what_torch_says(tmp_path) -> None:
     randomise_statistics_(adapted, torch.Generator().manual_seed(0))
     x = torch.randn(6, 3, 8, 8)
     aim_(adapted, torch.Generator().manual_seed(1))
-    for name, efforts in adapted.routes(x).efforts.items():
+    for name, efforts in adapted.taken(x).efforts.items():
         looks: Any = adapted.blocks()[name].effort
         looks.thresholds.copy_(efforts.detach().quantile(torch.tensor([0.3, 0.5, 0.7])))
     small = swan.compact(adapted, execution="masked")
-    assert len(set(small.routes(x).levels.flatten().tolist())) > 1
+    assert len(set(small.taken(x).levels.flatten().tolist())) > 1
     exported = swan.export(small, tmp_path / "masked.onnx", x)
     assert exported.relative_error < 1e-4
+
+
+class SqueezeExcite(nn.Module):
+    """An inverted bottleneck whose channels a small MLP scales."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.expand, self.project = conv(width, inner), conv(inner, width)
+        self.scale = nn.Sequential(conv(inner, 3), nn.ReLU(), conv(3, inner), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.expand(x))
+        return x + self.project(h * self.scale(h.mean((2, 3), keepdim=True)))
+
+
+def test_what_costs_adapts_and_not_the_little_mlp_inside() -> None:
+    model = prepared(nn.Sequential(conv(3, 6, 3), SqueezeExcite(6, 24), conv(6, 6, 3)))
+    adapted = swan.adapt(model, image(2, 3, 8, 8))
+    assert [group.block for group in adapted.structure.groups] == ["1"]
+    assert adapted.costs.least < 0.8 * adapted.costs.dense
+    (reason,) = [s.reason for s in adapted.structure.static if s.layers == ("1.scale.0",)]
+    assert "cost little beside" in reason
+    check_adaptive_laws(model, image(2, 3, 8, 8), 0)
+    swapped = swan.swap_activations(small_net(), "fles", image(2, 3, 8, 8))
+    assert next(g.block for g in swan.adapt(swapped, image(2, 3, 8, 8)).structure.groups) == "first"
+
+
+@pytest.mark.parametrize("way", ["group", "masked"])
+def test_an_empty_batch_comes_out_empty(way) -> None:
+    adapted = adapted_net().eval()
+    aim_(adapted, torch.Generator().manual_seed(0))
+    adapted.execution = way
+    assert adapted(image(2, 3, 8, 8)[:0]).shape == (0, 4)
+
+
+def test_few_samples_give_efforts_that_are_numbers() -> None:
+    adapted = adapted_net().eval()
+    with pytest.warns(swan.SwanWarning, match="hardly vary"):
+        swan.fit_widths(adapted, [image(1, 3, 8, 8)], macs=0.8)
+    assert all(bool(p.isfinite().all()) for p in adapted.parameters())
+
+
+def test_a_block_that_gets_other_arguments_is_refused() -> None:
+    """With no factor in the example inputs, nobody knows that it holds a row per sample."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            h = self.b(F.relu(self.a(x)))
+            return x + (h if scale is None else h * scale)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.head = Scaled(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            return self.head(self.block(x, scale))
+
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double()
+    adapted = swan.adapt(Outer().double(), x).eval()
+    with adapted.holding(torch.tensor([0, 1, 2, 3])):
+        adapted(x)
+        with pytest.raises(swan.PathError, match="other arguments"):
+            adapted(x, x[:, :1])
+
+
+def test_a_block_outside_of_its_model_is_refused() -> None:
+    """It took the widths that another batch had taken before."""
+    adapted, x = adapted_net().train(), image(2, 3, 8, 8)
+    with adapted.holding(torch.tensor([0, 3])):
+        adapted(x)
+    with pytest.raises(swan.ModelError, match="outside of its adaptive model"):
+        adapted.model(x.flip(0))
+
+
+def test_checkpointing_in_a_sandwich_is_refused() -> None:
+    class Checkpointed(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for block in (self.first, self.second):
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+            return self.head(x.mean((2, 3)))
+
+    adapted = swan.adapt(prepared(Checkpointed()), image(2, 3, 8, 8))
+    with adapted.holding(0):
+        adapted(image(2, 3, 8, 8)).sum().backward()
+    loss = swan.sandwich_loss(adapted, lambda m: m(image(2, 3, 8, 8)).sum(), step=0)
+    with pytest.raises(swan.ModelError, match="checkpointing"):
+        loss.backward()
+
+
+@pytest.mark.filterwarnings("ignore:widths hardly vary")
+def test_a_fit_that_fails_changes_nothing() -> None:
+    adapted = adapted_net().eval()
+    swan.fit_widths(adapted, loader(2), macs=0.8, max_macs=0.9)
+    state = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    bad = [torch.full((4, 3, 8, 8), torch.nan).double()]
+    with pytest.raises(swan.InputError, match="NaN"):
+        swan.fit_widths(adapted, loader(2), macs=0.7, max_macs=0.75, statistics=bad)
+    assert adapted.max_macs == int(0.9 * adapted.costs.dense)
+    assert all(torch.equal(t, state[name]) for name, t in adapted.state_dict().items())
+
+
+def test_one_sample_alone_in_train_mode_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(3, 4)
+    adapted = swan.adapt(model, x).train()
+    with (
+        adapted.holding(torch.tensor([0, 1, 1])),
+        pytest.raises(swan.InputError, match="need two"),
+    ):
+        adapted(x)
+
+
+def test_a_ceiling_below_the_narrowest_widths_is_refused() -> None:
+    adapted = adapted_net().eval()
+    adapted.max_macs = adapted.costs.least - 1
+    with pytest.raises(swan.InputError, match="max_macs"):
+        adapted(image(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("levels", [0.5, "a", None, [0, 1], torch.zeros(2, dtype=torch.bool)])
+def test_levels_are_whole_numbers(levels) -> None:
+    with pytest.raises(swan.InputError, match="whole numbers"), adapted_net().holding(levels):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: adapted_net(widths=3), "widths"),
+        (lambda: adapted_net(widths=("a", 1)), "widths"),
+        (lambda: adapted_net(scores=[1.0]), "scores"),
+        (lambda: swan.adapt(small_net(), image(2, 3, 8, 8)[:0]), "no samples"),
+        (lambda: swan.calibrate_widths(adapted_net(), loader(1), among="each"), "among"),
+        (lambda: swan.calibrate_widths(adapted_net(), loader(1), num_batches=-1), "num_batches"),
+        (lambda: swan.calibrate_widths(adapted_net(), [3]), "a batch is a tensor"),
+        (lambda: swan.width_stats(adapted_net(), [image(2, 3, 8, 8)[:0]]), "no samples"),
+        (lambda: swan.width_stats(adapted_net(), 3), "loader"),
+        (lambda: swan.fit_widths(adapted_net(), loader(1), macs="half"), "share"),
+        (lambda: swan.fit_widths(adapted_net(), loader(1), macs=0.8, statistics=[]), "no batch"),
+        (
+            lambda: swan.fit_widths(
+                adapted_net(), loader(1), macs=0.8, distance=lambda a, b: (a - b).square()
+            ),
+            "one number per sample",
+        ),
+        (
+            lambda: swan.fit_widths(
+                adapted_net(), loader(1), macs=0.8, distance=lambda a, b: (a - b)[:1, 0] ** 2
+            ),
+            "numbers for",
+        ),
+    ],
+    ids=map(str, range(13)),
+)
+def test_bad_input_is_refused_by_name(call, message: str) -> None:
+    with pytest.raises(swan.InputError, match=message):
+        call()

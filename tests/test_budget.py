@@ -125,6 +125,19 @@ class TestBudget:
         prefix[order[first]] = True
         assert limit.used(prefix) > limit.most
 
+    @pytest.mark.parametrize("name", ["vgg", "densenet"])
+    def test_no_whole_step_that_fits_is_left_out(self, name) -> None:
+        """A trunk that comes in dear steps does not end it for layers whose steps are cheap."""
+        gated = zoo_gated(name)
+        (limit,) = limits_of(gated, macs=0.5)
+        mask = mask_within(gated, macs=0.5, round_to=2)
+        assert limit.allows(mask)
+        for group in gated.channels.unit_groups:
+            closed = [unit for unit in group if not mask[unit]]
+            wider = mask.clone()
+            wider[closed[:1]] = True
+            assert not closed or not limit.allows(round_widths(gated, wider, 2))
+
     @pytest.mark.parametrize("round_to", [2, 4])
     def test_with_rounding(self, round_to) -> None:
         gated = mlp(8, 32, 32, 32, 4)

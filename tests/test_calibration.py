@@ -259,7 +259,8 @@ def test_statistics_keep_dtype_and_identity() -> None:
 
 
 def test_a_model_without_norms() -> None:
-    assert swan.calibrate(nn.Conv2d(3, 4, 1).double(), batches()) == 3
+    with pytest.warns(swan.SwanWarning, match=r"Conv2d has no batch-norm .*cut without it"):
+        assert swan.calibrate(nn.Conv2d(3, 4, 1).double(), batches()) == 3
 
 
 def test_no_gradient_is_built() -> None:

@@ -28,13 +28,13 @@ def test_without_data_every_input_takes_all(tmp_path) -> None:
     assert torch.allclose(adapted(x), net().eval()(x), atol=1e-6)
 
 
-def test_with_data_routes_are_fitted(tmp_path) -> None:
+def test_with_data_widths_are_fitted(tmp_path) -> None:
     x = torch.randn(200, 3) * torch.rand(200, 1).exp()
     save_file({"inputs": x}, tmp_path / "x.safetensors")
     options = ("--data", tmp_path / "x.safetensors", "--macs", 0.6, "--per", "network", "--json")
     facts = json.loads(done("adapt", NAME, *SHAPE, *options, "-o", tmp_path / "a.swan"))
-    assert facts["routing"]["samples"] == 200
-    assert facts["routing"]["mean_macs"] <= 0.6 * facts["dense_macs"]
+    assert facts["widths"]["samples"] == 200
+    assert facts["widths"]["mean_macs"] <= 0.6 * facts["dense_macs"]
     assert facts["blocks"] == {"": [10, 20, 30, 40]}
 
 

@@ -193,7 +193,7 @@ def test_gates_under_a_falling_budget_are_those_of_one_process(two_ranks) -> Non
 def finish_worker(rank: int) -> dict[str, list]:
     gated = drawn_zoo(dtype=torch.float32)
     data = [torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(rank))]
-    small = finish(swan.Objective(gated), data, inputs_of=None, num_batches=None)
+    small = finish(swan.Objective(gated, l0=0.1), data, inputs_of=None, num_batches=None)
     return {name: tensor.tolist() for name, tensor in small.state_dict().items()}
 
 

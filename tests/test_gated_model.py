@@ -226,6 +226,29 @@ class TestModule:
         torch.compiler.reset()
 
 
+class TestHooks:
+    def test_of_a_layer_fire_and_of_a_container_are_named(self) -> None:
+        inner = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        gated = swan.swanify(nn.Sequential(nn.Linear(3, 8), inner, nn.Linear(8, 2)), in_place=False)
+        seen: list[str] = []
+        gated.model[1][0].register_forward_hook(lambda *_: seen.append("layer"))
+        gated(torch.zeros(1, 3))
+        assert seen == ["layer"]
+        handle = gated.model[1].register_forward_pre_hook(lambda *_: seen.append("container"))
+        with pytest.warns(swan.SwanWarning, match=r"hooks of '1' \(Sequential\) do not fire"):
+            gated(torch.zeros(1, 3))
+        handle.remove()
+        gated(torch.zeros(1, 3))
+        assert "container" not in seen
+
+    def test_in_place_all_of_them_fire(self) -> None:
+        gated = swan.swanify(nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2)), in_place=True)
+        seen: list[str] = []
+        gated.model.register_forward_hook(lambda *_: seen.append("model"))
+        gated(torch.zeros(1, 3))
+        assert seen == ["model"]
+
+
 class TestTrainAndEval:
     def test_the_auxiliary_head_runs_in_training_only(self) -> None:
         model, x = Dropping(), torch.randn(4, 3, 8, 8)

@@ -122,6 +122,8 @@ def test_other_callbacks_see_the_values(tmp_path) -> None:
     gated, callback = make()
     train(gated, callback, arguments(tmp_path, max_steps=1), more=[Watch()])
     assert {"loss", "swan/hard_macs_ratio"} <= seen[0]
+    assert "train_runtime" in seen[-1]  # the summary is no step: the gates' values stand there once
+    assert not any(name.startswith("swan/") for name in seen[-1])
 
 
 def test_a_step_is_that_of_the_plain_loop(tmp_path) -> None:
@@ -251,6 +253,7 @@ def test_the_trainer_finds_columns_labels_and_configuration_as_in_the_base_model
         wanted = Trainer(base, args, eval_dataset=rows).evaluate()
         assert found["eval_loss"] == pytest.approx(wanted["eval_loss"], rel=1e-5)
     assert gated.config is gated.model.config
+    assert (gated.device, gated.dtype) == (base.device, base.dtype)
 
 
 def test_save_pretrained_of_a_pruned_transformer_says_what_to_do(tmp_path) -> None:

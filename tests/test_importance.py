@@ -32,13 +32,15 @@ class TestGradients:
         first = swan.importance(gated, batches=batches, loss=square_loss, num_batches=1)
         assert torch.equal(first, swan.importance(gated, batches=batches[:1], loss=square_loss))
 
-    def test_works_under_no_grad_and_gated_in_place(self) -> None:
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_works_without_gradients_and_gated_in_place(self, mode) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2))
         gated = swan.swanify(model, torch.zeros(1, 4))
         assert gated.runs_in_place
-        with torch.no_grad():
-            scores = swan.importance(gated, batches=[torch.randn(8, 4)], loss=square_loss)
+        batches = [torch.randn(8, 4)]
+        with mode():
+            scores = swan.importance(gated, batches=batches, loss=square_loss)
         assert bool((scores > 0).any())
 
 
@@ -136,7 +138,8 @@ class TestPruneByScore:
     def test_round_to_keeps_the_highest_scores_too(self) -> None:
         model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
         scores = torch.tensor([1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 6.0, 0.5])
-        small = swan.prune_by_score(swan.swanify(model), scores, macs=0.7, round_to=4)
+        with pytest.warns(swan.SwanWarning, match=r"multiples of 4 channels leave 50\.0%"):
+            small = swan.prune_by_score(swan.swanify(model), scores, macs=0.7, round_to=4)
         assert torch.equal(small[0].weight, model[0].weight[[1, 3, 5, 6]])
 
 

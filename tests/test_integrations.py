@@ -76,7 +76,7 @@ class TestFinish:
         gated = zoo_gated("resnet_projection")
         batches = [{"pixels": torch.randn(4, 3, 8, 8) + i} for i in range(3)]
         small = finish(
-            swan.Objective(gated), batches, inputs_of=lambda b: b["pixels"], num_batches=2
+            swan.Objective(gated, l0=0.1), batches, inputs_of=lambda b: b["pixels"], num_batches=2
         )
         twin = zoo_gated("resnet_projection")
         swan.calibrate(twin, [batch["pixels"] for batch in batches[:2]])
@@ -90,11 +90,11 @@ class TestFinish:
             def __iter__(self):
                 raise AssertionError("read")
 
-        finish(swan.Objective(mlp(3, 8, 2)), Unreadable(), inputs_of=None, num_batches=None)
+        finish(swan.Objective(mlp(3, 8, 2), l0=0.1), Unreadable(), inputs_of=None, num_batches=None)
 
 
 def test_a_model_that_is_not_trained_is_refused() -> None:
     gated = mlp(3, 4, 2)
-    check_inside(swan.Objective(gated), nn.Sequential(nn.ReLU(), gated))
+    check_inside(swan.Objective(gated, l0=0.1), nn.Sequential(nn.ReLU(), gated))
     with pytest.raises(swan.ModelError, match="is no part of Sequential, which is trained"):
-        check_inside(swan.Objective(gated), nn.Sequential(mlp(3, 4, 2)))
+        check_inside(swan.Objective(gated, l0=0.1), nn.Sequential(mlp(3, 4, 2)))

@@ -1,6 +1,7 @@
 """What is timed, at which widths, on what; never how long it took."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 import swan_surgery as swan
 from swan_surgery.costs.latency_table import LatencyTable, MultipleLatency
 from swan_surgery.models import Inputs
-from swan_surgery.timing import layers as latency_measurement
+from swan_surgery.timing import clock as timing_clock, layers as latency_measurement
+from swan_surgery.timing.loop import Latency
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.test_plan import mlp, zoo_gated
 
@@ -61,19 +63,18 @@ def clock(monkeypatch):
         layers = [module for module in model.modules() if isinstance(module, LAYERS)]
         return sum(milliseconds(layer) for layer in layers) + rest_of(model, inputs)
 
-    def median_ms(runs, device, repeats):
+    def times(modules, clock):
         found = []
-        for run in runs:
-            run()
-            layer, calls = run.args
-            if isinstance(layer, LAYERS):
-                seen.append((layer, [inputs.args[0] for inputs in calls]))
-                found.append(len(calls) * milliseconds(layer))
+        for module, calls in modules:
+            clock.run_of(module, calls)()
+            if isinstance(module, LAYERS):
+                seen.append((module, [inputs.args[0] for inputs in calls]))
+                found.append(len(calls) * milliseconds(module))
             else:
-                found.append(of_whole(layer, *calls))
-        return found
+                found.append(of_whole(module, *calls))
+        return [Latency(1, taken, taken, taken, 1) for taken in found]
 
-    monkeypatch.setattr(latency_measurement, "_median_ms", median_ms)
+    monkeypatch.setattr(latency_measurement, "times", times)
     return seen
 
 
@@ -218,6 +219,76 @@ def test_multiples_are_of_half_the_macs_and_differ(clock) -> None:
 def test_multiples_that_are_too_coarse_are_left_out(clock) -> None:
     multiples = swan.measure_latency_table(mlp(3, 4, 4, 2)).multiples
     assert [own.multiple for own in multiples] == [1, 2]
+
+
+class TestRuntime:
+    def test_layers_and_models_run_where_they_ship(self, clock, monkeypatch) -> None:
+        """Layers at half and full width, which is all that a bilinear cost needs."""
+        ran: list[str] = []
+
+        def in_runtime(module, inputs, runtime):
+            ran.append(runtime)
+            return lambda: module(*inputs.args)
+
+        monkeypatch.setattr(timing_clock, "forward_pass", in_runtime)
+        gated = mlp(3, 16, 8, 5)
+        table = swan.measure_latency_table(gated, runtime="onnxruntime")
+        assert [widths_of(layer) for layer, _ in clock] == [
+            *((3, out) for out in (8, 16)),
+            *((into, out) for into in (8, 16) for out in (4, 8)),
+            *((into, 5) for into in (4, 8)),
+        ]
+        assert set(ran) == {"onnxruntime"}
+        eager = swan.measure_latency_table(gated)
+        for own, same in zip(table.layers, eager.layers, strict=True):
+            assert own.milliseconds(5, 7) == pytest.approx(same.milliseconds(5, 7))
+        assert (table.runtime, eager.runtime) == ("onnxruntime", "eager")
+        assert LatencyTable.from_json(table.to_json()) == table
+
+    def test_another_one_is_refused(self) -> None:
+        with pytest.raises(swan.InputError, match=r"runtime must be one of .*got 'compile'"):
+            swan.measure_latency_table(mlp(3, 4, 2), runtime="compile")
+
+
+class TestNoise:
+    def noisy(self, gated, clock, *, spread: float) -> LatencyTable:
+        multiples = (MultipleLatency(1, 0.5, 1.0, spread), MultipleLatency(8, 0.5, 1.1, 0.01))
+        return replace(swan.measure_latency_table(gated, repeats=1), multiples=multiples)
+
+    def test_the_usual_multiple_and_a_word(self, clock) -> None:
+        gated = mlp(8, 64, 64, 8)
+        gated.close("0", range(50))
+        table = self.noisy(gated, clock, spread=0.35)
+        with pytest.warns(swan.SwanWarning, match=r"too noisy to choose .* 35% of the median"):
+            small = swan.prune(gated, round_to="auto", latency_table=table)
+        assert small[0].out_features == 16
+        assert self.noisy(gated, clock, spread=0.1).best_multiple == 1
+
+    def test_the_quietest_of_three(self, clock, monkeypatch) -> None:
+        quiet: Any = vars(latency_measurement)["times"]
+        calls: list[int] = []
+
+        def times(modules, clock):
+            calls.append(len(modules))
+            spread = {5: 0.5, 6: 0.3, 7: 0.4}.get(len(calls), 0.0)  # 3 layers, 1 for the wholes
+            return [
+                Latency(1, own.median_ms, own.median_ms, own.median_ms * (1 + spread), 1)
+                for own in quiet(modules, clock)
+            ]
+
+        monkeypatch.setattr(latency_measurement, "times", times)
+        table = swan.measure_latency_table(mlp(8, 64, 64, 8))
+        assert len(calls) == 7
+        assert table.noise == pytest.approx(0.3)
+
+
+def test_a_multiple_that_leaves_much_unused_says_so() -> None:
+    gated = mlp(4, 32, 4)
+    with pytest.warns(
+        swan.SwanWarning,
+        match=r"multiples of 16 channels leave 50\.0% of the MACs, where 70\.0% were",
+    ):
+        swan.prune(gated, macs=0.7, round_to=16)
 
 
 class TestRoundToAuto:

@@ -186,3 +186,22 @@ def test_another_model_is_refused(tmp_path) -> None:
     _, callback = make("curvature")
     with pytest.raises(swan.ModelError, match="is no part of Module, which is trained"):
         fit(Module(), callback, tmp_path, max_epochs=1)
+
+
+def test_a_module_gated_whole_is_told_the_line_that_works() -> None:
+    class Whole(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+        def forward(self, x):
+            return self.net(x)
+
+    module = Whole()
+    with pytest.warns(
+        swan.SwanWarning, match=r"module\.net = swan\.swanify\(module\.net, its_inputs\), and fit"
+    ):
+        gated = swan.swanify(module, torch.zeros(1, 3))
+    assert type(swan.prune(gated, macs=0.5)) is Whole
+    module.net = swan.swanify(module.net, torch.zeros(1, 3))
+    assert module(torch.zeros(1, 3)).shape == (1, 2)

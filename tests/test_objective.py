@@ -1,6 +1,7 @@
 """Equations 9 to 15 by hand on a network small enough to do so, and the drive to a MAC budget."""
 
 import copy
+import warnings
 from math import cos, pi
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 import swan_surgery as swan
 from swan_surgery.gates import GatedModel
 from tests.gated_zoo import drawn_zoo
+from tests.test_plan import mlp
 
 
 # Linear layers 3 -> 4 -> 5 -> 2: closing a unit of the first width saves a row of the first layer
@@ -111,7 +113,9 @@ class TestTermsByHand:
         assert float(objective(1).detach()) == 0
 
     def test_without_terms_there_is_no_penalty(self) -> None:
-        penalty = swan.Objective(self.gated)(3)
+        with pytest.warns(swan.SwanWarning, match=r"asks for nothing: give it a budget \(macs=0.5"):
+            objective = swan.Objective(self.gated)
+        penalty = objective(3)
         assert float(penalty.detach()) == 0
         penalty.backward()
 
@@ -378,3 +382,22 @@ class TestTraining:
             penalty = swan.Objective(gated, l0=1.0, flops=1.0, target_active=0.1, macs=0.5)(1)
             assert penalty.shape == ()
             assert penalty.dtype == dtype
+
+
+class TestWhatIsNoticed:
+    @pytest.mark.parametrize("learning", ["curvature", "gradient"])
+    def test_gates_that_nothing_reaches(self, learning) -> None:
+        gated = mlp(3, 8, 2).train()
+        for trains in (False, True):
+            objective = swan.Objective(gated, macs=0.5, learning=learning)
+            optimizer = torch.optim.SGD(gated.parameters(), lr=0.1)
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                for epoch in range(25):
+                    loss = objective(epoch)
+                    if trains:
+                        (loss + gated(torch.ones(4, 3)).square().mean()).backward()
+                        optimizer.step()
+            texts = [str(own.message) for own in seen]
+            assert len(texts) == (not trains)
+            assert trains or "learnt nothing in 20 calls" in texts[0]

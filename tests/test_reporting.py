@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from torch import nn
 
 import swan_surgery as swan
 from swan_surgery.models import as_inputs
-from swan_surgery.reporting import format_macs
+from swan_surgery.reporting import Report, format_macs
 from swan_surgery.reporting.measurement import size_bytes, uncounted_ops
 from swan_surgery.reporting.rendering import milliseconds
-from swan_surgery.timing.loop import paired_latencies
+from swan_surgery.timing import runtimes
+from swan_surgery.timing.loop import Latency, paired_latencies
 from swan_surgery.timing.memory import peak_activation_bytes
 
 
@@ -162,6 +164,40 @@ def test_a_gated_model_stands_for_its_hard_gated_form():
     assert measured.before.macs == swan.hard_macs(gated) == measured.after.macs
     assert measured.layers[0].before.out_channels == 5
     assert measured.before.params == measured.after.params
+
+
+def test_latencies_of_the_runtime_that_ships(monkeypatch):
+    seen = []
+
+    def timed(run, inputs, runtime):
+        seen.append(runtime)
+        return lambda: None
+
+    monkeypatch.setattr(runtimes, "forward_pass", timed)
+    small, large = nn.Linear(4, 2), nn.Linear(4, 8)
+    found = swan.report(large, small, torch.zeros(2, 4), runtime="onnxruntime")
+    assert seen == ["onnxruntime"] * 4
+    assert "batch 2, onnxruntime" in str(found)
+    assert Report.from_json(found.to_json()) == found
+
+
+def test_models_the_wrong_way_round_are_named():
+    with pytest.warns(
+        swan.SwanWarning, match=r"second model is the larger one.*report\(dense, small"
+    ):
+        swan.report(nn.Linear(4, 2), nn.Linear(4, 8), torch.zeros(1, 4))
+
+
+def test_noise_is_named():
+    quiet, noisy = Latency(1, 1.0, 0.95, 1.05, 9), Latency(1, 1.0, 0.8, 1.2, 9)
+    assert not quiet.is_noisy
+    given = swan.report(nn.Linear(4, 8), nn.Linear(4, 2), torch.zeros(1, 4))
+    for latency, is_named in ((quiet, False), (noisy, True)):
+        before, after = (replace(own, latencies=(latency,)) for own in (given.before, given.after))
+        text = str(replace(given, before=before, after=after))
+        assert (
+            "too noisy to compare latencies by: IQR up to 40% of the median" in text
+        ) == is_named
 
 
 def test_the_given_models_are_untouched():

@@ -1,5 +1,6 @@
 """Ceilings on single layers, beside a budget or alone."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,6 +116,25 @@ def test_channels_are_closed_by_layer_and_number() -> None:
         gated.close("2", [30])
     with pytest.raises(swan.InputError, match="channel 0 of '6' has no gate"):
         gated.close("6", [0])
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, list, np.array])
+def test_a_mask_closes_what_it_marks_and_not_channels_0_and_1(kind) -> None:
+    gated, _ = _gated(_net())
+    gated.close("2", kind([number in (3, 7) for number in range(30)]))
+    kept = swan.kept(swan.prune(gated))
+    assert kept["2.weight"][0] == tuple(i for i in range(30) if i not in (3, 7))
+    for wrong in ([True, False], [1.5], torch.ones(30, 1, dtype=torch.int64)):
+        with pytest.raises(swan.InputError, match="whole numbers, or a mask of 30 bools"):
+            gated.close("2", wrong)
+    gated.close("2", [])
+
+
+@pytest.mark.parametrize("macs", ["half", True, float("nan"), 0])
+def test_a_budget_is_a_number(macs) -> None:
+    gated, scores = _gated(_net())
+    with pytest.raises(swan.InputError, match=r"macs is a share .* got "):
+        swan.prune_by_score(gated, scores, macs=macs)
 
 
 def test_what_two_cuts_kept_is_told_of_the_first_model() -> None:

@@ -25,7 +25,7 @@ class Slopes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [..., C, ...] -> the same
         """The activation."""
-        return torch.where(x > 0, x, along(self.slope, self.axes, x.ndim) * x)
+        return torch.where(x > 0, x, along(self.slope, self.axes, x) * x)
 
 
 class ACON(nn.Module):
@@ -47,7 +47,7 @@ class ACON(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [..., C, ...] -> the same
         """The activation."""
         first, second, beta = (
-            along(own, self.axes, x.ndim) for own in (self.first, self.second, self.beta)
+            along(own, self.axes, x) for own in (self.first, self.second, self.beta)
         )
         return switched(self.base, x, first, second, beta)
 
@@ -80,9 +80,7 @@ class MetaACON(nn.Module):
         over = self.axes.of_positions(x.ndim)
         mean = (x.mean(over, keepdim=True) if over else x).transpose(self.axes.channels, -1)
         beta = self.ceiling * torch.sigmoid(self.expand(self.reduce(mean)))
-        first, second = (
-            along(own, self.axes, x.ndim) for own in (self.acon.first, self.acon.second)
-        )
+        first, second = (along(own, self.axes, x) for own in (self.acon.first, self.acon.second))
         return switched(self.base, x, first, second, beta.transpose(self.axes.channels, -1))
 
 
@@ -182,4 +180,4 @@ class Bounded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [..., C, ...] -> the same
         """The activation."""
-        return torch.minimum(self.base(x), along(self.bound, self.axes, x.ndim))
+        return torch.minimum(self.base(x), along(self.bound, self.axes, x))

@@ -23,11 +23,11 @@ _NARROWEST = 4
 Statistics = Literal["positive", "all", "batch", "token", "none"]
 
 
-def along(vector: Tensor, axes: Axes, ndim: int) -> Tensor:
-    """A vector of one number per channel, [C], against a tensor of `ndim` axes."""
-    for _ in range(ndim - 1 - axes.channels):
+def along(vector: Tensor, axes: Axes, x: Tensor) -> Tensor:
+    """A vector of one number per channel, [C], against a tensor and in its type: autocast runs activations in half."""
+    for _ in range(x.ndim - 1 - axes.channels):
         vector = vector.unsqueeze(-1)
-    return vector
+    return vector.to(x.dtype)
 
 
 class Blend(nn.Module):
@@ -42,7 +42,7 @@ class Blend(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [...] -> [...]
         """Between the two."""
         given = self.base(x)
-        return torch.lerp(given, self.other(x), along(self.share, self.axes, x.ndim))
+        return torch.lerp(given, self.other(x).to(given.dtype), along(self.share, self.axes, given))
 
 
 class PositiveMean(nn.Module):
@@ -123,7 +123,7 @@ class FleS(nn.Module):
 
     def kappas(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """kappa_ve and kappa_ho, broadcastable to x."""
-        vertical, horizontal = self.scales(self.mean(x))
+        vertical, horizontal = (own.to(x.dtype) for own in self.scales(self.mean(x)))
         channels = self.axes.channels
         return vertical.transpose(channels, -1), horizontal.transpose(channels, -1)
 
@@ -146,6 +146,6 @@ class LearntScales(nn.Module):
     def kappas(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """kappa_ve and kappa_ho, broadcastable to x."""
         vertical, horizontal = (
-            along(own.exp(), self.axes, x.ndim) for own in (self.vertical, self.horizontal)
+            along(own.exp(), self.axes, x) for own in (self.vertical, self.horizontal)
         )
         return vertical, horizontal

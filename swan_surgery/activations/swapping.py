@@ -27,7 +27,7 @@ from swan_surgery.activations.verifying import verify_same
 from swan_surgery.calls.swapping import redo_calls_, undo_calls_
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, SwanWarning
-from swan_surgery.gates.checks import check_model
+from swan_surgery.gates.checks import check_changeable
 from swan_surgery.models import Inputs, as_inputs, copy_of, without_collection
 from swan_surgery.models.architecture import architecture_of
 from swan_surgery.models.checks import check_arguments, check_data, infer_inputs
@@ -65,7 +65,8 @@ def swap_activations(
         InputError: no such activation; `where` matches nothing; nothing could be swapped (says why); or
             statistics would leak from later tokens to earlier ones, or between samples.
         TraceError: the model cannot be run.
-        VerificationError: with start="identity" or "blend" the copy computes something else.
+        VerificationError: the copy does not start as it should, as where an activation works in place on something
+            that is read again.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
@@ -74,7 +75,7 @@ def swap_activations(
         fles in place of 1 of 1 activations, starting as what was there
           1: ReLU, 8 channels
     """
-    check_model(model)
+    check_changeable(model)
     name, kind = kind_named(activation)
     if start not in ("identity", "blend", "fresh"):
         raise InputError(f"start={start!r}: there are 'identity', 'blend' and 'fresh'")
@@ -83,9 +84,28 @@ def swap_activations(
     check_arguments(model, inputs)
     with without_collection(), torch.inference_mode(mode=False), streams_kept():
         swapped = _swapped(model, name, kind, inputs, _patterns(where), start)
-        if start != "fresh":
+        if start == "fresh":
+            _verify_places(model, name, kind, inputs, _patterns(where))
+        else:
             verify_same(model, swapped, inputs)
     return swapped
+
+
+def _verify_places(
+    model: nn.Module, activation: str, kind: Kind, inputs: Inputs, patterns: Sequence[str]
+) -> None:
+    """What starts anew computes something else; but the same places, blended in from nothing on, must not.
+
+    Raises:
+        VerificationError: what one of them was given is read again, and was changed in place.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SwanWarning)
+        try:
+            blended = _swapped(model, activation, kind, inputs, patterns, "blend")
+        except InputError:
+            return  # nowhere are channels known to blend along
+    verify_same(model, blended, inputs)
 
 
 def _patterns(where: str | Iterable[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.block import NestedBlock
 from swan_surgery.adaptive.candidates import NestedGroup, StaticGroup, candidates, static_group
+from swan_surgery.adaptive.checks import check_choice
 from swan_surgery.adaptive.costs import block_costs
 from swan_surgery.adaptive.effort import Effort, features_of
 from swan_surgery.adaptive.levels import narrowing
@@ -18,6 +19,7 @@ from swan_surgery.adaptive.statics import give_bias_
 from swan_surgery.adaptive.structure import Structure, open_mask
 from swan_surgery.channels import ChannelMap
 from swan_surgery.costs.macs import cost_table
+from swan_surgery.costs.table import CostTable
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan_
 from swan_surgery.environment.random_streams import streams_kept
@@ -48,7 +50,7 @@ def adapt(
 
     Inner channels of a block (those whose producers and readers all lie inside one module) are put in
     order of importance; a sample takes the first ones. All samples take all of them until
-    `fit_routes` has seen data: the result then computes what the given model computes.
+    `fit_widths` has seen data: the result then computes what the given model computes.
 
     A closed channel reads its mean: what the channels beyond a width add to their reader on average
     goes into the reader's bias. `calibrate_widths` measures these means and batch-norm statistics, each
@@ -77,7 +79,7 @@ def adapt(
         >>> adapted.costs.blocks[""]  # MACs at 2, 4, 6 and 8 channels
         tensor([10, 20, 30, 40])
     """
-    _check(structure, per, widths)
+    check_choice(structure, per, widths)
     gated, base = _sources(model, example_inputs, ignore)
     return _adapted(gated, base, (structure, per, tuple(widths)), _scores(gated, scores))
 
@@ -92,7 +94,7 @@ def adapt_in_order(
     ignore: Iterable[str],
 ) -> AdaptiveModel:
     """The same for a model whose channels are in order already: they stay as they are."""
-    _check(structure, per, widths)
+    check_choice(structure, per, widths)
     gated, base = _sources(model, example_inputs, ignore)
     # Equal scores leave the order as it is.
     return _adapted(
@@ -106,7 +108,8 @@ def _adapted(
     channels, inputs = gated.channels, gated.own_inputs()
     check_data(base, inputs, to="adapt")
     with torch.inference_mode(mode=False), torch.no_grad():
-        found, static = candidates(base, channels)
+        table = cost_table(gated).to(torch.device("cpu"))
+        found, static = candidates(base, channels, table)
         watched = [reader for group in found for reader in group.readers]
         probed = probe(base, inputs, blocks=[g.block for g in found], watched=watched)
         found, refused = _runnable(found, channels, probed)
@@ -122,18 +125,7 @@ def _adapted(
         places = {name: place for place, name in enumerate(n for n in probed.rows if n in names)}
         found = tuple(sorted(found, key=lambda group: places[group.block]))
         own = Structure(*choice, found, static, channels, gated.example_inputs, gated.ignored)
-        return _assembled(ordered, gated, own, probed)
-
-
-def _check(structure: str, per: str, widths: Sequence[float]) -> None:
-    if structure != "nested":
-        raise InputError(f'structure must be "nested"; got {structure!r}')
-    if per not in ("block", "network"):
-        raise InputError(f'per must be "block" or "network"; got {per!r}')
-    if len(widths) < 2 or list(widths) != sorted(set(widths)) or widths[-1] != 1 or widths[0] <= 0:
-        raise InputError(
-            f"widths must ascend from above 0 to 1, at least two of them; got {tuple(widths)}"
-        )
+        return _assembled(ordered, table, own, probed)
 
 
 def _sources(
@@ -154,17 +146,21 @@ def _sources(
     return gated, base
 
 
-def _scores(gated: GatedModel, scores: Tensor | None) -> Tensor:
+def _scores(gated: GatedModel, scores: Any) -> Tensor:
     num_units = gated.gates.num_units
     if scores is None:
         if not bool(gated.gates.open_mask().all()):
             return gated.gates.probabilities().detach().double().cpu()
         return magnitudes(gated.model, gated.channels)
-    if scores.shape != (num_units,) or not bool(scores.isfinite().all()):
+    if not isinstance(scores, Tensor) or scores.shape != (num_units,):
+        seen = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(
-            f"scores must be finite, of shape ({num_units},), one per unit; got {tuple(scores.shape)}"
+            f"scores must be a tensor of shape ({num_units},), one per unit; got {seen}"
         )
-    return scores.detach().double().cpu()
+    if not bool(scores.isfinite().all()):
+        raise InputError("scores must be finite")
+    given: Tensor = scores
+    return given.detach().double().cpu()
 
 
 def _runnable(
@@ -232,7 +228,7 @@ def _all_close(found: Any, wanted: Any) -> bool:
 
 
 def _assembled(
-    ordered: nn.Module, gated: GatedModel, structure: Structure, probed: Probe
+    ordered: nn.Module, table: CostTable, structure: Structure, probed: Probe
 ) -> AdaptiveModel:
     groups, widths = structure.groups, structure.widths
     names = list(dict.fromkeys(group.block for group in groups))
@@ -246,7 +242,6 @@ def _assembled(
         ).shape[1]
         for name in looks
     }
-    table = cost_table(gated).to(torch.device("cpu"))
     costs = block_costs(table, groups, widths, batch=probed.batch, looking=sum(sizes.values()))
     extra = {name: own - own[0] for name, own in costs.blocks.items()}
     if structure.per == "network":

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from swan_surgery.models import copy_of
 
 
 @dataclass(frozen=True, slots=True)
-class Routes:
+class Taken:
     """What a batch took.
 
     Attributes:
@@ -48,6 +48,10 @@ class AdaptiveModel(nn.Module):
     """
 
     is_compact: bool = False
+    comes_last: ClassVar[str] = (
+        "is adaptive already: gate, cut and swap the model first, then adapt it; adapted.at(width) and "
+        "adapted.dense_model() give plain models"
+    )
 
     def __init__(self, model: nn.Module, structure: Structure, costs: BlockCosts) -> None:
         super().__init__()
@@ -67,6 +71,10 @@ class AdaptiveModel(nn.Module):
     def new_run(self) -> Run:
         """What the blocks of the next run will ask."""
         ceiling = None if self.max_macs is None else self.max_macs - self.costs.least
+        if ceiling is not None and ceiling < 0:
+            raise InputError(
+                f"max_macs={self.max_macs:,} cannot be kept: the narrowest widths cost {self.costs.least:,} MACs"
+            )
         return Run(self.execution, self._held, ceiling=ceiling)
 
     @property
@@ -120,20 +128,25 @@ class AdaptiveModel(nn.Module):
     def _checked(self, levels: Levels) -> Levels:
         count = len(self.widths)
         if isinstance(levels, Tensor) and levels.ndim:
-            inside = not levels.is_floating_point() and bool(
-                ((levels >= 0) & (levels < count)).all()
+            inside = (
+                not levels.is_floating_point()
+                and levels.dtype is not torch.bool
+                and bool(((levels >= 0) & (levels < count)).all())
             )
             if not inside or levels.ndim != 1:
                 raise InputError(
                     f"levels must be whole numbers from 0 to {count - 1}, one per sample"
                 )
             return levels.long()
-        level = int(levels)
-        if not -count <= level < count:
-            raise InputError(f"level {level} is none of the {count} widths {self.widths}")
+        level = levels.item() if isinstance(levels, Tensor) else levels
+        if type(level) is not int or not -count <= level < count:
+            raise InputError(
+                f"level {level!r} is none of the {count} widths {self.widths}: whole numbers from 0 to {count - 1} "
+                f"(or -1), one for all or an int64 tensor with one per sample"
+            )
         return level % count
 
-    def routes(self, *args: Any, **kwargs: Any) -> Routes:
+    def taken(self, *args: Any, **kwargs: Any) -> Taken:
         """Run, and say which level every sample took in every block, and what it cost."""
         run = self.new_run()
         with begin(run):
@@ -141,7 +154,7 @@ class AdaptiveModel(nn.Module):
         count = self._count(run, args, kwargs)
         taken = {name: run.taken[name] for name in self.costs.blocks}
         rows = [torch.as_tensor(own).cpu().expand(count) for own in taken.values()]
-        return Routes(output, torch.stack(rows, 1), self.costs.at(taken).expand(count), run.efforts)
+        return Taken(output, torch.stack(rows, 1), self.costs.at(taken).expand(count), run.efforts)
 
     def _count(self, run: Run, args: Any, kwargs: Any) -> int:
         for own in run.taken.values():
@@ -217,4 +230,4 @@ def dense_of(model: nn.Module) -> nn.Module:
     return model
 
 
-__all__ = ["AdaptiveModel", "Routes", "dense_of"]
+__all__ = ["AdaptiveModel", "Taken", "dense_of"]

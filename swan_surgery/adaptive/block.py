@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -15,8 +16,11 @@ from swan_surgery.adaptive.levels import (
 from swan_surgery.adaptive.masked import Observer, masking
 from swan_surgery.adaptive.rows import Rows, put_together
 from swan_surgery.adaptive.run import Levels, Run, running
-from swan_surgery.errors import ModelError
+from swan_surgery.errors import InputError, ModelError
 from swan_surgery.models.tensors import plain_tensors
+
+
+_NO_BACKWARD = -1  # no graph task runs
 
 
 class NestedBlock(nn.Module):
@@ -30,6 +34,7 @@ class NestedBlock(nn.Module):
         extra: int64 (levels,): MACs of each level above the narrowest, per sample.
         observer: told what readers and batch-norms get, in runs that observe.
         bound: shells whose parameters are views of the weights, once `compact` has made them.
+        last: levels of the last run that may have a backward pass.
     """
 
     extra: Tensor
@@ -84,7 +89,8 @@ class NestedBlock(nn.Module):
         run = running()
         call = (args, kwargs)
         levels = self._levels(run, call)
-        self.last = levels
+        if torch.is_grad_enabled() or self.training:
+            self.last = levels
         if run is not None and run.execution != "group" and not self.training:
             return self._masked(run, levels, call)
         if isinstance(levels, Tensor):
@@ -93,8 +99,13 @@ class NestedBlock(nn.Module):
 
     def _levels(self, run: Run | None, call: Any) -> Levels:
         if run is None:
-            # Recomputed in backward, or called by itself.
-            return self.num_levels - 1 if self.last is None else self.last
+            if self.last is None or torch._C._current_graph_task_id() == _NO_BACKWARD:  # noqa: SLF001 - as torch.utils.checkpoint asks
+                raise ModelError(
+                    f"block {self.name!r} runs outside of its adaptive model, or again for a backward pass after two "
+                    f"others (activation checkpointing in swan.sandwich_loss): who takes which width is not known; "
+                    f"call the adaptive model"
+                )
+            return self.last  # recomputed in backward
         levels = run.held.get(self.name, run.held.get(""))
         if levels is None:
             levels = run.shared if self.effort is None else self._look(run, self.effort, call)
@@ -116,10 +127,20 @@ class NestedBlock(nn.Module):
         groups: dict[int, list[int]] = {}
         for sample, level in enumerate(levels.tolist()):
             groups.setdefault(level, []).append(sample)
-        if len(groups) == 1:
-            return self._at(next(iter(groups)), *call)
+        if len(groups) <= 1:
+            return self._at(next(iter(groups), len(self.narrowings)), *call)
         indices = list(groups.values())
-        parts = [self._at(level, *self.rows.take(call, own)) for level, own in groups.items()]
+        try:
+            parts = [self._at(level, *self.rows.take(call, own)) for level, own in groups.items()]
+        except ValueError as err:
+            alone = any(len(own) == 1 for own in groups.values())
+            if not (self.training and alone and "more than 1 value per channel" in str(err)):
+                raise
+            raise InputError(
+                f"one sample of the batch takes a width of its own in block {self.name!r}, whose batch-norms are in "
+                f"train mode, which need two; train by swan.sandwich_loss, whose widths are for whole batches, and "
+                f"let inputs choose in eval mode"
+            ) from err
         return put_together(parts, indices)
 
     def _at(self, level: int, args: Any, kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What routes are fitted to: a budget, and how far outputs may be from those of the widest."""
+"""What widths are fitted to: a budget, and how far outputs may be from those of the widest."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,10 +32,11 @@ def check_budget(costs: BlockCosts, macs: float, max_macs: float | None) -> None
         InputError: outside (0, 1].
         BudgetError: below the narrowest widths of all blocks.
     """
-    for name, share in (("macs", macs), ("max_macs", max_macs)):
+    shares: tuple[tuple[str, Any], ...] = (("macs", macs), ("max_macs", max_macs))
+    for name, share in shares:
         if share is None:
             continue
-        if not 0 < share <= 1:
+        if not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise InputError(
                 f"{name} must be a share of the given model's MACs in (0, 1]; got {share}"
             )

@@ -1,7 +1,6 @@
 """Batch-norm statistics and means of every width, measured as each width runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -10,10 +9,10 @@ from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.block import NestedBlock
-from swan_surgery.adaptive.checks import check_adaptive
+from swan_surgery.adaptive.checks import batches_of, check_adaptive
 from swan_surgery.adaptive.levels import LevelStatistics
 from swan_surgery.adaptive.run import Levels
-from swan_surgery.calibration import Moments, calibrate
+from swan_surgery.calibration import Moments, calibrate, norms_of
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
@@ -55,7 +54,7 @@ def calibrate_widths(
 
     All units are computed while the blocks read as their widths do, so that the mean of what a width
     leaves out is known too. No weight changes. Call it after `adapt`, and again after training, before
-    `fit_routes`.
+    `fit_widths`.
 
     Args:
         adapted: the result of `adapt`; changed in place.
@@ -64,7 +63,7 @@ def calibrate_widths(
         among: "uniform": at each width all blocks have that width, which is right for `adapted.at` and
             `per="network"`. "mixed": every sample has a width of its own in every block, drawn at random,
             so that a width is measured on all kinds of inputs: measured on those that choose it, it would
-            normalise away what they have in common. `fit_routes` does this in the shares of its routes.
+            normalise away what they have in common. `fit_widths` does this in the shares that it found.
         full: measure the widest width and the norms outside of blocks too, as after training; the model
             with everything open then no longer is the given one.
 
@@ -82,10 +81,10 @@ def calibrate_widths(
         4
     """
     check_adaptive(adapted, to="calibrate")
-    batches = list(islice(loader, num_batches))
-    if not batches:
-        raise InputError("the loader yielded no batch; statistics are unchanged")
-    if full:
+    if among not in ("uniform", "mixed"):
+        raise InputError(f'among must be "uniform" or "mixed"; got {among!r}')
+    batches = batches_of(loader, num_batches)
+    if full and norms_of(adapted):
         with adapted.holding(-1):
             calibrate(adapted, batches)
     observe_(adapted, batches, among=among)

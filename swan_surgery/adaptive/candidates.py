@@ -1,15 +1,19 @@
 """Which groups of channels can look at the input, block by block; and why the others stay static."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.channels import PINNED, ChannelMap
+from swan_surgery.costs.table import CostTable
 
 
+# Blocks inside whose channels cost at least this part of the channels around them make those a stream.
+_STREAM = 0.1
 # What adds a bias to what it sums over, and does nothing else.
 _READERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -57,27 +61,67 @@ class _StaysStatic(Exception):  # noqa: N818 - a reason, no error
 
 
 def candidates(
-    model: nn.Module, channels: ChannelMap
+    model: nn.Module, channels: ChannelMap, table: CostTable
 ) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...]]:
-    """Groups that could adapt by the channel map, and those that cannot."""
+    """Groups that could adapt by the channel map, and those that cannot.
+
+    Args:
+        model: that is adapted.
+        channels: its map.
+        table: of its MACs.
+    """
     axes = _axes_of_groups(channels)
     owners = [_owner(model, tensors) for tensors in axes]
+    macs = _macs_of_groups(channels, table)
+    kept = _blocks(owners, macs)
     nested, static = [], []
     for units, own, block in zip(channels.unit_groups, axes, owners, strict=True):
         try:
-            _check_stream(owners, block)
+            _check_block(kept, block)
             nested.append(_nested(model, channels, units, own, block))
         except _StaysStatic as reason:
             static.append(static_group(channels, units, str(reason)))
     return tuple(nested), tuple(static)
 
 
-def _check_stream(owners: Iterable[str], block: str) -> None:
-    inside = sorted(name for name in set(owners) if _lies_inside(name, block))
-    if inside:
-        raise _StaysStatic(
-            f"they run between blocks ({inside[0]!r} is one), as a residual stream does"
-        )
+def _macs_of_groups(channels: ChannelMap, table: CostTable) -> list[float]:
+    """What closing each group alone would save."""
+    values = torch.ones(len(channels.unit_groups) + 1, table.num_units, dtype=torch.float64)
+    for row, units in zip(values[1:], channels.unit_groups, strict=True):
+        row[list(units)] = 0
+    found = table.at(values)
+    return [float(found[0] - own) for own in found[1:]]
+
+
+def _blocks(owners: Sequence[str], macs: Sequence[float]) -> dict[str, str]:
+    """Blocks by name: "" for those that may adapt, else why not.
+
+    Channels around blocks are a residual stream; but around a squeeze-excite, or the MLP of an activation, they are
+    what costs, and the inner ones stay as they are.
+    """
+    own: dict[str, float] = defaultdict(float)
+    for name, saved in zip(owners, macs, strict=True):
+        own[name] += saved
+    found = dict.fromkeys(own, "")
+    for name in sorted(own, key=len):
+        if found[name]:
+            continue
+        inside = sorted(other for other in own if _lies_inside(other, name))
+        if not inside:
+            continue
+        if sum(own[other] for other in inside) >= _STREAM * own[name]:
+            found[name] = (
+                f"they run between blocks ({inside[0]!r} is one), as a residual stream does"
+            )
+        else:
+            reason = f"they cost little beside the channels of {name or 'the model'!r} around them"
+            found.update(dict.fromkeys(inside, reason))
+    return found
+
+
+def _check_block(blocks: Mapping[str, str], block: str) -> None:
+    if blocks[block]:
+        raise _StaysStatic(blocks[block])
 
 
 def static_group(channels: ChannelMap, units: Iterable[int], reason: str) -> StaticGroup:

@@ -30,7 +30,7 @@ def compact(
     closed channels are folded into biases once, so call it again when weights or statistics have changed.
 
     Args:
-        adapted: the result of `adapt`, calibrated and routed; not changed.
+        adapted: the result of `adapt`, calibrated and fitted; not changed.
         execution: "group" (and "auto"): a batch is split by width, each part runs densely, and the results
             are put back in order. "masked": everything runs and masks are multiplied: the reference, and
             what exports as one graph; it saves no time.

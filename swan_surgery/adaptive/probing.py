@@ -50,9 +50,9 @@ def batch_of(inputs: Inputs) -> int:
         InputError: there is none.
     """
     for leaf in tree_leaves((inputs.args, dict(inputs.kwargs))):
-        if isinstance(leaf, Tensor) and leaf.ndim:
+        if isinstance(leaf, Tensor) and leaf.ndim and len(leaf):
             return leaf.shape[0]
-    raise InputError("example_inputs hold no tensor with a first axis, so there are no samples")
+    raise InputError("example_inputs hold no samples: no tensor has a first axis that is not empty")
 
 
 def twice(inputs: Inputs, batch: int) -> Inputs:
@@ -167,7 +167,7 @@ def _rows(block: nn.Module, one: Call, two: Call, batch: int) -> Rows | str:
         for leaf in outputs
     ):
         return "gives something that has no row per sample"
-    rows = Rows(tuple(positions))
+    rows = Rows.of(two.arguments, positions)
     first = rows.first(two.arguments)
     if not first.is_floating_point() or first.ndim < 2:
         return "gets no activations to look at"

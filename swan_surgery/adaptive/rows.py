@@ -6,14 +6,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from swan_surgery.errors import PathError
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Positions of the leaves of (args, kwargs) that hold one row per sample."""
+    """How a block is called.
+
+    Attributes:
+        positions: of the leaves of (args, kwargs) that hold one row per sample.
+        shape: of (args, kwargs).
+        tensors: positions of all leaves that are tensors.
+    """
 
     positions: tuple[int, ...]
+    shape: TreeSpec
+    tensors: frozenset[int]
+
+    @classmethod
+    def of(cls, call: Any, positions: Sequence[int]) -> "Rows":
+        """Of a call that was seen."""
+        leaves, shape = tree_flatten(call)
+        return cls(tuple(positions), shape, _tensors(leaves))
 
     def first(self, call: Any) -> Tensor:
         """The first of these leaves."""
@@ -21,8 +37,17 @@ class Rows:
         return leaf
 
     def take(self, call: Any, index: Sequence[int]) -> Any:
-        """The call for some of the samples, ascending; without a copy where they lie side by side."""
+        """The call for some of the samples, ascending; without a copy where they lie side by side.
+
+        Raises:
+            PathError: tensors stand at other places than in the call that was seen.
+        """
         leaves, shape = tree_flatten(call)
+        if shape != self.shape or _tensors(leaves) != self.tensors:
+            raise PathError(
+                "a block that takes its samples apart gets other arguments than it did from the example inputs, "
+                "where it was seen which of them hold a row per sample: adapt with inputs that hold them all"
+            )
         together = index[-1] - index[0] + 1 == len(index)
         for position in self.positions:
             leaf = leaves[position]
@@ -32,6 +57,10 @@ class Rows:
                 places = torch.tensor(index, device=leaf.device)
                 leaves[position] = leaf.index_select(0, places)
         return tree_unflatten(leaves, shape)
+
+
+def _tensors(leaves: Sequence[Any]) -> frozenset[int]:
+    return frozenset(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
 
 
 def put_together(outputs: Sequence[Any], indices: Sequence[Sequence[int]]) -> Any:

@@ -51,6 +51,10 @@ def sandwich_loss(
     for levels in (dict.fromkeys(names, outer), dict(zip(names, drawn, strict=True))):
         with adapted.holding(levels):
             losses.append(loss(adapted))
+    for block in adapted.blocks().values():
+        block.last = (
+            None  # which of the two it was, a backward pass that runs a block again cannot tell
+        )
     return torch.stack(losses).mean()
 
 

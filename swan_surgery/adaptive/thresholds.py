@@ -8,6 +8,8 @@ from torch import Tensor
 
 
 _BINS = 16
+# Samples: a spread on either half.
+_FEWEST = 4
 # Ridge penalties, in units of the mean variance of a feature.
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
@@ -33,6 +35,8 @@ def fit_reading(features: Tensor, target: Tensor) -> Reading:
         target: [N]; its extremes are drawn in to the 1st and 99th percentile.
     """
     x, y = features.double(), target.double()
+    if len(y) < _FEWEST:
+        return Reading(torch.zeros_like(x[0]), y.mean(), 0.0)
     y = y.clamp(*torch.quantile(y, y.new_tensor([0.01, 0.99])).tolist())
     best, explained = None, 0.0
     for penalty in _PENALTIES:

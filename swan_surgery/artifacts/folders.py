@@ -1,5 +1,6 @@
 """Folders in the manner of the Hugging Face Hub: weights, a readable summary, a model card."""
 
+import copy
 import json
 from os import PathLike
 from pathlib import Path
@@ -11,6 +12,8 @@ from swan_surgery.artifacts.container import write
 from swan_surgery.artifacts.saving import contents
 from swan_surgery.environment.writing import replacing
 from swan_surgery.errors import WritingError
+from swan_surgery.models.configurations import misfit
+from swan_surgery.models.subclasses import own_class
 from swan_surgery.reporting import Report
 
 
@@ -26,7 +29,8 @@ def save_pretrained(
 
     `model.safetensors` is what `swan.save` writes, `swan.json` a readable summary, `README.md` the
     model card, with the report if one is given; a transformers model's `config.json` lies beside them.
-    `swan.load(folder, model=...)` reads it.
+    `swan.load(folder, model=...)` reads it, and so does the class's own `from_pretrained`, where the
+    configuration says the widths that the model has (`swan.prune(..., uniform=True)`).
 
     Args:
         model: as for `swan.save`.
@@ -55,10 +59,17 @@ def save_pretrained(
     summary = {key: header[key] for key in ("library", "torch", "kind", "class", "params", "macs")}
     write(folder / WEIGHTS, header, tensors)
     _write_text(folder / _SUMMARY, json.dumps(summary, indent=2) + "\n")
-    _write_text(folder / _CARD, _card(summary, report))
     config: Any = getattr(model, "config", None)
-    if hasattr(config, "to_json_string"):
+    has_configuration = hasattr(config, "to_json_string")
+    loads_itself = has_configuration and misfit(model) is None
+    _write_text(folder / _CARD, _card(summary, report, loads_itself=loads_itself))
+    if has_configuration:
+        config = copy.deepcopy(config)
+        config.architectures = [own_class(model).__name__]  # other libraries' loaders ask for it
         _write_text(folder / "config.json", config.to_json_string())
+    generation: Any = getattr(model, "generation_config", None)
+    if loads_itself and hasattr(generation, "to_json_string"):
+        _write_text(folder / "generation_config.json", generation.to_json_string())
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -66,9 +77,18 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _card(summary: dict[str, Any], report: Report | None) -> str:
+def _card(summary: dict[str, Any], report: Report | None, *, loads_itself: bool) -> str:
     name = str(summary["class"]).rpartition(".")[2]
     macs = summary["macs"]
+    how = (
+        [f"from transformers import {name}", "", f"model = {name}.from_pretrained(folder)"]
+        if loads_itself
+        else [
+            "import swan_surgery as swan",
+            "",
+            f"model = swan.load(folder, model={name}(...))  # {summary['class']}, built as before pruning",
+        ]
+    )
     lines = [
         "---",
         "library_name: swan-surgery",
@@ -86,9 +106,7 @@ def _card(summary: dict[str, Any], report: Report | None) -> str:
         ),
         "",
         "```python",
-        "import swan_surgery as swan",
-        "",
-        f"model = swan.load(folder, model={name}(...))  # {summary['class']}, built as before pruning",
+        *how,
         "```",
         "",
     ]

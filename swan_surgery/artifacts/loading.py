@@ -87,9 +87,14 @@ def _rebuilt(
         raise ArtifactError(f"{path}: {err}") from None
     differs = difference(provenance.base, architecture_of(result))
     if differs is not None:
+        is_parts = "routing" in header and not provenance.steps
         raise ArtifactError(
-            f"{path} was saved from another model: {differs}; pass model= as it was before swanify, "
-            f"a new {provenance.base.name}"
+            f"{path} was saved from another model: {differs}; pass model= "
+            + (
+                "a routed model made by the same call of swan.add_switch"
+                if is_parts
+                else f"as it was before swanify, a new {provenance.base.name}"
+            )
         )
     shapes = shapes_after(provenance.base.shapes, provenance.steps)
     for step in provenance.steps:

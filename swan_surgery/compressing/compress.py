@@ -19,6 +19,7 @@ from swan_surgery.learning.stages import stages
 from swan_surgery.models.batches import first_samples
 from swan_surgery.reporting import Report, report
 from swan_surgery.selection.importance import Score
+from swan_surgery.timing.clock import LayerRuntime
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,10 +39,13 @@ class Compressed:
     seconds: float
     _given: nn.Module
     _example: Any
+    _runtime: LayerRuntime = "eager"
 
     def report(self, evaluate: Callable[[nn.Module], float] | None = None) -> Report:
         """Before and after, as `swan.report` measures them."""
-        return report(self._given, self.model, self._example, evaluate=evaluate)
+        return report(
+            self._given, self.model, self._example, evaluate=evaluate, runtime=self._runtime
+        )
 
     def __str__(self) -> str:
         """The steps, and how long they took."""
@@ -63,6 +67,8 @@ def compress(
     cuts: int | None = None,
     ignore: str | Iterable[str] = (),
     round_to: int | Literal["auto"] = 1,
+    uniform: bool = False,
+    runtime: LayerRuntime = "eager",
     num_batches: int = 16,
     example_inputs: Any = None,
     progress: bool = True,
@@ -92,6 +98,8 @@ def compress(
             is training, else one.
         ignore: modules that stay whole, names or patterns, as for `swan.swanify`.
         round_to: widths become multiples of this; "auto" measures which one is the fastest.
+        uniform: the same width in all layers of one role, as in `swan.prune`: what a configuration can say.
+        runtime: that ships: where `latency_ms`, `round_to="auto"` and the report's latencies are measured.
         num_batches: that units are scored and weights are solved for with; 512 to 1,024 samples are
             plenty.
         example_inputs: to map the model with; by default the first two samples of the first batch.
@@ -119,7 +127,7 @@ def compress(
     budget = Budget(macs, params, latency_ms)
     started = time.perf_counter()
     with _told(progress) as tell:
-        choice = Choice(loss, score, ignore, round_to)
+        choice = Choice(loss, score, ignore, round_to, uniform=uniform, runtime=runtime)
         cutter = Cutter(model, example_inputs, batches, budget, choice, tell)
         is_one = training.total == 0 or latency_ms is not None
         if is_one and cuts not in (None, 1):
@@ -142,6 +150,7 @@ def compress(
         time.perf_counter() - started,
         model,
         example_inputs,
+        runtime,
     )
 
 

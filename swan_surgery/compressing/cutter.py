@@ -18,6 +18,7 @@ from swan_surgery.gates.conversion import swanify
 from swan_surgery.gates.min_width import MinWidth
 from swan_surgery.selection.importance import Score, importance
 from swan_surgery.selection.limits import limits_of, refuse_unreachable
+from swan_surgery.timing.clock import LayerRuntime
 from swan_surgery.timing.layers import measure_latency_table
 
 
@@ -48,6 +49,8 @@ class Choice:
     ignore: Iterable[str]
     round_to: int | Literal["auto"]
     min_width: MinWidth = 1
+    uniform: bool = False
+    runtime: LayerRuntime = "eager"
 
 
 @dataclass(slots=True)
@@ -108,9 +111,13 @@ class Cutter:
         )
         limits = self._limits(gated, part)
         if self.choice.round_to == "auto" and self._table is None:
-            limits["latency_table"] = measure_latency_table(gated)
+            limits["latency_table"] = measure_latency_table(gated, runtime=self.choice.runtime)
         self.tell("cutting", 0.0)
-        small = prune_by_score(gated, scores, round_to=self.choice.round_to, **limits)
+        widths: dict[str, Any] = {
+            "round_to": self.choice.round_to,
+            "uniform": self.choice.uniform,
+        }
+        small = prune_by_score(gated, scores, **widths, **limits)
         macs, params = self._size(small)
         self.done.append(
             f"cut to {macs / max(self._whole[0], 1):.3f} of the MACs and "
@@ -141,7 +148,7 @@ class Cutter:
             return shares
         if self._table is None:
             self.tell("measuring layers", 0.0)
-            self._table = measure_latency_table(gated)
+            self._table = measure_latency_table(gated, runtime=self.choice.runtime)
         return {**shares, "latency_ms": self.budget.latency_ms, "latency_table": self._table}
 
 

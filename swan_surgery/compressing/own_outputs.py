@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
-from swan_surgery.models.outputs import iter_tensors
+from swan_surgery.models.outputs import iter_tensors, spread_of
 
 
 class Sensitivity:
@@ -29,7 +29,7 @@ class Sensitivity:
         for y in _outputs(model, batch):
             drawn = torch.randint(0, 2, y.shape, generator=self._generator)
             signs = drawn.to(y.device, y.dtype).mul_(2).sub_(1)
-            parts.append((y * signs).sum() / (_spread(y) * y.numel() ** 0.5))
+            parts.append((y * signs).sum() / (spread_of(y) * y.numel() ** 0.5))
         return torch.stack([part.float() for part in parts]).sum()
 
 
@@ -48,7 +48,7 @@ def unlikeness(model: nn.Module, reference: nn.Module, batch: Any) -> Tensor:
             "pass a loss(model, batch)"
         )
     parts = [
-        (y - w).square().mean() / _spread(w).square() for y, w in zip(found, wanted, strict=True)
+        (y - w).square().mean() / spread_of(w).square() for y, w in zip(found, wanted, strict=True)
     ]
     return torch.stack([part.float() for part in parts]).mean()
 
@@ -62,12 +62,3 @@ def _outputs(model: nn.Module, batch: Any) -> Sequence[Tensor]:
         )
     # A number for the whole batch is a loss that the model computes along, if there is anything else.
     return [y for y in found if y.ndim] or found
-
-
-def _spread(y: Tensor) -> Tensor:
-    """Standard deviation of all values; of a constant output its size, or one."""
-    y = y.detach()
-    spread = y.float().std(correction=0)
-    size = y.float().square().mean().sqrt()
-    spread = torch.where(spread > 1e-6 * size, spread, size)
-    return torch.where(spread > 0, spread, torch.ones_like(spread))

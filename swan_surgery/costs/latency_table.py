@@ -29,6 +29,9 @@ from swan_surgery.gates.checks import check_gated
 _VERSION = 2
 # Two multiples this close are the same: medians of a busy machine differ by more.
 _SAME = 1.02
+# Quartiles further apart than this share of the median: what is compared may as well be the machine.
+NOISY = 0.2
+_USUAL = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,14 @@ class LayerLatency:
 class MultipleLatency:
     """What the whole model takes with about half its MACs, all widths multiples of a number.
 
-    `macs_share` is what the cut kept of the MACs, `milliseconds` what it took.
+    `macs_share` is what the cut kept of the MACs, `milliseconds` what it took, `spread_ms` the
+    interquartile range.
     """
 
     multiple: int
     macs_share: float
     milliseconds: float
+    spread_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class LatencyTable:
         repeats: the number of runs that each median is taken over.
         multiples: the whole model at widths that are multiples of 1, 2, 4, ...; empty where it has
             no such widths.
+        runtime: what ran the layers and models.
     """
 
     layers: tuple[LayerLatency, ...]
@@ -95,14 +101,28 @@ class LatencyTable:
     inputs: str
     repeats: int
     multiples: tuple[MultipleLatency, ...] = ()
+    runtime: str = "eager"
+
+    @property
+    def noise(self) -> float:
+        """The largest interquartile range of the multiples' times, as a share of their median."""
+        return max((own.spread_ms / own.milliseconds for own in self.multiples), default=0.0)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether that is so much that the multiples cannot be told apart."""
+        return self.noise > NOISY
 
     @property
     def best_multiple(self) -> int:
         """The multiple of channels with the fewest milliseconds per MAC; of equals the smallest.
 
-        Those within 2 % of the best count as equal. 1 where none was measured.
+        Those within 2 % of the best count as equal. 1 where none was measured; 8, which suits most
+        hardware, where the machine was too noisy to tell.
         """
         per_mac = {own.multiple: own.milliseconds / own.macs_share for own in self.multiples}
+        if self.is_noisy and _USUAL in per_mac:
+            return _USUAL
         best = min(per_mac.values(), default=0.0)
         return min((m for m, taken in per_mac.items() if taken <= _SAME * best), default=1)
 
@@ -270,6 +290,7 @@ def _axis(units: Sequence[int]) -> CostAxis:
 
 
 __all__ = [
+    "NOISY",
     "LatencyTable",
     "LayerLatency",
     "MultipleLatency",

@@ -1,7 +1,7 @@
 """`prune`: from open gates to a smaller dense model of the given class, verified."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.cutting.compensation import compensate as compensate_layers
+from swan_surgery.cutting.configuring import configured_
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan_, cut_step
 from swan_surgery.cutting.verification import verify_pruned
@@ -21,9 +22,11 @@ from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import note_, provenance_of
 from swan_surgery.selection.diminishing_returns import DiminishingReturns
-from swan_surgery.selection.limits import Of, limits_of
+from swan_surgery.selection.limits import Limit, Of, limits_of
+from swan_surgery.selection.multiples import for_budget, multiple_of, name_undershoot
 from swan_surgery.selection.ordering import order_by_price, ranking
-from swan_surgery.selection.widest_mask import round_widths, widest_mask
+from swan_surgery.selection.uniform import uniform_of
+from swan_surgery.selection.widest_mask import widest_mask
 from swan_surgery.selection.widths import Widths, within_widths
 
 
@@ -37,6 +40,7 @@ def prune(
     of: Of = "given",
     widths: Widths | None = None,
     round_to: int | Literal["auto"] = 1,
+    uniform: bool = False,
     verify: bool = True,
     compensate: Iterable[Any] | None = None,
     reference: nn.Module | None = None,
@@ -64,6 +68,10 @@ def prune(
         round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
             the best of the closed units. "auto" takes the multiple that `latency_table` found to be
             the fastest per MAC.
+        uniform: the same width in all layers of one role, which units ever stay in each. Of a model that
+            is built from a configuration (transformers' are) what its numbers can say: they are
+            rewritten, and its own `save_pretrained` and `from_pretrained` work. Of others, of layers called
+            alike but for numbers.
         verify: run both models on the example inputs and compare (before weights are solved for).
         compensate: batches with which the weights behind the cut are solved for anew, as
             `swan.compensate` does.
@@ -74,7 +82,8 @@ def prune(
     Raises:
         ModelError: `gated` is not a gated model, or on the meta device.
         GateError: NaN or infinite logits.
-        InputError: `macs`, `params`, `latency_ms` or `round_to` out of range, or no table.
+        InputError: `macs`, `params`, `latency_ms` or `round_to` out of range, or no table; `uniform=True` and
+            no configuration says such widths.
         BudgetError: the budget cannot be reached.
         EmptyLayerError: a layer would keep no channel (`gates.min_width = 0`).
         VerificationError: the pruned model computes something else.
@@ -93,23 +102,23 @@ def prune(
     check_gated(gated)
     check_data(gated, to="prune")
     gated.gates.check()
-    multiple = _multiple(round_to, latency_table)
+    multiple = multiple_of(round_to, latency_table)
     limits = limits_of(
         gated,
         macs=macs,
         params=params,
         latency_ms=latency_ms,
-        latency_table=_for_budget(latency_table, latency_ms, round_to),
+        latency_table=for_budget(latency_table, latency_ms, round_to),
         of=of,
     )
     order = ranking(gated)
     allowed = within_widths(gated, order, widths or {}, round_to=multiple)
     if limits:
-        mask = widest_mask(gated, order, limits, allowed=allowed, round_to=multiple)
+        least = gated.gates.least_mask(gated.gates.probabilities().detach())
     else:
-        mask = gated.gates.open_mask()
-        mask = round_widths(gated, mask & allowed.to(mask.device), multiple)
-    small = cut_to(gated, mask, verify=verify)
+        least = allowed = gated.gates.open_mask() & allowed.to(gated.device)
+    bounds = {"least": least, "allowed": allowed, "round_to": multiple}
+    mask, small = _choose(gated, order, limits, bounds, uniform=uniform, verify=verify)
     if compensate is not None:
         if reference is None:
             reference = cut_to(gated, mask | gated.gates.open_mask(), verify=False)
@@ -130,6 +139,7 @@ def prune_by_score(
     per_cost: bool = True,
     diminishing: bool = True,
     round_to: int | Literal["auto"] = 1,
+    uniform: bool = False,
     verify: bool = True,
     compensate: Iterable[Any] | None = None,
 ) -> nn.Module:
@@ -153,6 +163,7 @@ def prune_by_score(
             those above it, more the fewer they are (`diminishing_returns`): a layer whose channels
             each matter little does not close for that alone. False takes scores as they are.
         round_to: widths become multiples of this many channels; "auto" as in `prune`.
+        uniform: the same width in all layers of one role, and a configuration that says it, as in `prune`.
         verify: run both models on the example inputs and compare (before weights are solved for).
         compensate: batches with which the weights behind the cut are solved for anew, so that they give
             what the base model's gave: `swan.compensate`.
@@ -173,7 +184,7 @@ def prune_by_score(
     """
     check_gated(gated)
     check_data(gated, to="prune")
-    multiple = _multiple(round_to, latency_table)
+    multiple = multiple_of(round_to, latency_table)
     if scores.shape != (gated.gates.num_units,):
         raise InputError(
             f"scores must have shape ({gated.gates.num_units},), one per unit; got "
@@ -186,7 +197,7 @@ def prune_by_score(
         macs=macs,
         params=params,
         latency_ms=latency_ms,
-        latency_table=_for_budget(latency_table, latency_ms, round_to),
+        latency_table=for_budget(latency_table, latency_ms, round_to),
         of=of,
     )
     if not limits and not widths:
@@ -204,33 +215,33 @@ def prune_by_score(
         scores = DiminishingReturns(gated.channels.unit_groups, len(scores))(scores)
     order = order_by_price(scores, limits if per_cost else (), least)
     allowed = within_widths(gated, order, widths or {}, round_to=multiple)
-    mask = widest_mask(gated, order, limits, least=least, allowed=allowed, round_to=multiple)
-    small = cut_to(gated, mask, verify=verify)
+    bounds = {"least": least, "allowed": allowed, "round_to": multiple}
+    _, small = _choose(gated, order, limits, bounds, uniform=uniform, verify=verify)
     if compensate is not None:
         compensate_layers(small, gated.base_model(), compensate)
     return small
 
 
-def _multiple(round_to: object, table: LatencyTable | None) -> int:
-    if round_to == "auto":
-        if not isinstance(table, LatencyTable):
-            raise InputError(
-                'round_to="auto" takes the multiple that was measured to be the fastest: pass '
-                "latency_table=swan.measure_latency_table(gated)"
-            )
-        return table.best_multiple
-    if not isinstance(round_to, int) or round_to < 1:
-        raise InputError(
-            f'round_to must be a whole number of channels >= 1, or "auto"; got {round_to!r}'
-        )
-    return round_to
-
-
-def _for_budget(
-    table: LatencyTable | None, latency_ms: float | None, round_to: int | Literal["auto"]
-) -> LatencyTable | None:
-    """The table where it is a budget's; with `round_to="auto"` it may be there for that alone."""
-    return None if round_to == "auto" and latency_ms is None else table
+def _choose(
+    gated: GatedModel,
+    order: Tensor,
+    limits: Sequence[Limit],
+    bounds: dict[str, Any],
+    *,
+    uniform: bool,
+    verify: bool,
+) -> tuple[Tensor, nn.Module]:
+    """The widest mask and its cut; uniform ones also say their widths."""
+    if not uniform:
+        mask = widest_mask(gated, order, limits, **bounds)
+        if bounds["round_to"] > 1:
+            name_undershoot(mask, limits, f"multiples of {bounds['round_to']} channels")
+        return mask, cut_to(gated, mask, verify=verify)
+    roles = uniform_of(gated)
+    mask = roles.widest(order, limits, **bounds)
+    name_undershoot(mask, limits, "uniform widths")
+    small = cut_to(gated, mask, verify=verify)
+    return mask, configured_(small, gated, roles.values(mask), verify=verify)
 
 
 def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module:

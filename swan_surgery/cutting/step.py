@@ -19,12 +19,14 @@ from swan_surgery.gates import GatedModel
 from swan_surgery.models import copy_of
 from swan_surgery.models.architecture import shapes_of
 from swan_surgery.models.attributes import Attribute, whole_numbers_of
+from swan_surgery.models.configurations import HEAD_DIM, change_, numbers_of
 from swan_surgery.models.slicing import cut_
 from swan_surgery.models.slim_attention import put_back_, write_out_
 from swan_surgery.models.steps import Shapes, Step, StepKind, StepMacs, register_step
 
 
 CUT = "cut"
+CONFIGURATION = "configuration"  # of the step's data, where it is there: what its numbers became
 _VERSION = 1
 
 
@@ -67,7 +69,19 @@ def apply_plan_(copy: nn.Module, plan: PruningPlan) -> nn.Module:
 def _apply(model: nn.Module, step: Step) -> nn.Module:
     plan = _plan(step, shapes_of(model))
     _check(model, plan)
-    return apply_plan(model, plan)
+    result = apply_plan(model, plan)
+    config: Any = getattr(result, "config", None)
+    numbers = step.data.get(CONFIGURATION, {})
+    if numbers and config is not None:
+        known = dict(numbers_of(config))
+        for name, value in numbers.items():
+            most = max(known.values()) if name.endswith(HEAD_DIM) else known.get(name, 0)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ArtifactError(
+                    f"the file sets {name!r} of the configuration to {value!r}, which was {known.get(name)}"
+                )
+        change_(config, numbers)
+    return result
 
 
 def _reshape(shapes: Shapes, step: Step) -> Shapes:

@@ -1,9 +1,11 @@
 """Checks at the edge: is this a model that can be gated, and is it gated?"""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.errors import ModelError
+from swan_surgery.errors import ModelError, SwanWarning
 from swan_surgery.gates.gated_model import GatedModel
 
 
@@ -24,6 +26,25 @@ def check_gated(gated: object) -> None:
             f"expected a gated model, got {type(gated).__name__}; call swan.swanify(model) first"
         )
     check_whole(gated)
+
+
+def name_what_trains(model: nn.Module) -> None:
+    """Lightning's Trainer would refuse a gated LightningModule, so say beforehand what it takes."""
+    if not any(kind.__name__ == "LightningModule" for kind in type(model).__mro__):
+        return
+    inside = [
+        name for name, child in model.named_children() if any(True for _ in child.parameters())
+    ]
+    lines = "; ".join(
+        f"module.{n} = swan.swanify(module.{n}, its_inputs)" for n in inside or ["net"]
+    )
+    warnings.warn(
+        f"{type(model).__name__} is gated as a network: it can be cut, but Lightning's Trainer takes "
+        f"LightningModules alone. To train with it, gate what is inside, {lines}, and fit the module "
+        f"with SwanCallback of swan_surgery.integrations.lightning",
+        SwanWarning,
+        stacklevel=3,
+    )
 
 
 def check_model(model: object) -> None:
@@ -59,6 +80,20 @@ def check_model(model: object) -> None:
     quantized = [name for name, t in model.state_dict().items() if _is_quantized(t)]
     if quantized:
         raise ModelError(f"{quantized[0]!r} is a quantized tensor; prune first, then quantize")
+
+
+def check_changeable(model: object) -> None:
+    """Refuse what cannot be gated, cut in two or swapped: as `check_model`, and what is made of several forms of a model.
+
+    Raises:
+        ModelError: says what was seen and what to do.
+    """
+    check_model(model)
+    assert isinstance(model, nn.Module)  # noqa: S101 - just checked
+    for name, module in model.named_modules():
+        why = getattr(type(module), "comes_last", None)
+        if why is not None:
+            raise ModelError(f"{f'module {name!r}' if name else 'the model'} {why}")
 
 
 def check_whole(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from swan_surgery.channels import PINNED, ChannelMap, channel_map, match_modules
 from swan_surgery.errors import InputError, NoGateableChannelsError, TraceError, UnsupportedOpError
-from swan_surgery.gates.checks import check_gated, check_model
+from swan_surgery.gates.checks import check_changeable, check_gated, name_what_trains
 from swan_surgery.gates.gated_model import GatedModel
 from swan_surgery.gates.graph.gating import GraphPlan, gate_graph, plan_graph
 from swan_surgery.gates.in_place_gating import gate_in_place
@@ -70,7 +70,8 @@ def swanify(
         >>> torch.equal(gated.eval()(torch.ones(1, 3)), net(torch.ones(1, 3)))
         True
     """
-    check_model(model)
+    check_changeable(model)
+    name_what_trains(model)
     ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     match_modules(model, ignore)
     free = (free_outputs,) if isinstance(free_outputs, str) else tuple(free_outputs)

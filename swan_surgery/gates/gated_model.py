@@ -1,5 +1,6 @@
 """The gated model: an ordinary `nn.Module` that runs the base model's graph with gates in it."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -9,12 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from swan_surgery.channels import PINNED, ChannelMap
-from swan_surgery.errors import InputError, ModelError
+from swan_surgery.environment.notebooks import html_table
+from swan_surgery.errors import InputError, ModelError, SwanWarning
 from swan_surgery.gates.bank import INITIAL_LOGIT, GateBank
 from swan_surgery.gates.in_place import Acting, ungate_modules_
 from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.architecture import structure_of
 from swan_surgery.models.subclasses import own_class, subclass_of
+
+
+# Where torch keeps what is to be called around a module's own forward.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class GatedModel(nn.Module):
@@ -56,6 +62,7 @@ class GatedModel(nn.Module):
         self.channels = channels
         self.example_inputs = example_inputs
         self._graph: fx.Graph | None = None
+        self._passed_over: tuple[str, ...] = ()
         self._graph_forward: Callable[..., Any] | None = None
         self.settings: dict[tuple[str, str], Any] = {}
         self.mapped_structure = structure_of(model)
@@ -72,6 +79,11 @@ class GatedModel(nn.Module):
         return self.model.config
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.gates.logits.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the base model; the gates of half models stay in float32."""
         floating = (p.dtype for p in self.model.parameters() if p.is_floating_point())
@@ -79,7 +91,7 @@ class GatedModel(nn.Module):
 
     def own_inputs(self) -> Inputs:
         """The example inputs on the model's device and in its floating-point type."""
-        device, dtype = self.gates.logits.device, self.dtype
+        device, dtype = self.device, self.dtype
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
@@ -91,6 +103,10 @@ class GatedModel(nn.Module):
         graph.owning_module = None
         self._graph = graph
         self._graph_forward = type(fx.GraphModule(self, graph)).forward
+        called = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+        parts = (name.split(".") for name in called if name.startswith("model."))
+        around = {".".join(own[1:end]) for own in parts for end in range(1, len(own))}
+        self._passed_over = tuple(name for name in around if f"model.{name}" not in called)
         graph.owning_module = (
             None  # else it would be pickled with that module, which is traced anew
         )
@@ -108,6 +124,8 @@ class GatedModel(nn.Module):
         """As the base model's forward, with gates."""
         if self._graph_forward is not None:
             self._check_settings()
+            if not torch.compiler.is_compiling():
+                self._name_silent_hooks()
             return self._graph_forward(self, *args, **kwargs)
         with acting_gates(self) as model:
             return model(*args, **kwargs)
@@ -122,22 +140,35 @@ class GatedModel(nn.Module):
                     f"..., in_place=True) to gate the model's own code, which reads it anew"
                 )
 
-    def close(self, layer: str, channels: Iterable[int]) -> None:
+    def _name_silent_hooks(self) -> None:
+        for name in self._passed_over:
+            module = self.model.get_submodule(name)
+            if any(vars(module)[own] for own in _HOOKS):
+                warnings.warn(
+                    f"hooks of {name or 'the base model'!r} ({type(module).__name__}) do not fire: the gated "
+                    f"model runs a graph of the layers inside it; hook one of these, or the gated model "
+                    f"itself, or call swan.swanify(model, ..., in_place=True)",
+                    SwanWarning,
+                    stacklevel=4,
+                )
+
+    def close(self, layer: str, channels: Iterable[int] | Tensor) -> None:
         """Close the units of chosen output channels, and with them whatever hangs on the same gates.
 
         Args:
             layer: module name of a layer, or parameter name of a bare weight.
-            channels: numbers of its output channels.
+            channels: numbers of its output channels, or a mask of them: bool, one entry per channel.
 
         Raises:
-            InputError: no such layer or channel, or one without a gate.
+            InputError: no such layer or channel, or one without a gate; neither whole numbers nor a mask.
         """
         known = {own.name: own for own in self.channels.layers}
         if layer not in known:
             raise InputError(
                 f"the model has no layer {layer!r} with channels; there are {', '.join([*known][:6])}, ..."
             )
-        of_channel, chosen = known[layer].out_units, list(channels)
+        of_channel = known[layer].out_units
+        chosen = _numbers_of(channels, len(of_channel), layer)
         for channel in chosen:
             if not 0 <= channel < len(of_channel):
                 raise InputError(
@@ -160,12 +191,39 @@ class GatedModel(nn.Module):
         """Whether the base model runs its own Python code, instead of a graph traced from it."""
         return self._graph_forward is None
 
+    def _repr_html_(self) -> str:
+        is_open = [*self.gates.open_mask().tolist(), True]  # the last answers for PINNED
+        rows = []
+        for layer in self.channels.layers:
+            gated = [unit for unit in layer.out_units if unit != PINNED]
+            left = sum(is_open[unit] for unit in layer.out_units)
+            share = (
+                f"{sum(is_open[unit] for unit in gated)} of {len(gated)}" if gated else "no gates"
+            )
+            rows.append((layer.name, str(len(layer.out_units)), share, str(left)))
+        header = ("layer", "channels", "gates open", "channels left")
+        return html_table(self.extra_repr(), header, rows)
+
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
         return (
             f"{type(self.model).__name__}: {self.channels.num_gated_channels} of "
             f"{self.channels.num_channels} channels gated by {self.channels.num_units} units"
         )
+
+
+def _numbers_of(channels: Iterable[int] | Tensor, width: int, layer: str) -> list[int]:
+    """What is meant by numbers or by a mask, which must not be taken for the numbers 0 and 1."""
+    given = channels if isinstance(channels, Tensor) else torch.as_tensor(list(channels))
+    if given.dtype == torch.bool and given.shape == (width,):
+        return given.nonzero().reshape(-1).tolist()
+    is_row = given.ndim == 1 and not (given.is_floating_point() or given.is_complex())
+    if given.numel() and (not is_row or given.dtype == torch.bool):
+        raise InputError(
+            f"channels must be whole numbers, or a mask of {width} bools, one for each channel of {layer!r}; "
+            f"got {given.dtype} of shape {tuple(given.shape)}"
+        )
+    return given.tolist()
 
 
 def _like(base: type[nn.Module], kind: type[nn.Module]) -> tuple[tuple[type, ...], dict[str, Any]]:

@@ -111,7 +111,9 @@ class SwanTrainerCallback(TrainerCallback, ExportableState):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Add the objective's values to the log, and to what other callbacks after this one see."""
+        """Add the objective's values to the row of a training step, and to what callbacks after this one see."""
+        if "loss" not in kwargs["logs"]:
+            return  # an evaluation's, or the summary at the end
         own = {f"swan/{name}": value for name, value in self.objective.log().items()}
         kwargs["logs"].update(own)
         state.log_history[-1].update(own)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from swan_surgery.calibration import calibrate
+from swan_surgery.calibration import calibrate, norms_of
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.errors import ModelError
 from swan_surgery.learning.objective import Objective
@@ -70,7 +70,7 @@ def finish(
     """
     gated = objective.gated
     _meet_budgets_(objective)
-    norms = [m for m in gated.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = norms_of(gated)
     if norms and loader is not None:
         batches = loader if inputs_of is None else map(inputs_of, loader)
         calibrate(gated, batches, num_batches)

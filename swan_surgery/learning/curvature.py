@@ -72,6 +72,11 @@ class CurvatureRule:
         self._pending += grad.detach()
         return torch.zeros_like(grad)
 
+    @property
+    def has_seen(self) -> bool:
+        """Whether a gradient has reached it yet."""
+        return bool(self._weight)
+
     def scores(self) -> Tensor:
         """F_i, float64 of shape (num_units,); only ratios of it matter."""
         if not self._weight:

@@ -24,6 +24,7 @@ from swan_surgery.gates.checks import check_gated
 from swan_surgery.learning.curvature import CurvatureRule
 from swan_surgery.learning.penalties import Penalties, paper_penalties
 from swan_surgery.learning.ramps import CosineRamp, ramps_of
+from swan_surgery.learning.watching import Watch
 from swan_surgery.selection.limits import Limit, Of, limits_of, refuse_unreachable
 
 
@@ -154,6 +155,7 @@ class Objective:
             gated.gates.detach()
         if preset == "paper":
             gated.gates.mode = "soft"
+        self._watch = Watch(gated, self._rule, asks=bool(self.limits) or penalties.act)
 
     def __call__(self, epoch: float) -> Tensor:
         """The penalty at a (fractional) epoch: a scalar, differentiable in the logits.
@@ -171,6 +173,7 @@ class Objective:
         )
         if self._rule is not None and epoch < self._freeze_after:
             self._rule.project(limits)
+        self._watch()
         p = gates.probabilities()
         terms, raw = self._penalties.terms(p, self._marginal.to(p.device), scale)
         log: dict[str, float | Tensor] = {}
@@ -217,6 +220,17 @@ class Objective:
         if table is not self._table:
             self._table, self._marginal = table, marginal_macs(self.gated)
         return table
+
+    def __repr__(self) -> str:
+        """Budgets, and where the hard gates stand now."""
+        is_open = self.gated.gates.open_mask()
+        lines = [f"Objective of {type(self.gated.model).__name__}, learning by {self.learning}"]
+        lines += [
+            f"  {own.name}: {own.used(is_open) / own.table.total:.1%} now, {own.share:.1%} asked for"
+            for own in self.limits
+        ]
+        lines.append(f"  open units: {int(is_open.sum()):,} of {len(is_open):,}")
+        return "\n".join(lines)
 
     def log(self) -> dict[str, float]:
         """Every term of the last call: weighted, raw (`*_raw`), fractions, MACs and budgets."""

@@ -5,6 +5,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from swan_surgery.errors import InputError
+
+
+def check_batch(batch: Any) -> None:
+    """Refuse what is no batch of a loader, or holds no samples.
+
+    Raises:
+        InputError: says what was seen.
+    """
+    given = batch[:1] if isinstance(batch, (tuple, list)) else batch
+    tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    if not tensors or not isinstance(batch, (Tensor, tuple, list, Mapping)):
+        raise InputError(
+            f"a batch is a tensor, a tuple that begins with one, or a mapping of keyword arguments; got "
+            f"{type(batch).__name__}"
+        )
+    if tensors[0].ndim and not len(tensors[0]):
+        raise InputError("a batch holds no samples; leave it out")
 
 
 def run_on_batch(model: nn.Module, batch: Any) -> Any:

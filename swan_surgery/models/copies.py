@@ -3,7 +3,7 @@
 import copy
 import gc
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,6 +65,19 @@ def copy_of(model: nn.Module) -> nn.Module:
                 tensor.detach().clone(memory_format=torch.preserve_format),
                 requires_grad=tensor.requires_grad,
             )
+    return _copy(model, memo)
+
+
+def copy_holding(model: nn.Module, values: Mapping[Tensor, Tensor]) -> nn.Module:
+    """A full copy whose parameters hold other values of the same shapes, in any type.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(value.detach().clone(), requires_grad=False)
+        for parameter, value in values.items()
+    }
     return _copy(model, memo)
 
 

@@ -38,3 +38,12 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     is_model = isinstance(value, (torch.nn.Module, type)) or callable(value)
     is_cache = any(kind.__name__.endswith("Cache") for kind in type(value).__mro__)
     return () if is_model or is_cache or not hasattr(value, "__dict__") else vars(value).items()
+
+
+def spread_of(y: Tensor) -> Tensor:
+    """Standard deviation of all values; of a constant output its size, or one."""
+    y = y.detach()
+    spread = y.float().std(correction=0)
+    size = y.float().square().mean().sqrt()
+    spread = torch.where(spread > 1e-6 * size, spread, size)
+    return torch.where(spread > 0, spread, torch.ones_like(spread))

@@ -4,13 +4,15 @@ Every function works on a model it may run; `report` hands in copies in eval mod
 """
 
 import re
+import warnings
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.costs.counting import count_operators
+from swan_surgery.errors import SwanWarning
 from swan_surgery.models import Inputs
-from swan_surgery.reporting.figures import LayerFigures
+from swan_surgery.reporting.figures import Figures, LayerFigures
 
 
 # Operations without products of two activations or of weights: arithmetic per element, activation,
@@ -58,6 +60,18 @@ def layer_figures(model: nn.Module, inputs: Inputs) -> dict[str, LayerFigures]:
         params = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         found[name] = LayerFigures(*widths, macs=own, params=params)
     return found
+
+
+def name_swapped(before: Figures, after: Figures) -> None:
+    """Warn where the second model is the larger one of a class."""
+    is_larger = after.macs > before.macs and after.params > before.params
+    if is_larger and after.model == before.model:
+        warnings.warn(
+            f"the second model is the larger one ({after.macs:,} MACs, the first has {before.macs:,}): "
+            f"swan.report takes the model before the cut first, swan.report(dense, small, ...)",
+            SwanWarning,
+            stacklevel=3,
+        )
 
 
 def size_bytes(model: nn.Module) -> int:

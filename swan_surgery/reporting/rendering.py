@@ -133,6 +133,20 @@ def footnotes(
         f"on {environment.device}, {environment.threads} torch threads, torch {environment.torch}",
         "peak activations: tensors alive at once during a forward pass, without weights and inputs",
     ]
+    noise = max(
+        (
+            own.spread_ms / own.median_ms
+            for f in (before, after)
+            for own in f.latencies
+            if own.is_noisy
+        ),
+        default=0.0,
+    )
+    if noise:
+        notes.append(
+            f"the machine was too noisy to compare latencies by: IQR up to {noise:.0%} of the median; measure "
+            f"again with nothing else running"
+        )
     for side, figures in (("before", before), ("after", after)):
         if figures.uncounted_ops:
             names = ", ".join(f"{name} ({calls}x)" for name, calls in figures.uncounted_ops)

@@ -13,6 +13,7 @@ from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.environment.machine import Environment, device_of, environment
+from swan_surgery.environment.notebooks import html_table
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
@@ -20,8 +21,9 @@ from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.reporting import measurement, rendering
 from swan_surgery.reporting.figures import Figures, LayerChange, LayerFigures
 from swan_surgery.reporting.page import page
-from swan_surgery.timing.loop import Latency, paired_latencies
+from swan_surgery.timing.loop import Latency
 from swan_surgery.timing.memory import peak_activation_bytes
+from swan_surgery.timing.runtimes import Runtime, in_turns
 
 
 _VERSION = 1
@@ -38,6 +40,7 @@ class Report:
         input_shapes: shapes of the example inputs; the MACs are for these.
         batch: first dimension of the first example input.
         environment: device, threads and versions.
+        runtime: where the latencies were measured.
     """
 
     before: Figures
@@ -46,6 +49,7 @@ class Report:
     input_shapes: tuple[tuple[int, ...], ...]
     batch: int
     environment: Environment
+    runtime: Runtime = "eager"
 
     def __str__(self) -> str:
         """The whole report in plain text."""
@@ -64,6 +68,13 @@ class Report:
         title = self._title()
         rows = rendering.summary_rows(self.before, self.after, self.batch)
         return rendering.text_table(title, rendering.SUMMARY_HEADER, rows)
+
+    def _repr_html_(self) -> str:
+        rows = rendering.summary_rows(self.before, self.after, self.batch)
+        layers = rendering.layer_rows(self.layers)
+        return html_table(self._title(), rendering.SUMMARY_HEADER, rows) + html_table(
+            "layers", rendering.LAYER_HEADER, layers, notes=self._footnotes()
+        )
 
     def to_markdown(self) -> str:
         """The whole report as markdown tables."""
@@ -153,12 +164,14 @@ class Report:
                 input_shapes=tuple(tuple(shape) for shape in data["input_shapes"]),
                 batch=data["batch"],
                 environment=Environment(**data["environment"]),
+                runtime=data.get("runtime", "eager"),
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as err:
             raise InputError(f"not a report: {err}") from err
 
     def _title(self) -> str:
-        return f"{self.before.model} before and after, batch {self.batch}"
+        where = "" if self.runtime == "eager" else f", {self.runtime}"
+        return f"{self.before.model} before and after, batch {self.batch}{where}"
 
     def _footnotes(self) -> list[str]:
         shapes = ["x".join(map(str, shape)) or "scalar" for shape in self.input_shapes]
@@ -184,6 +197,7 @@ def report(
     example_inputs: Any,
     *,
     evaluate: Callable[[nn.Module], float] | None = None,
+    runtime: Runtime = "eager",
 ) -> Report:
     """Compare two models on the same inputs: cost, size, memory, latency, accuracy, widths.
 
@@ -196,10 +210,12 @@ def report(
         after: any other model that takes the same inputs.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         evaluate: gives a model's accuracy, in its own unit; it gets a copy in eval mode.
+        runtime: where latencies are measured, as in `swan.measure_latency`: that which ships.
 
     Raises:
         ModelError: `before` or `after` is not an `nn.Module`.
-        InputError: a model cannot be run on the inputs.
+        InputError: a model cannot be run on the inputs, or an unknown runtime.
+        MissingExtraError, ExportError: of `runtime="onnxruntime"`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -220,15 +236,17 @@ def report(
     with streams_kept():
         given = [(model, _moved(inputs, model)) for model in models]
         old_layers, new_layers = (measurement.layer_figures(*run) for run in given)
-        timed = [paired_latencies(given, batch)]
+        timed = [in_turns(given, batch, runtime)]
         if batch > 1:
-            single = [(model, _first(own, batch)) for model, own in given]
-            timed.append(paired_latencies(single, 1))
+            timed.append(
+                in_turns([(model, _first(own, batch)) for model, own in given], 1, runtime)
+            )
         figures = [
             _measure(model, own, latencies, evaluate)
             for (model, own), latencies in zip(given, zip(*timed, strict=True), strict=True)
         ]
     names = dict.fromkeys([*old_layers, *new_layers])
+    measurement.name_swapped(*figures)
     return Report(
         before=figures[0],
         after=figures[1],
@@ -236,6 +254,7 @@ def report(
         input_shapes=tuple(tuple(tensor.shape) for tensor in tensors),
         batch=batch,
         environment=environment(device_of(models[0])),
+        runtime=runtime,
     )
 
 

@@ -7,24 +7,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from swan_surgery.cutting.pruning import prune_by_score
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
-from swan_surgery.gates.checks import check_model
-from swan_surgery.gates.conversion import swanify
+from swan_surgery.gates.checks import check_changeable
 from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.models.architecture import architecture_of
-from swan_surgery.models.checks import check_arguments, check_data, infer_inputs
+from swan_surgery.models.checks import check_arguments, check_data, described, infer_inputs
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
 from swan_surgery.routing.axes import channel_axis_of
+from swan_surgery.routing.lights import cut_light
 from swan_surgery.routing.losses import Discrepancy, DiscrepancyName, discrepancy_of, kl, l1, l2
 from swan_surgery.routing.masking import masked
-from swan_surgery.routing.parts import Ending, Parts, Switch, check_branches
+from swan_surgery.routing.parts import Ending, OnCopy, Parts, Switch, check_branches
+from swan_surgery.routing.placing import data_of, depths_of, least_apart, placements
 from swan_surgery.routing.routed_model import Decide, RoutedModel
-from swan_surgery.routing.rows import arguments_of
+from swan_surgery.routing.rows import arguments_of, margin_score, writes_to_input
 from swan_surgery.routing.splitting import Split, inner_name, split_at
 from swan_surgery.routing.step import route_step
-from swan_surgery.selection.importance import importance
 
 
 Light = float | nn.Module | None
@@ -54,7 +53,8 @@ def add_switch(
     Args:
         model: any network; it is not changed.
         after: the trunk ends with this module, by its name in `named_modules`; several names, in order, give nested
-            switches.
+            switches. "auto": of a few depths the one at which outputs move least for three quarters of the MACs, by
+            `batches` (`swan.scan_switches` shows them all).
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments; as for `swanify`.
         light: the light branch: a share of the rest's MACs, to which it is cut (`swan.prune_by_score`); a module of
             your own, from what crosses to what the model returns; or None: the input ends there with the output
@@ -91,27 +91,54 @@ def add_switch(
         >>> torch.equal(routed(x), routed.parts.light(routed.parts.trunk(x)))
         True
     """
-    check_model(model)
-    names = (after,) if isinstance(after, str) else tuple(after)
+    check_changeable(model)
+    if after == "auto":
+        held, given = data_of(model, batches, example_inputs)
+
+        def make(name: str, making: Sequence[Any]) -> RoutedModel:
+            return add_switch(
+                model,
+                name,
+                example_inputs=given,
+                light=light,
+                default=default,
+                decide=decide,
+                batches=making,
+                discrepancy=discrepancy,
+                positive=positive,
+                hidden=hidden,
+            ).eval()
+
+        found = placements(depths_of(copy_of(model).eval(), given), make, held)
+        after, batches, example_inputs = least_apart(found).after, held, given
+    names = _names(after)
     listed: Any = light if isinstance(light, (tuple, list)) else (light,) * len(names)
     lights: tuple[Light, ...] = tuple(listed)
     _check(names, lights, default, decide)
+    if type(hidden) is not int or hidden < 1:
+        raise InputError(f"hidden must be a whole number from 1 on; got {hidden!r}")
+    if positive is not None and not callable(positive):
+        raise InputError(f"positive must be a function of labels; got {positive!r}")
     inputs = infer_inputs(model)[0] if example_inputs is None else as_inputs(example_inputs)
     check_data(model, inputs, to="add a switch")
     check_arguments(model, inputs)
+    if batches is not None and not isinstance(batches, Iterable):
+        raise InputError(f"batches must be a loader; got {type(batches).__name__}")
     data = None if batches is None else list(batches)
     with torch.inference_mode(mode=False), streams_kept():
         private = copy_of(model).eval()
         making = _Making(private, inputs, default, hidden, data)
         parts = making.build(names, lights)
-        found = discrepancy_of(discrepancy, making.output)
+        apart = discrepancy_of(discrepancy, making.output)
+        if decide == "margin":
+            margin_score(making.output)  # says why, if there is none
         routed = RoutedModel(
             parts,
             after=names,
             decide=["label" if own is None else decide for own in lights],
             example_inputs=inputs,
             way=making.ways,
-            discrepancy=_NAMES.get(found, found),
+            discrepancy=_NAMES.get(apart, apart),
             positive=positive,
             frozen=frozen,
         )
@@ -132,6 +159,13 @@ def add_switch(
         return routed.train(model.training)
 
 
+def _names(after: str | Sequence[str]) -> tuple[str, ...]:
+    names = (after,) if isinstance(after, str) else after
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"after must be a module's name, or a list of names; got {after!r}")
+    return tuple(names)
+
+
 def _check(
     names: Sequence[str], lights: Sequence[Light], default: Tensor | None, decide: object
 ) -> None:
@@ -142,9 +176,9 @@ def _check(
     if decide not in ("predicted", "margin", "label", "auto"):
         raise InputError(f"decide must be predicted, margin, label or auto; got {decide!r}")
     for light in lights:
-        if light is None and default is None:
+        if light is None and not isinstance(default, Tensor):
             raise InputError(
-                "light=None ends inputs at the switch: pass default=, the output of one sample that they get"
+                "light=None ends inputs at the switch: pass default=, a tensor: the output of one sample that they get"
             )
         if light is not None and decide == "label":
             raise InputError('decide="label" is gated compression: pass light=None and default=')
@@ -169,8 +203,16 @@ class _Making:
         self.model, self.inputs, self.default = model, inputs, default
         self.hidden, self.data = hidden, data
         self.ways: list[str] = []
-        with torch.no_grad():
-            self.output = model(*inputs.args, **inputs.kwargs)
+        self.names = {name for name, _ in model.named_modules()}
+        try:
+            with torch.no_grad():
+                self.output = model(*inputs.args, **inputs.kwargs)
+        except Exception as err:
+            first = str(err).splitlines()[0] if str(err) else ""
+            raise InputError(
+                f"{type(model).__name__} cannot be run on the example inputs, {described(inputs)}: "
+                f"{type(err).__name__}: {first}"
+            ) from err
 
     def build(self, names: Sequence[str], lights: Sequence[Light]) -> Parts:
         """The parts for switches behind these modules."""
@@ -185,6 +227,8 @@ class _Making:
         lights: Sequence[Light],
         data: list[Inputs] | None,
     ) -> Parts:
+        if model is not self.model and names[0] in self.names:
+            _check_behind(model, names[0])
         split = split_at(model, inner_name(model, names[0]), inputs)
         self.ways.append(split.way)
         with torch.no_grad():
@@ -197,9 +241,11 @@ class _Making:
         given = lights[0]
         if given is None:
             assert self.default is not None  # noqa: S101 - checked at the edge
-            light: nn.Module = Ending(self.default.to(crossing.device))
+            first = next(t for t in tree_leaves(self.output) if isinstance(t, Tensor))
+            light: nn.Module = Ending(self.default.to(first.device, first.dtype))
         elif isinstance(given, nn.Module):
             light = copy_of(given)
+            light = OnCopy(light) if writes_to_input(light, crossing) else light
         else:
             light = cut_light(split, crossing, float(given), behind)
         self._check_fit(light, crossing)
@@ -227,41 +273,19 @@ class _Making:
         return switch.to(crossing.device, crossing.dtype)
 
 
+def _check_behind(rest: nn.Module, name: str) -> None:
+    known = dict(rest.named_modules())
+    if inner_name(rest, name) not in known:
+        raise InputError(
+            f"switches stand one behind the other: {name!r} does not run behind the one before it; name each module "
+            f"once, in the order in which they run"
+        )
+
+
 def _arguments(model: nn.Module, batch: Any) -> Inputs:
     """A batch as arguments on the model's device, labels left out."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return Inputs(*arguments_of(batch, device))
 
 
-def cut_light(
-    split: Split, crossing: Tensor, share: float, batches: Sequence[Inputs] | None
-) -> nn.Module:
-    """The rest, cut to a share of its MACs: by magnitude, or with data by Fisher scores, and compensated."""
-    if share == 1:
-        return copy_of(split.rest)
-    gated = swanify(split.rest, crossing)
-    if not batches:
-        return prune_by_score(gated, importance(gated, "magnitude"), macs=share)
-    tensors = [batch.args[0] for batch in batches]
-    with streams_kept(0):
-        # Small batches estimate squared gradients better (`importance`).
-        small = [part for tensor in tensors for part in tensor.split(16)]
-        scores = importance(gated, "fisher", batches=small, loss=_own_loss)
-    return prune_by_score(gated, scores, macs=share, compensate=tensors)
-
-
-def _own_loss(model: nn.Module, batch: Tensor) -> Tensor:
-    """A loss whose squared gradients are the Fisher information of the model's own outputs: needs no labels."""
-    terms = []
-    for output in tree_leaves(model(batch)):
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            continue
-        if output.ndim == 2 and output.shape[1] > 1:
-            drawn = torch.distributions.Categorical(logits=output.detach().float()).sample()
-            terms.append(nn.functional.cross_entropy(output, drawn))
-        else:
-            terms.append((output * torch.randn_like(output)).flatten(1).sum(1).mean())
-    return torch.stack(terms).sum()
-
-
-__all__ = ["Light", "add_switch", "cut_light"]
+__all__ = ["Light", "add_switch"]

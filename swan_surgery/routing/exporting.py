@@ -82,6 +82,10 @@ def export_routed(
         >>> [exported.path.name for exported in parts]
         ['routed.front.onnx', 'routed.light.onnx', 'routed.full.onnx']
     """
+    if not isinstance(routed, RoutedModel):
+        raise ModelError(
+            f"expected a routed model, got {type(routed).__name__}; call swan.add_switch first"
+        )
     path = Path(path)
     if path.suffix != ".onnx":
         raise InputError(f"{path.name!r}: a routed model is exported to .onnx")

@@ -32,6 +32,8 @@ def ways_of(routed: RoutedModel, observed: Observed, level: int) -> tuple[Decide
     return tuple(way for way in ("predicted", "margin") if way in observed.scores)
 
 
+# Of a score, in float32 and another order of sums.
+_ROUNDING = 1e-4
 _Found = tuple[list[Decide], list[float], float]
 
 
@@ -150,7 +152,7 @@ class Finder:
             scores = self.observed.scores[way][level]
             own = scores[staying].sort().values
             count = round(part * len(own))
-            thresholds.append(float(own[count - 1]) if count else float("-inf"))
+            thresholds.append(_behind(own, count - 1) if count else float("-inf"))
             staying &= scores > thresholds[-1]
         return thresholds
 
@@ -183,7 +185,18 @@ def largest_threshold(
             low = middle
         else:
             high = middle - 1
-    return float(ordered[ends[low]]) if low >= 0 else float("-inf")
+    return _behind(ordered, int(ends[low])) if low >= 0 else float("-inf")
+
+
+def _behind(ordered: Tensor, place: int) -> float:
+    """A threshold behind a sample and as far before the next, so that rounding moves neither across.
+
+    On the sample it does what its score would, and so do all thresholds in between: the guarantee is the same.
+    """
+    last = float(ordered[place])
+    if place + 1 < len(ordered):
+        return (last + float(ordered[place + 1])) / 2
+    return last + _ROUNDING * abs(last)
 
 
 def shares_of(

@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models.modes import evaluating
+from swan_surgery.routing.arguments import check_kinds
+from swan_surgery.routing.losses import per_sample
 from swan_surgery.routing.parts import Ending
 from swan_surgery.routing.routed_model import RoutedModel
 from swan_surgery.routing.rows import arguments_of, labels_of, margin_score
@@ -70,6 +72,8 @@ def observe(routed: RoutedModel, loader: Iterable[Any], *, harm: Harm | None = N
     Raises:
         InputError: no batches, or a harm that is not between 0 and 1.
     """
+    if not isinstance(loader, Iterable):
+        raise InputError(f"a loader yields batches; got {type(loader).__name__}")
     columns, digest = _Columns(), hashlib.sha256()
     counts = True
     with evaluating(routed), torch.no_grad(), streams_kept():
@@ -99,6 +103,7 @@ def _observe(
     for leaf in tree_leaves((args, kwargs, labels)):
         if isinstance(leaf, Tensor):
             digest.update(leaf.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    check_kinds(routed.parts.trunk, routed.example_inputs, args, kwargs)
     full, lights, predicted = routed.body(*args, **kwargs)
     chain = routed.parts.chain
     is_label = any(isinstance(own.light, Ending) for own in chain)
@@ -123,7 +128,9 @@ def _harm(
     routed: RoutedModel, lights: Any, full: Any, labels: Any, harm: Harm | None
 ) -> Tensor | None:
     if harm is not None:
-        return torch.stack([harm(light, full, labels).reshape(-1) for light in lights])
+        batch = _only(full).shape[0]
+        losses = [per_sample(harm(light, full, labels), batch, "loss") for light in lights]
+        return torch.stack(losses)
     if labels is None:
         return None
     if routed.positive is not None:

@@ -121,6 +121,18 @@ class Parts(nn.Module):
         return own.last if isinstance(own, Parts) else own
 
 
+class OnCopy(nn.Module):
+    """A branch that works in place on what it is given, on a copy of it: the other branch reads it, too."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, crossing: Tensor) -> Any:
+        """What the branch returns."""
+        return self.branch(crossing.clone())
+
+
 def check_branches(light: Any, full: Any, batch: int) -> None:
     """Refuse a light branch whose output cannot stand in the full branch's place.
 
@@ -148,4 +160,4 @@ def _told(leaves: Sequence[Any]) -> str:
     )
 
 
-__all__ = ["Ending", "Parts", "Switch", "check_branches"]
+__all__ = ["Ending", "OnCopy", "Parts", "Switch", "check_branches"]

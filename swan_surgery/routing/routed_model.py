@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel, acting_gates
 from swan_surgery.models import Inputs
 from swan_surgery.models.modes import evaluating
+from swan_surgery.routing.arguments import check_kinds
 from swan_surgery.routing.fronts import Front, TrunkAndSwitch
 from swan_surgery.routing.losses import (
     Discrepancy,
@@ -53,6 +54,10 @@ class RoutedModel(nn.Module):
         way: how the model was cut in parts.
         frozen: trunk and full branch are not trained: no gradients, and always in eval mode.
     """
+
+    comes_last: ClassVar[str] = (
+        "has a switch: gate, cut and swap the model first, then add the switch (mask=True gates what crosses)"
+    )
 
     def __init__(
         self,
@@ -122,6 +127,7 @@ class RoutedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the given model: the batch is split, both parts run densely, the order is restored."""
         with self.acting() as parts:
+            check_kinds(parts.trunk, self.example_inputs, args, kwargs)
             return self._from(parts.chain, 0, parts.trunk(*args, **kwargs))
 
     def _from(self, chain: Sequence[Parts], level: int, crossing: Tensor) -> Any:
@@ -190,6 +196,7 @@ class RoutedModel(nn.Module):
                 "beta weighs the mask, and there is none: pass mask=True to swan.add_switch"
             )
         args, kwargs = arguments_of(batch, self.device)
+        check_kinds(self.parts.trunk, self.example_inputs, args, kwargs)
         full, lights, predicted = (run or self.body)(*args, **kwargs)
         target = detached(full)
         terms: list[Tensor] = []

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
+from swan_surgery.models import copy_of, doubled
+from swan_surgery.models.batches import check_batch
 
 
 def margin_score(light: Any) -> Tensor:
@@ -63,6 +66,22 @@ def run_branch(branch: nn.Module, crossing: Tensor) -> Any:
     return branch(crossing)
 
 
+def writes_to_input(branch: nn.Module, crossing: Tensor) -> bool:
+    """Whether a branch works in place on what it is given, in either mode; tried on a copy of it."""
+    for training in (False, True):
+        own = copy_of(branch).train(training)
+        given = doubled(crossing.detach().clone())  # batch-norm wants two samples
+        before = given._version  # noqa: SLF001 - torch counts what is written there
+        try:
+            with torch.no_grad(), streams_kept(0):
+                own(given)
+        except Exception:  # noqa: BLE001 - the user's own code may raise anything
+            return True
+        if given._version != before:  # noqa: SLF001
+            return True
+    return False
+
+
 def detached(output: Any) -> Any:
     """The output without gradients."""
     leaves, structure = tree_flatten(output)
@@ -70,7 +89,12 @@ def detached(output: Any) -> Any:
 
 
 def arguments_of(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch as arguments of the model, on its device: as in `swan.calibrate`."""
+    """A batch as arguments of the model, on its device: as in `swan.calibrate`.
+
+    Raises:
+        InputError: it is no batch, or holds no samples.
+    """
+    check_batch(batch)
     if isinstance(batch, dict):
         own = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         return (), {k: v for k, v in own.items() if k != "labels"}
@@ -93,4 +117,5 @@ __all__ = [
     "merged",
     "rows_of",
     "run_branch",
+    "writes_to_input",
 ]

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs, doubled, sharing_copy_of
+from swan_surgery.routing.rows import writes_to_input
 from swan_surgery.routing.stand_ins import (
     INPUTS,
     Carry,
@@ -59,6 +60,7 @@ def split_as_it_runs(model: nn.Module, after: str, inputs: Inputs) -> tuple[nn.M
         _with(model, stands), carry, shapes[INPUTS, 0], tuple(one.crossing.shape[1:])
     )
     _check(model, trunk, rest, after, inputs)
+    rest.copies = writes_to_input(rest, one.crossing)
     return trunk, rest
 
 

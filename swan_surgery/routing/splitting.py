@@ -19,6 +19,7 @@ from swan_surgery.errors import InputError
 from swan_surgery.gates.graph.faithfulness import Watch, difference, hooks_of, watching
 from swan_surgery.gates.graph.tracing import LayerTracer
 from swan_surgery.models import Inputs, doubled
+from swan_surgery.routing.rows import writes_to_input
 from swan_surgery.routing.running_split import same, split_as_it_runs
 
 
@@ -158,6 +159,10 @@ def _in_graph(model: nn.Module, after: str, inputs: Inputs) -> tuple[nn.Module, 
     trunk, rest = _halves(graph, cut[0])
     halves = fx.GraphModule(model, trunk, "Trunk"), fx.GraphModule(model, rest, "Rest")
     with torch.no_grad(), streams_kept(0):
+        crossing = halves[0](*inputs.args, **inputs.kwargs)
+    if writes_to_input(halves[1], crossing):
+        halves = halves[0], fx.GraphModule(model, _copying(rest), "Rest")
+    with torch.no_grad(), streams_kept(0):
         wanted = tree_leaves(model(*inputs.args, **inputs.kwargs))
     with torch.no_grad(), streams_kept(0):
         found = tree_leaves(halves[1](halves[0](*inputs.args, **inputs.kwargs)))
@@ -204,6 +209,15 @@ def _halves(graph: fx.Graph, cut: fx.Node) -> tuple[fx.Graph, fx.Graph]:
     for half in (trunk, rest):
         half.lint()
     return trunk, rest
+
+
+def _copying(rest: fx.Graph) -> fx.Graph:
+    """The same on a copy of what crosses: the other branch reads it, too."""
+    crossing = next(node for node in rest.nodes if node.op == "placeholder")
+    with rest.inserting_after(crossing):
+        copied = rest.call_method("clone", (crossing,))
+    crossing.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
+    return rest
 
 
 def _needed(nodes: list[fx.Node], last: fx.Node) -> list[fx.Node]:

@@ -133,7 +133,13 @@ class RunningTrunk(nn.Module):
 
 
 class RunningRest(nn.Module):
-    """The model's own code from a module's output on."""
+    """The model's own code from a module's output on.
+
+    Attributes:
+        copies: it works in place on what crosses, and gets a copy.
+    """
+
+    copies: bool = False
 
     def __init__(self, model: nn.Module, carry: Carry, given: Any, sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -148,7 +154,7 @@ class RunningRest(nn.Module):
                 f"per sample there, here {list(crossing.shape[1:])}; add a switch for inputs of this size"
             )
         carry = self.carry
-        carry.value = crossing
+        carry.value = crossing.clone() if self.copies else crossing
         carry.calls.clear()
         real = carry.real.get((INPUTS, 0))
         try:

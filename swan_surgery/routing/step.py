@@ -68,8 +68,12 @@ def _encoded(value: Any) -> Any:
         is_index = not value.is_floating_point() and not value.is_complex()
         own = value.flatten().tolist() if is_index and value.numel() <= _LONGEST else None
         return {"shape": list(value.shape), "dtype": kind, "values": own}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, tuple):
         return [_encoded(item) for item in value]
+    if isinstance(value, list):
+        return {"list": [_encoded(item) for item in value]}
+    if isinstance(value, dict):
+        return {"items": {str(key): _encoded(item) for key, item in value.items()}}
     return value if type(value) in (int, float, bool, str) else None
 
 
@@ -84,6 +88,14 @@ def _decoded(value: Any) -> Any:
         return tuple(_decoded(item) for item in value)
     if not isinstance(value, dict):
         return value
+    if "list" in value:
+        return [_decoded(item) for item in value["list"]]
+    if "items" in value:
+        return {str(key): _decoded(item) for key, item in value["items"].items()}
+    return _tensor_of(value)
+
+
+def _tensor_of(value: Mapping[str, Any]) -> Tensor:
     kind, shape = _DTYPES[value["dtype"]], [int(size) for size in value["shape"]]
     if value["values"] is not None:
         return torch.tensor(value["values"], dtype=kind).reshape(shape)
@@ -97,10 +109,11 @@ def _apply(model: nn.Module, step: Step) -> nn.Module:
     data = step.data
     inputs = inputs_of_json(data["inputs"])
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if like is not None and like.is_meta:
-        model = with_values_(model)
-    elif like is not None:
-        inputs = inputs.map(lambda t: t.to(like.device))
+    if like is not None:
+        device = torch.device("cpu") if like.is_meta else like.device
+        kind = like.dtype
+        model = with_values_(model) if like.is_meta else model
+        inputs = inputs.map(lambda t: t.to(device, kind if t.is_floating_point() else t.dtype))
     model.eval()
     parts = _parts(model, inputs, data["after"], data["switches"])
     wanted = {str(name): tuple(shape) for name, shape in data["shapes"].items()}

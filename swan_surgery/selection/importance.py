@@ -92,9 +92,15 @@ def _of_gradients(
     batches: Iterable[Any],
     loss: Callable[[nn.Module, Any], Tensor],
 ) -> Tensor:
-    total = torch.zeros_like(gated.gates.logits, dtype=torch.float64)
     used = 0
-    with evaluating(gated), torch.enable_grad(), streams_kept(), gated.gates.as_leaf() as gates:
+    with (
+        evaluating(gated),
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        streams_kept(),
+        gated.gates.as_leaf() as gates,
+    ):
+        total = torch.zeros_like(gated.gates.logits, dtype=torch.float64)
         for batch in batches:
             value = loss(gated, batch)
             _check_loss(value)

@@ -69,10 +69,12 @@ def limits_of(
     if of not in get_args(Of):
         raise InputError(f"of must be one of {', '.join(get_args(Of))}; got {of!r}")
     for name, unit, given in (("macs", "MACs", macs), ("params", "parameters", params)):
-        if given is not None and not (0 < given <= 1 or _FEWEST <= given < float("inf")):
+        if given is None:
+            continue
+        if not _is_budget(given):
             raise InputError(
                 f"{name} is a share of the base model's {unit}, in (0, 1], or a number of them from "
-                f"{_FEWEST:,} on; got {given}"
+                f"{_FEWEST:,} on; got {given!r}"
             )
     limits = []
     if macs is not None:
@@ -86,6 +88,12 @@ def limits_of(
     if latency_ms is not None or latency_table is not None:
         limits.append(_latency_limit(gated, latency_ms, latency_table))
     return tuple(limits)
+
+
+def _is_budget(given: object) -> bool:
+    if not isinstance(given, (int, float)) or isinstance(given, bool):
+        return False
+    return 0 < given <= 1 or _FEWEST <= given < float("inf")
 
 
 def _share(given: float, original: float, total: float) -> float:

@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from swan_surgery.channels import PINNED
+from swan_surgery.environment.notebooks import html_table
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel, magnitudes
@@ -67,6 +68,19 @@ class SensitivityTable:
         with console.capture() as text:
             console.print(table)
         return text.get().rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        """The same table as a picture: the more a group hurts, the darker its cell."""
+        worst = max((loss for group in self.groups for loss in group.losses), default=self.whole)
+        span = max(worst - self.whole, 1e-12)
+        rows, heat = [], []
+        for group in self.groups:
+            names = ", ".join(group.layers[:3]) + (", ..." if len(group.layers) > 3 else "")
+            rows.append((names, str(group.units), *(f"{loss:.4g}" for loss in group.losses)))
+            shades = (max(0.0, (loss - self.whole) / span) for loss in group.losses)
+            heat.append((None, None, *shades))
+        header = ("group", "units", *(f"{share:.0%} stay" for share in self.shares))
+        return html_table(f"loss {self.whole:.4g} with everything open", header, rows, heat=heat)
 
     def to_json(self) -> str:
         """Everything, as JSON."""

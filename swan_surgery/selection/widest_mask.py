@@ -1,6 +1,6 @@
 """The widest mask within limits: as many units of an order as fit, widths rounded where asked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import gcd
 
 import torch
@@ -14,6 +14,8 @@ from swan_surgery.selection.ordering import ranking
 
 # A limit used to this share is met; filling the rest would cost more time than it is worth.
 _NEARLY = 0.998
+# (units, base) -> the open mask of a base with these units, and what opens with them.
+_Opening = Callable[[Tensor, Tensor], Tensor]
 
 
 def round_widths(
@@ -60,12 +62,13 @@ def widest_mask(
     least: Tensor | None = None,
     allowed: Tensor | None = None,
     round_to: int = 1,
+    widen: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The open mask of the longest prefix of `order` within all limits, then whatever still fits.
 
     Where the prefix leaves more than 0.2 % of every limit, further units open, in the same order,
-    where one fits, until a limit is used to 99.8 % or no closed unit alone fits any more. With
-    `round_to` above 1 only whole steps count, and the prefix is all.
+    where one fits, until a limit is used to 99.8 % or no closed unit alone fits any more; with
+    `round_to` above 1 whole steps of the groups in which one fits.
 
     Args:
         gated: the gated model.
@@ -74,6 +77,7 @@ def widest_mask(
         least: open mask of what stays in any case; by default the minimum widths by p.
         allowed: mask of what may stay (`within_widths`); by default everything. `least` goes before it.
         round_to: widths become multiples of this many channels.
+        widen: in place of `round_to`: what else opens with the units of a mask.
 
     Raises:
         BudgetError: even the narrowest layers cost more; carries the reachable range.
@@ -84,23 +88,56 @@ def widest_mask(
     if allowed is not None:
         order = order[allowed.to(floor.device)[order]]
 
-    def mask_of(count: int) -> Tensor:
-        mask = floor.clone()
-        mask[order[:count]] = True
-        return round_widths(gated, mask, round_to, whole_order)
+    def with_(units: Tensor, base: Tensor) -> Tensor:
+        mask = base.clone()
+        mask[units] = True
+        return round_widths(gated, mask, round_to, whole_order) if widen is None else widen(mask)
 
     def fits(mask: Tensor) -> bool:
         return all(limit.allows(mask) for limit in limits)
 
     for limit in limits:
-        refuse_unreachable(limit, mask_of(0))
-    low, high = 0, len(order)  # mask_of(low) fits; find the last count that does
+        refuse_unreachable(limit, with_(order[:0], floor))
+    mask, taken = _longest(order, floor, with_, fits)
+    if widen is not None:
+        return mask
+    if round_to == 1:
+        _fill_(mask, order[taken:], limits)
+        return mask
+    return _fill_in_steps(gated.channels, mask, order, with_, fits)
+
+
+def _longest(
+    order: Tensor, base: Tensor, with_: _Opening, fits: Callable[[Tensor], bool]
+) -> tuple[Tensor, int]:
+    """The mask of the longest prefix that fits, and its length; that of none does."""
+    low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(mask_of(middle)) else (low, middle - 1)
-    mask = mask_of(low)
-    if round_to == 1:
-        _fill_(mask, order[low:], limits)
+        low, high = (middle, high) if fits(with_(order[:middle], base)) else (low, middle - 1)
+    return with_(order[:low], base), low
+
+
+def _fill_in_steps(
+    channels: ChannelMap,
+    mask: Tensor,
+    order: Tensor,
+    with_: _Opening,
+    fits: Callable[[Tensor], bool],
+) -> Tensor:
+    """Go on in the groups in which a step alone still fits: one coarse step does not end it for all."""
+    for _ in channels.unit_groups:
+        free = torch.zeros_like(mask)
+        closed = order[~mask[order]]
+        for group in channels.unit_groups:
+            own = torch.zeros_like(mask)
+            own[list(group)] = True
+            first = closed[own[closed]][:1]
+            if len(first) and fits(with_(first, mask)):
+                free |= own
+        if not bool(free.any()):
+            break
+        mask, _ = _longest(closed[free[closed]], mask, with_, fits)
     return mask
 
 

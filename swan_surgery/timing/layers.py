@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
-from statistics import median
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from swan_surgery.costs.latency_table import (
     fit_rest,
 )
 from swan_surgery.cutting.pruning import cut_to
-from swan_surgery.environment.machine import device_name, wait_for
+from swan_surgery.environment.machine import device_name
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import BudgetError, InputError
 from swan_surgery.gates import GatedModel
@@ -30,12 +28,13 @@ from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.checks import check_data, described
 from swan_surgery.selection.limits import limits_of
 from swan_surgery.selection.widest_mask import widest_mask
-from swan_surgery.timing.loop import seconds_in_turns
+from swan_surgery.timing.clock import SHARES, Clock, LayerRuntime, times
+from swan_surgery.timing.loop import Latency
 
 
-_SHARES = (0.25, 0.5, 0.75, 1.0)
 _MULTIPLES = (1, 2, 4, 8, 16, 32)
 _MACS_OF_MULTIPLES = 0.5
+_ATTEMPTS = 3
 # torch's own classes: what a subclass does besides is no part of the layer.
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -61,7 +60,9 @@ class _Watched:
     size: int
 
 
-def measure_latency_table(gated: GatedModel, *, repeats: int = 15) -> LatencyTable:
+def measure_latency_table(
+    gated: GatedModel, *, repeats: int = 15, runtime: LayerRuntime = "eager"
+) -> LatencyTable:
     """Measure what `latency_ms` budgets need: each layer of the base model, at several widths.
 
     Every convolution and linear layer is timed alone on inputs of the shapes it meets when the model
@@ -77,10 +78,13 @@ def measure_latency_table(gated: GatedModel, *, repeats: int = 15) -> LatencyTab
     Args:
         gated: the gated model; it is not changed.
         repeats: runs per median.
+        runtime: "eager", or "onnxruntime" on the CPU: the one that ships decides. There every layer and model
+            is exported for it, layers at half and full width: seconds per layer.
 
     Raises:
         ModelError: `gated` is not a gated model, or on the meta device.
-        InputError: `repeats` below 1.
+        InputError: `repeats` below 1, or an unknown runtime.
+        MissingExtraError, ExportError: of `runtime="onnxruntime"`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -93,21 +97,21 @@ def measure_latency_table(gated: GatedModel, *, repeats: int = 15) -> LatencyTab
     check_data(gated, to="measure latencies")
     if repeats < 1 or int(repeats) != repeats:
         raise InputError(f"repeats must be a whole number >= 1; got {repeats!r}")
+    if runtime not in get_args(LayerRuntime):
+        raise InputError(f"runtime must be one of {get_args(LayerRuntime)}; got {runtime!r}")
+    clock = Clock(runtime, gated.device, repeats)
     model, inputs = copy_of(gated.model).eval(), gated.own_inputs()
-    device = gated.gates.logits.device
+    device = clock.device
     channels = channels_now(gated)
-    masks = [_share_of(channels, share) for share in _SHARES]
+    masks = [_share_of(channels, share) for share in SHARES]
     wholes = [cut_to(gated, mask.to(device), verify=False).eval() for mask in masks]
     with torch.no_grad(), streams_kept():
         watched = _watch(model, inputs)
         layers = [layer for layer in _once(channels.layers) if layer.name in watched]
         seen = [watched[layer.name] for layer in layers]
-        fits = [
-            _measure_layer(layer, own, device=device, repeats=repeats)
-            for layer, own in zip(layers, seen, strict=True)
-        ]
-        taken = _median_ms([partial(_run, whole, [inputs]) for whole in wholes], device, repeats)
-        multiples = _measure_multiples(gated, inputs, repeats)
+        fits = [_measure_layer(layer, own, clock) for layer, own in zip(layers, seen, strict=True)]
+        taken = [own.median_ms for own in times([(whole, [inputs]) for whole in wholes], clock)]
+        multiples = _measure_multiples(gated, inputs, clock)
     widths = [[_open_widths(layer, mask.tolist()) for layer in layers] for mask in masks]
     shared, rest_ms = fit_rest(fits, [own.size for own in seen], widths, taken)
     return LatencyTable(
@@ -119,16 +123,18 @@ def measure_latency_table(gated: GatedModel, *, repeats: int = 15) -> LatencyTab
         inputs=described(inputs),
         repeats=repeats,
         multiples=multiples,
+        runtime=runtime,
     )
 
 
 def _measure_multiples(
-    gated: GatedModel, inputs: Inputs, repeats: int
+    gated: GatedModel, inputs: Inputs, clock: Clock
 ) -> tuple[MultipleLatency, ...]:
     """The whole model at the same share of its MACs, with widths that are multiples of a number.
 
     The order in which units stay is drawn once, so that widths differ from group to group and
-    without rounding are as odd as those that training leaves.
+    without rounding are as odd as those that training leaves. On a noisy machine it is done again, and the
+    quietest of three counts.
     """
     gates = gated.gates
     scores = torch.rand(gates.num_units, generator=torch.Generator().manual_seed(0))
@@ -144,12 +150,15 @@ def _measure_multiples(
         if not any(bool((mask == other).all()) for other in masks.values()):
             masks[multiple] = mask
     cut = [cut_to(gated, mask, verify=False).eval() for mask in masks.values()]
-    taken = _median_ms(
-        [partial(_run, whole, [inputs]) for whole in cut], gates.logits.device, repeats
-    )
+    attempts: list[list[Latency]] = []
+    while len(attempts) < _ATTEMPTS and (not attempts or any(x.is_noisy for x in attempts[-1])):
+        attempts.append(times([(whole, [inputs]) for whole in cut], clock))
+    taken = min(attempts, key=lambda own: max(x.spread_ms / x.median_ms for x in own))
     return tuple(
-        MultipleLatency(multiple, limit.used(mask) / limit.table.total, milliseconds)
-        for (multiple, mask), milliseconds in zip(masks.items(), taken, strict=True)
+        MultipleLatency(
+            multiple, limit.used(mask) / limit.table.total, own.median_ms, own.spread_ms
+        )
+        for (multiple, mask), own in zip(masks.items(), taken, strict=True)
     )
 
 
@@ -198,38 +207,34 @@ def _watch(model: nn.Module, inputs: Inputs) -> dict[str, _Watched]:
     return found
 
 
-def _measure_layer(
-    layer: Layer, watched: _Watched, *, device: torch.device, repeats: int
-) -> LayerLatency:
+def _measure_layer(layer: Layer, watched: _Watched, clock: Clock) -> LayerLatency:
     module = watched.module
-    widths = _widths(layer, module)
-    runs: list[Callable[[], object]] = []
+    widths = _widths(layer, module, clock.shares)
+    runs = []
     for into, out in widths:
         narrow = _narrow(module, into, out).eval()
-        xs = [Inputs((_input(module, call, into, device),), {}) for call in watched.calls]
-        runs.append(partial(_run, narrow, xs))
-    return fit_layer(layer.name, widths, _median_ms(runs, device, repeats))
+        xs = [Inputs((_input(module, call, into, clock.device),), {}) for call in watched.calls]
+        runs.append((narrow, xs))
+    return fit_layer(layer.name, widths, [own.median_ms for own in times(runs, clock)])
 
 
-def _run(module: nn.Module, calls: Sequence[Inputs]) -> None:
-    for inputs in calls:
-        module(*inputs.args, **inputs.kwargs)
-
-
-def _widths(layer: Layer, module: nn.Module) -> list[tuple[int, int]]:
+def _widths(layer: Layer, module: nn.Module, shares: Sequence[float]) -> list[tuple[int, int]]:
     """Pairs of widths to measure, the full one last."""
     full_in, full_out = len(layer.in_units), len(layer.out_units)
     groups = module.groups if isinstance(module, _ConvNd) else 1
     if groups > 1 and groups == full_in:  # depthwise: the groups go with the channels
-        return [(into, into * full_out // full_in) for into in _steps(layer.in_units, 1)]
-    return list(product(_steps(layer.in_units, groups), _steps(layer.out_units, groups)))
+        return [(into, into * full_out // full_in) for into in _steps(layer.in_units, 1, shares)]
+    steps_in, steps_out = (
+        _steps(units, groups, shares) for units in (layer.in_units, layer.out_units)
+    )
+    return list(product(steps_in, steps_out))
 
 
-def _steps(units: Sequence[int], multiple: int) -> list[int]:
+def _steps(units: Sequence[int], multiple: int, shares: Sequence[float]) -> list[int]:
     if all(unit == PINNED for unit in units):
         return [len(units)]
     size = len(units) // multiple
-    return sorted({max(1, round(share * size)) * multiple for share in _SHARES})
+    return sorted({max(1, round(share * size)) * multiple for share in shares})
 
 
 def _narrow(module: nn.Module, into: int, out: int) -> nn.Module:
@@ -273,20 +278,6 @@ def _input(module: nn.Module, call: _Call, into: int, device: torch.device) -> T
     shape[_channel_axis(module)] = into
     x = torch.full(shape, 0.5, dtype=call.dtype, device=device)
     return x.contiguous(memory_format=torch.channels_last) if call.is_channels_last else x
-
-
-def _median_ms(
-    runs: Sequence[Callable[[], object]], device: torch.device, repeats: int
-) -> list[float]:
-    """Medians of functions timed in turns."""
-
-    def finished(run: Callable[[], object]) -> None:
-        wait_for(device)
-        run()
-        wait_for(device)
-
-    passes = [partial(finished, run) for run in runs]
-    return [1e3 * median(own) for own in seconds_in_turns(passes, repeats=repeats)]
 
 
 __all__ = ["measure_latency_table"]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from swan_surgery.costs.latency_table import NOISY
 from swan_surgery.environment.machine import device_of, wait_for
 from swan_surgery.models import Inputs
 
@@ -33,6 +34,11 @@ class Latency:
     def spread_ms(self) -> float:
         """The interquartile range."""
         return self.upper_quartile_ms - self.lower_quartile_ms
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the quartiles are more than a fifth of the median apart."""
+        return self.spread_ms > NOISY * self.median_ms
 
 
 def seconds_in_turns(
@@ -75,8 +81,13 @@ def latencies_in_turns(
     Up to 200 rounds while the time lasts, and never fewer than 3; 30 take 2 s where a pass takes
     70 ms. Each latency says how many.
     """
+    return latencies_of(seconds_in_turns(passes, seconds=seconds_each * len(passes)), batch)
+
+
+def latencies_of(samples: Sequence[Sequence[float]], batch: int = 1) -> list[Latency]:
+    """Median and quartiles of wall seconds."""
     found = []
-    for own in seconds_in_turns(passes, seconds=seconds_each * len(passes)):
+    for own in samples:
         lower, median, upper = (float(q) * 1e3 for q in np.percentile(own, (25, 50, 75)))
         found.append(Latency(batch, median, lower, upper, len(own)))
     return found

@@ -1,7 +1,7 @@
 """How long a model takes where it will run: eager, compiled, or in onnxruntime."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.environment.machine import Environment, device_of, environment
+from swan_surgery.environment.notebooks import html_table
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.exporting import OnnxSession, export
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model
 from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.models.checks import check_data
-from swan_surgery.timing.loop import Latency, latencies_in_turns, timed_pass
+from swan_surgery.timing.loop import Latency, latencies_in_turns, paired_latencies, timed_pass
 
 
 Runtime = Literal["eager", "compile", "onnxruntime"]
@@ -40,11 +41,23 @@ class MeasuredLatency:
     def __str__(self) -> str:
         """One line."""
         own = self.latency
+        noise = "; too noisy a machine to compare by" if own.is_noisy else ""
         return (
             f"{self.runtime}, batch {own.batch}: {own.median_ms:.3g} ms [{own.lower_quartile_ms:.3g}, "
             f"{own.upper_quartile_ms:.3g}], median and quartiles of {own.repeats}; {self.environment.device}, "
-            f"{self.environment.threads} threads, torch {self.environment.torch}"
+            f"{self.environment.threads} threads, torch {self.environment.torch}{noise}"
         )
+
+    def _repr_html_(self) -> str:
+        own = self.latency
+        row = (
+            self.runtime,
+            str(own.batch),
+            f"{own.median_ms:.3g} ms",
+            f"{own.lower_quartile_ms:.3g} to {own.upper_quartile_ms:.3g} ms",
+        )
+        header = ("runtime", "batch", "median", "quartiles")
+        return html_table("Latency", header, [row], notes=[str(self)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -90,6 +103,15 @@ def measure_latency(
     (latency,) = latencies_in_turns([run], batch, seconds_each=seconds)
     device = torch.device("cpu") if runtime == "onnxruntime" else device_of(model)
     return MeasuredLatency(runtime, latency, environment(device))
+
+
+def in_turns(
+    runs: Sequence[tuple[nn.Module, Inputs]], batch: int, runtime: Runtime
+) -> list[Latency]:
+    """Time models in turns in a runtime; see `latencies_in_turns`."""
+    if runtime == "eager":
+        return paired_latencies(runs, batch)
+    return latencies_in_turns([forward_pass(*run, runtime) for run in runs], batch)
 
 
 def forward_pass(model: nn.Module, inputs: Inputs, runtime: Runtime) -> Callable[[], None]:

@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 
 import typer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from swan_surgery.adaptive import adapt, calibrate_widths, fit_routes
+from swan_surgery.adaptive import adapt, calibrate_widths, fit_widths
 from swan_surgery.artifacts import save
 from swan_surgery.errors import InputError
-from swan_surgery_cli.work.subjects import subject_of
+from swan_surgery_cli.work.subjects import subject_of, tensors_in
 from swan_surgery_cli.work.waiting import waiting
 
 
@@ -42,10 +40,10 @@ def adapt_command(
         adapted = adapt(
             base.eval(), inputs, per="network" if per == "network" else "block", widths=shares
         )
-        routing = None
+        stats = None
         if batches:
             calibrate_widths(adapted, batches)
-            routing = fit_routes(adapted, batches, macs=macs, max_macs=max_macs)
+            stats = fit_widths(adapted, batches, macs=macs, max_macs=max_macs)
         save(adapted if at is None else adapted.at(at), out)
     if as_json:
         blocks = {name: own.tolist() for name, own in adapted.costs.blocks.items()}
@@ -54,12 +52,12 @@ def adapt_command(
             "dense_macs": adapted.costs.dense,
             "blocks": blocks,
             "static": [str(own) for own in adapted.structure.static],
-            "routing": None if routing is None else routing.to_json(),
+            "widths": None if stats is None else stats.to_json(),
         }
         typer.echo(json.dumps(told, indent=2))
         return
     typer.echo(adapted.explain())
-    typer.echo("no --data: every input takes the full width" if routing is None else str(routing))
+    typer.echo("no --data: every input takes the full width" if stats is None else str(stats))
     typer.echo(f"written: {out}")
 
 
@@ -71,10 +69,7 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _batches(path: Path) -> list[Tensor]:
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as err:
-        raise InputError(f"--data {path} is not a safetensors file: {err}") from err
+    tensors = tensors_in(path)
     if len(tensors) != 1:
         raise InputError(f"--data {path} holds {len(tensors)} tensors; one is wanted, of inputs")
     (inputs,) = tensors.values()

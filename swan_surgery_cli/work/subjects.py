@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from swan_surgery.artifacts import load
 from swan_surgery.errors import InputError
@@ -51,6 +52,18 @@ def with_weights(model: nn.Module, path: Path) -> nn.Module:
     except RuntimeError as err:
         raise InputError(f"{path} does not fit {type(model).__name__}: {err}") from err
     return model
+
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """What the file of `--data` holds.
+
+    Raises:
+        InputError: it is no safetensors file.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as err:
+        raise InputError(f"--data {path} is not a safetensors file: {err}") from err
 
 
 def _is_ours(path: Path) -> bool:

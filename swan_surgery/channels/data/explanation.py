@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swan_surgery.channels.data.entries import UnknownOp
+from swan_surgery.environment.notebooks import html_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,15 @@ class Explanation:
                 said.append((f"gates of {lead}", *stays))
             seen[layer.name] = layer
         return tuple(said)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (*layer.headline().split(": ", 1), "; ".join(remarks))
+            for layer, remarks in zip(self.layers, self.remarks(), strict=True)
+        ]
+        notes = [f"no channel rule: {entry}" for entry in self.unknown]
+        notes += [f"gates: {self.way}"] if self.way else []
+        return html_table("Channels", ("layer", "widths and gates", ""), rows, notes=notes)
 
     def __str__(self) -> str:
         lines = [

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from swan_surgery.channels.labels.fields import Fields, axes_of
 from swan_surgery.channels.labels.recording import Contraction, OpRecord, Reason, Recording
 from swan_surgery.channels.rehearsal.closing_patterns import closing_pattern, turns
+from swan_surgery.channels.rehearsal.reading import Readings
 from swan_surgery.channels.rehearsal.settling import settle
 from swan_surgery.channels.rules.op_facts import MacsFormula
 from swan_surgery.channels.solving.arrays import Flags
@@ -128,7 +129,7 @@ def _settled(key: str, alone: _Alone, labelled: LabelledTensors, recording: Reco
         [Trace(training=False, recording=recording, inputs=_NOTHING)],
         labelled,
         pins,
-        lambda: copy.deepcopy(alone),
+        Readings(lambda: copy.deepcopy(alone), alone),
     )
     if len(pins) > known:
         wrong = pins[known][0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.artifacts import load, save
-from swan_surgery.calibration import calibrate
+from swan_surgery.calibration import calibrate, norms_of
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
@@ -231,7 +231,7 @@ class _Run:
         return small
 
     def calibrate(self, model: nn.Module) -> None:
-        if self.settings.calibration:
+        if self.settings.calibration and norms_of(model):
             batches = self.batches("calibration", 0)
             calibrate(model, (x.to(self.device) for x, _ in batches), self.settings.calibration)
 

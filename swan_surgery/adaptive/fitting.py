@@ -1,11 +1,10 @@
-"""`fit_routes`: what looks at the input is fitted in closed form, and its thresholds to a budget."""
+"""`fit_widths`: what looks at the input is fitted in closed form, and its thresholds to a budget."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,9 +14,8 @@ from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.block import NestedBlock
 from swan_surgery.adaptive.budgets import Distance, check_budget, divergence
 from swan_surgery.adaptive.calibrating import observe_
-from swan_surgery.adaptive.checks import check_adaptive
+from swan_surgery.adaptive.checks import batches_of, check_adaptive
 from swan_surgery.adaptive.effort import Effort
-from swan_surgery.adaptive.route_stats import Routing, hardly_varies, route_stats
 from swan_surgery.adaptive.run import Levels
 from swan_surgery.adaptive.thresholds import (
     Losses,
@@ -28,6 +26,7 @@ from swan_surgery.adaptive.thresholds import (
     shares_below,
     thresholds_at,
 )
+from swan_surgery.adaptive.width_stats import WidthStats, hardly_varies, taken_by, width_stats
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.models.batches import run_on_batch
@@ -46,7 +45,7 @@ class _Fitted:
     macs: Tensor
 
 
-def fit_routes(
+def fit_widths(
     adapted: AdaptiveModel,
     loader: Iterable[Any],
     *,
@@ -55,14 +54,14 @@ def fit_routes(
     num_batches: int | None = None,
     distance: Distance | None = None,
     statistics: Iterable[Any] | None = None,
-) -> Routing:
+) -> WidthStats:
     """Decide who takes which width, so that inputs cost `macs` of the given model on average.
 
     For every block and width next to the uniform one that is nearest to the budget, how far the model's
     output moves when the block alone takes it is measured per sample (with `per="network"`: every width). The effort e(x) is the ridge regression of what the widest
     of these saves on pooled features of the block's input; its thresholds are the monotone choice of widths
     with the least loss at one price per MAC for all blocks, set under the gates: with the efforts that
-    samples have once the blocks before are routed. A block whose features explain nothing on held-out
+    samples have once the blocks before take theirs. A block whose features explain nothing on held-out
     samples takes one width for all.
 
     Args:
@@ -74,11 +73,11 @@ def fit_routes(
         distance: (output, output of the widest) -> [B]; by default the Kullback-Leibler divergence of
             softmax outputs over the last axis.
         statistics: batches with the training augmentation, on which each width's statistics are then
-            measured among widths at random in the shares of these routes (`calibrate_widths(among="mixed")`);
+            measured among widths at random in the shares found (`calibrate_widths(among="mixed")`);
             thresholds are set once more.
 
     Returns:
-        The routes as measured on the batches (`route_stats`).
+        The widths taken, as measured on the batches (`width_stats`).
 
     Raises:
         ModelError: not an adaptive model, or a compact one.
@@ -89,37 +88,49 @@ def fit_routes(
         SwanWarning: widths hardly vary with the input, so that a static model does as well.
 
     Example:
-        >>> routing = swan.fit_routes(adapted, held_out, macs=0.5)  # doctest: +SKIP
+        >>> stats = swan.fit_widths(adapted, held_out, macs=0.5)  # doctest: +SKIP
     """
-    check_adaptive(adapted, to="fit routes of")
+    check_adaptive(adapted, to="fit widths of")
     check_budget(adapted.costs, macs, max_macs)
-    batches = list(islice(loader, num_batches))
-    if not batches:
-        raise InputError("the loader yielded no batch, so there is nothing to fit routes to")
-    costs = adapted.costs
-    adapted.max_macs = None if max_macs is None else int(max_macs * costs.dense)
-    held = adapted.execution
-    adapted.execution = "group"
-    try:
-        with torch.no_grad(), streams_kept(), evaluating(adapted):
-            fitted = _fit(adapted, batches, macs, distance or divergence)
-            budget = macs * costs.dense - costs.fixed
+    batches = batches_of(loader, num_batches)
+    others = None if statistics is None else batches_of(statistics, None)
+    budget = macs * adapted.costs.dense - adapted.costs.fixed
+    with _unchanged_if_it_fails(adapted), torch.no_grad(), streams_kept(), evaluating(adapted):
+        adapted.max_macs = None if max_macs is None else int(max_macs * adapted.costs.dense)
+        adapted.execution = "group"
+        fitted = _fit(adapted, batches, macs, distance or divergence)
+        _set_thresholds_(adapted, batches, fitted, budget)
+        if others is not None:
+            shares = width_stats(adapted, batches).shares
+            observe_(adapted, others, among="mixed", shares=shares)
             _set_thresholds_(adapted, batches, fitted, budget)
-            if statistics is not None:
-                shares = route_stats(adapted, batches).shares
-                observe_(adapted, list(statistics), among="mixed", shares=shares)
-                _set_thresholds_(adapted, batches, fitted, budget)
-    finally:
-        adapted.execution = held
-    routing = route_stats(adapted, batches)
-    if hardly_varies(routing):
+    stats = width_stats(adapted, batches)
+    if hardly_varies(stats):
         warnings.warn(
-            f"widths hardly vary with the input (at most {routing.entropy:.2f} bits of entropy in a block): "
-            f"adapted.at({dict(routing.usual)!r}) is a static model that does as well",
+            f"widths hardly vary with the input (at most {stats.entropy:.2f} bits of entropy in a block): "
+            f"adapted.at({dict(stats.usual)!r}) is a static model that does as well",
             SwanWarning,
             stacklevel=2,
         )
-    return routing
+    return stats
+
+
+@contextmanager
+def _unchanged_if_it_fails(adapted: AdaptiveModel) -> Iterator[None]:
+    """All that is fitted is as before when the block fails; `execution` in any case."""
+    blocks, execution, ceiling = adapted.blocks(), adapted.execution, adapted.max_macs
+    before = {name: [t.clone() for t in own.own_state().values()] for name, own in blocks.items()}
+    try:
+        yield
+    except BaseException:
+        adapted.max_macs = ceiling
+        with torch.no_grad():
+            for name, own in blocks.items():
+                for tensor, old in zip(own.own_state().values(), before[name], strict=True):
+                    tensor.copy_(old)
+        raise
+    finally:
+        adapted.execution = execution
 
 
 def _fit(
@@ -148,6 +159,8 @@ def _fit(
     fitted = {}
     for name in looking:
         x, lost = torch.cat(features[name]), losses[name]
+        if len(x) != len(lost):
+            raise InputError(f"distance gave {len(lost)} numbers for {len(x)} samples")
         reading = fit_reading(x, lost[:, tried[0]] - lost[:, tried[-1]])
         efforts = x.double() @ reading.weight + reading.bias
         macs = _macs_of(adapted, name)
@@ -203,8 +216,12 @@ def _distances(
     distance: Distance,
 ) -> Tensor:
     outputs = _outputs(adapted, batches, levels)
-    found = [distance(out, own) for out, own in zip(outputs, wanted, strict=True)]
-    joined = torch.cat([own.detach().double().cpu().reshape(-1) for own in found])
+    found: list[Any] = [distance(out, own) for out, own in zip(outputs, wanted, strict=True)]
+    for apart in found:
+        if not isinstance(apart, Tensor) or apart.ndim != 1:
+            seen = list(apart.shape) if isinstance(apart, Tensor) else type(apart).__name__
+            raise InputError(f"distance must return one number per sample, [B]; got {seen}")
+    joined = torch.cat([own.detach().double().cpu() for own in found])
     if not bool(joined.isfinite().all()):
         raise InputError("the distance between outputs is not finite")
     return joined
@@ -246,33 +263,17 @@ def _quantiles_(adapted: AdaptiveModel, batches: list[Any], shares: Mapping[str,
     """Set thresholds at shares of the efforts that samples have under the gates; mean MACs of blocks."""
     mean = 0.0
     for _ in range(3):
-        runs = [_routes(adapted, batch) for batch in batches]
+        runs = [taken_by(adapted, batch) for batch in batches]
         for name, share in shares.items():
             effort = _effort(adapted, name)
-            seen = torch.cat([own[0][name] for own in runs]).cpu()
+            seen = torch.cat([own.efforts[name] for own in runs]).cpu()
             found = thresholds_at(seen, share)
             effort.thresholds.copy_(found)
             spread = float(seen.std()) if len(seen) > 1 else 0.0
             effort.temperature.fill_(spread / 4 if spread > 0 else 1.0)
-        macs = torch.cat([_routes(adapted, batch)[1] for batch in batches])
+        macs = torch.cat([taken_by(adapted, batch).macs for batch in batches])
         mean = float(macs.double().mean()) - adapted.costs.fixed
     return mean
 
 
-def _routes(adapted: AdaptiveModel, batch: Any) -> tuple[Mapping[str, Tensor], Tensor]:
-    found = run_on_batch(_Routing(adapted), batch)
-    return found.efforts, found.macs
-
-
-class _Routing(nn.Module):
-    """Says the routes of a batch."""
-
-    def __init__(self, adapted: AdaptiveModel) -> None:
-        super().__init__()
-        self.adapted = adapted
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.adapted.routes(*args, **kwargs)
-
-
-__all__ = ["fit_routes"]
+__all__ = ["fit_widths"]

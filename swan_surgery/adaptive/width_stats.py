@@ -3,14 +3,13 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.adaptive.adaptive_model import AdaptiveModel, Routes
-from swan_surgery.adaptive.checks import check_adaptive
+from swan_surgery.adaptive.adaptive_model import AdaptiveModel, Taken
+from swan_surgery.adaptive.checks import check_adaptive, checked
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
@@ -22,8 +21,8 @@ _HARDLY = 0.1
 
 
 @dataclass(frozen=True)
-class Routing:
-    """Routes of the samples of a loader.
+class WidthStats:
+    """Widths that the samples of a loader take.
 
     Attributes:
         samples: how many.
@@ -95,9 +94,9 @@ class Routing:
         return "\n".join(lines)
 
 
-def route_stats(
+def width_stats(
     adapted: AdaptiveModel, loader: Iterable[Any], *, num_batches: int | None = None
-) -> Routing:
+) -> WidthStats:
     """Which widths the samples of a loader take, and what they cost.
 
     Args:
@@ -108,26 +107,26 @@ def route_stats(
 
     Raises:
         ModelError: not an adaptive model.
-        InputError: the loader yields no batch.
+        InputError: the loader yields no batch, or one without samples.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> adapted = swan.adapt(net, torch.zeros(2, 3))
-        >>> swan.route_stats(adapted, [torch.randn(16, 3)]).shares[""]  # nothing was routed yet
+        >>> swan.width_stats(adapted, [torch.randn(16, 3)]).shares[""]  # nothing was fitted yet
         (0.0, 0.0, 0.0, 1.0)
     """
-    check_adaptive(adapted, to="tell the routes of", compact=True)
+    check_adaptive(adapted, to="tell the widths of", compact=True)
     levels, macs, times, labels = [], [], [], []
     with torch.no_grad(), streams_kept(), evaluating(adapted):
-        for batch in islice(loader, num_batches):
+        for batch in checked(loader, num_batches):
             start = time.perf_counter()
-            routes: Routes = run_on_batch(_Teller(adapted), batch)
-            times.append((time.perf_counter() - start) * 1e3 / len(routes.macs))
-            levels.append(routes.levels)
-            macs.append(routes.macs)
-            labels.append(_labels(batch, len(routes.macs)))
+            taken = taken_by(adapted, batch)
+            times.append((time.perf_counter() - start) * 1e3 / len(taken.macs))
+            levels.append(taken.levels)
+            macs.append(taken.macs)
+            labels.append(_labels(batch, len(taken.macs)))
     if not levels:
-        raise InputError("the loader yielded no batch, so there are no routes to tell")
+        raise InputError("the loader yielded no batch, so there are no widths to tell")
     joined = torch.cat(levels)
     known = [own for own in labels if own is not None]
     truth = torch.cat(known) if len(known) == len(labels) else None
@@ -141,7 +140,7 @@ def route_stats(
         usual[name] = adapted.widths[int(counts.argmax())]
         if truth is not None:
             information[name] = _information(own, truth, count)
-    return Routing(
+    return WidthStats(
         len(joined),
         shares,
         torch.cat(macs).double(),
@@ -153,9 +152,9 @@ def route_stats(
     )
 
 
-def hardly_varies(routing: Routing) -> bool:
+def hardly_varies(stats: WidthStats) -> bool:
     """Whether samples take the same widths, all but a few."""
-    return routing.entropy < _HARDLY
+    return stats.entropy < _HARDLY
 
 
 def _labels(batch: Any, count: int) -> Tensor | None:
@@ -180,15 +179,21 @@ def _information(levels: Tensor, labels: Tensor, count: int) -> float:
     return _entropy(table.sum(0)) + _entropy(table.sum(1)) - _entropy(table)
 
 
+def taken_by(adapted: AdaptiveModel, batch: Any) -> Taken:
+    """What the samples of a batch take."""
+    found: Taken = run_on_batch(_Teller(adapted), batch)
+    return found
+
+
 class _Teller(nn.Module):
-    """Runs a batch, and says its routes."""
+    """Runs a batch, and says what it takes."""
 
     def __init__(self, adapted: AdaptiveModel) -> None:
         super().__init__()
         self.adapted = adapted
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.adapted.routes(*args, **kwargs)
+        return self.adapted.taken(*args, **kwargs)
 
 
-__all__ = ["Routing", "hardly_varies", "route_stats"]
+__all__ = ["WidthStats", "hardly_varies", "taken_by", "width_stats"]
