@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.errors import InputError, ModelError, SwanWarning
+from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.models.batches import batches_in, run_on_batch
-from swan_surgery.models.checks import check_data
+from swan_surgery.models.checks import check_data, check_is_module
 from swan_surgery.models.modes import evaluating
 
 
@@ -68,8 +68,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
         >>> bool(net[1].running_var.ne(1).all())
         True
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_is_module(model)
     check_data(model, to="calibrate")
     batches = batches_in(loader, num_batches)
     norms = norms_of(model)

@@ -132,12 +132,13 @@ def adapt_command(
     model: Name,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the adaptive model.")],
     weights: Annotated[
-        Path | None, typer.Option(help="Weights: of swan.save, or a safetensors file.")
+        Path | None,
+        typer.Option(help="Weights: of swan.save, safetensors, or a checkpoint (.pth)."),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="A safetensors file with one tensor of inputs, samples first: statistics of each width "
+            help="A safetensors file: 'inputs', samples first (their shape is --input's default): statistics of each width "
             "are measured on it, and fitted to it. Without it every input takes the full width."
         ),
     ] = None,
@@ -192,7 +193,8 @@ def route_command(
     decide: Annotated[str, typer.Option(help="predicted, margin or auto.")] = "auto",
     steps: Annotated[int, typer.Option(help="Training steps of switch and light branch.")] = 0,
     weights: Annotated[
-        Path | None, typer.Option(help="Weights: of swan.save, or a safetensors file.")
+        Path | None,
+        typer.Option(help="Weights: of swan.save, safetensors, or a checkpoint (.pth)."),
     ] = None,
     shapes: Shapes = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
@@ -219,7 +221,10 @@ def swap_command(
         str, typer.Option(help="identity (computes the same at first), blend, or fresh.")
     ] = "identity",
     weights: Annotated[
-        Path | None, typer.Option(help="Weights to start from: of swan.save, or safetensors.")
+        Path | None,
+        typer.Option(
+            help="Weights to start from: of swan.save, safetensors, or a checkpoint (.pth)."
+        ),
     ] = None,
     shapes: Shapes = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line

@@ -126,6 +126,12 @@ class TestModel:
             model,
         )
 
+    def test_what_compress_returns_names_its_model(self) -> None:
+        net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        done = swan.compress(net, [torch.randn(8, 3)], macs=0.5, progress=False)
+        with pytest.raises(swan.ModelError, match=r"got Compressed; pass its \.model"):
+            swan.count_macs(done, torch.zeros(1, 3))
+
     @pytest.mark.parametrize(
         "call",
         [

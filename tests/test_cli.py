@@ -45,6 +45,10 @@ def tiny():
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
 
 
+def flat():
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
+
+
 def broken():
     raise RuntimeError("first line\nsecond line")
 
@@ -270,6 +274,11 @@ ERRORS = {
     "no shape": (("inspect", "resnet18", "--input", "1,3,x"), "'1,3,x' is not a shape"),
     "wrong shape": (("inspect", "resnet18", "--input", "1,4,64,64"), "1, 4, 64, 64"),
     "shape not guessable": (("inspect", "r3d_18"), "--input 1,3,224,224"),
+    "guess misses": (("inspect", "tests.test_cli:flat"), "like --input 1,3,32,32"),
+    "guess misses a cut": (
+        ("prune", "tests.test_cli:flat", "--macs", "0.5", "-o", "never.swan"),
+        "like --input 1,3,32,32",
+    ),
     "no argument": (("inspect",), "Missing argument"),
     "unknown option": (("inspect", "resnet18", "--deep"), "No such option"),
     "unknown command": (("cut",), "No such command 'cut'"),
@@ -288,6 +297,19 @@ def test_errors_are_one_line_with_exit_code_2(case):
     assert lines[0].startswith("error: ")
     assert expected in lines[0]
     assert "Traceback" not in result.output
+
+
+def test_a_torchvision_of_another_torch_stops_its_own_models_alone(monkeypatch):
+    def missing(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("swan_surgery_cli.work.models.import_module", missing)
+    result = invoke("inspect", "resnet18")
+    assert result.exit_code == 2
+    assert "install both in one pip command" in result.stderr
+    assert inspect_json("tests.test_cli:flat", "--input", "1x3x8x8")["input_shapes"] == [
+        [1, 3, 8, 8]
+    ]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
@@ -445,7 +467,7 @@ main()
 """
 
 
-WORKS, CONFIG = "swan_surgery_cli.work", "swan_surgery.experiments.classifier"
+CONFIG = "swan_surgery.experiments.classifier"
 COMPLETE = {
     "_SWAN_SURGERY_COMPLETE": "complete_zsh",
     "_TYPER_COMPLETE_ARGS": "swan-surgery prune --r",
@@ -482,8 +504,12 @@ def test_without_typer_the_command_says_what_to_install():
 @pytest.mark.parametrize(
     ("missing", "words", "again"),
     [
-        ("torchvision", ("inspect", "resnet18"), (f"{WORKS}.inspecting", f"{WORKS}.models")),
-        ("yaml", ("train", "--template"), (f"{WORKS}.training", CONFIG, f"{CONFIG}.config")),
+        ("torchvision", ("inspect", "resnet18"), ()),  # imported where it is wanted
+        (
+            "yaml",
+            ("train", "--template"),
+            ("swan_surgery_cli.work.training", CONFIG, f"{CONFIG}.config"),
+        ),
     ],
 )
 def test_without_the_rest_of_its_extra_a_command_says_what_to_install(

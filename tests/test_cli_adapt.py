@@ -30,12 +30,19 @@ def test_without_data_every_input_takes_all(tmp_path) -> None:
 
 def test_with_data_widths_are_fitted(tmp_path) -> None:
     x = torch.randn(200, 3) * torch.rand(200, 1).exp()
-    save_file({"inputs": x}, tmp_path / "x.safetensors")
+    labels = torch.zeros(200, dtype=torch.int64)  # `route` wants them; a file may serve both
+    save_file({"inputs": x, "labels": labels}, tmp_path / "x.safetensors")
     options = ("--data", tmp_path / "x.safetensors", "--macs", 0.6, "--per", "network", "--json")
-    facts = json.loads(done("adapt", NAME, *SHAPE, *options, "-o", tmp_path / "a.swan"))
+    facts = json.loads(done("adapt", NAME, *options, "-o", tmp_path / "a.swan"))
     assert facts["widths"]["samples"] == 200
     assert facts["widths"]["mean_macs"] <= 0.6 * facts["dense_macs"]
     assert facts["blocks"] == {"": [10, 20, 30, 40]}
+
+
+def test_which_tensor_holds_the_inputs_is_not_guessed(tmp_path) -> None:
+    save_file({"a": torch.zeros(4, 3), "b": torch.zeros(4, 3)}, tmp_path / "x.safetensors")
+    told = refused("adapt", NAME, "--data", tmp_path / "x.safetensors", "-o", tmp_path / "a.swan")
+    assert "call the samples 'inputs'" in told
 
 
 def test_a_static_width(tmp_path) -> None:

@@ -24,6 +24,10 @@ def net() -> nn.Module:
     )
 
 
+def wide() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 3))
+
+
 def other() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 2))
 
@@ -66,6 +70,13 @@ class TestPrune:
         # The kept rows are rows of the weights that were given.
         rows = {tuple(row.flatten().tolist()) for row in net()[0].weight}
         assert {tuple(row.flatten().tolist()) for row in loaded[0].weight} <= rows
+
+    def test_a_budget_left_unused_is_told_in_one_line(self, tmp_path) -> None:
+        options = ("--macs", 0.7, "--round-to", 8, "-o", tmp_path / "x.swan", "--json")
+        result = invoke("prune", NAME.replace("net", "wide"), *SHAPE, *options)
+        assert json.loads(result.stdout)["macs"]
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("warning: multiples of 8 channels leave ")
 
     @pytest.mark.filterwarnings("ignore::swan_surgery.SwanWarning")  # the machine may be busy
     def test_with_a_measured_multiple(self, tmp_path) -> None:
@@ -170,7 +181,9 @@ class TestExport:
         assert "batch 1 only, agrees to" in text
 
     def test_suffix(self, small, tmp_path) -> None:
-        assert "must be one of .onnx, .pt2" in refused("export", NAME, small, tmp_path / "x.tf")
+        assert "must be one of .onnx, .pt2" in refused(
+            "export", NAME, small, tmp_path / "x.tf", *SHAPE
+        )
 
 
 class TestLatency:

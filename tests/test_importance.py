@@ -144,6 +144,14 @@ class TestPruneByScore:
 
 
 class TestBadInput:
+    def test_a_loss_of_outputs_and_labels_is_told_how_it_is_called(self) -> None:
+        net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        gated = swan.swanify(net, torch.zeros(1, 3))
+        batches = [(torch.randn(4, 3), torch.randint(2, (4,)))]
+        with pytest.raises(TypeError) as caught:
+            swan.importance(gated, "fisher", batches=batches, loss=nn.functional.cross_entropy)
+        assert "loss(model, batch)" in caught.value.__notes__[0]
+
     def test_scores_that_need_data(self) -> None:
         with pytest.raises(swan.InputError, match="needs batches"):
             swan.importance(two_widths(), "taylor")

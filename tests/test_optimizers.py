@@ -88,6 +88,15 @@ def test_the_law_in_place() -> None:
         torch.testing.assert_close(found, wanted[key], rtol=1e-9, atol=1e-12)
 
 
+def test_the_optimizer_of_the_given_model_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    stale = torch.optim.SGD(net.parameters(), momentum=0.9)
+    gated = swan.swanify(net, torch.zeros(1, 3))
+    small = swan.prune(gated, params=0.6)
+    with pytest.raises(swan.InputError, match="trains no parameter of the gated model"):
+        swan.optimizer_after(stale, gated, small)
+
+
 class TestGroups:
     def test_order_settings_and_counters_stay_and_the_gates_go(self) -> None:
         gated = mlp(3, 8, 2)

@@ -24,6 +24,10 @@ class TestParameterGroups:
         assert rest["lr"] == 0.2
         assert rest["weight_decay"] == 0.01
 
+    def test_weight_decay_is_the_optimizers_unless_given(self) -> None:
+        optimizer = torch.optim.SGD(self.groups()[1], weight_decay=0.3)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+
     def test_gate_lr_defaults_to_ten_times_lr(self) -> None:
         assert self.groups()[1][1]["lr"] == 2.0
         assert self.groups(gate_lr=0.0)[1][1]["lr"] == 0.0

@@ -14,11 +14,11 @@ from swan_surgery.adaptive import AdaptiveModel
 from swan_surgery.artifacts.adaptive import adaptive_part
 from swan_surgery.artifacts.container import write
 from swan_surgery.artifacts.structures import encode, map_digest, pack
-from swan_surgery.errors import InputError, ModelError
+from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model, check_whole
 from swan_surgery.models.architecture import all_tensors, architecture_of, shapes_of
-from swan_surgery.models.checks import check_data
+from swan_surgery.models.checks import check_data, check_is_module
 from swan_surgery.models.provenance import Provenance, provenance_of
 from swan_surgery.models.steps import shapes_after
 from swan_surgery.routing.routed_model import RoutedModel
@@ -58,8 +58,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
 
 def contents(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a file."""
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_is_module(model)
     if isinstance(model, RoutedModel):
         header, tensors = contents(model.body)
         return {**header, "routing": routing_to_json(model)}, tensors

@@ -23,7 +23,8 @@ from swan_surgery.channels.solving.mapping import (
 )
 from swan_surgery.channels.solving.two_sizes import Runs, solve_at_two_sizes
 from swan_surgery.channels.solving.unread import unread_widths
-from swan_surgery.errors import InputError, ModelError, TraceError
+from swan_surgery.errors import InputError, TraceError
+from swan_surgery.models.checks import check_is_module
 from swan_surgery.models.copies import copy_of, shell_of, without_collection
 from swan_surgery.models.inputs import Inputs, as_inputs
 from swan_surgery.models.slim_attention import write_out_
@@ -60,8 +61,7 @@ def channel_map(
         2: linear 8 -> 2, no gate
             2 stay: part of the model's output
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_is_module(model)
     inputs = as_inputs(example_inputs)
     ignored = match_modules(model, ignore)
     free = (free_outputs,) if isinstance(free_outputs, str) else tuple(free_outputs)

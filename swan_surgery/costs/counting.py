@@ -23,10 +23,10 @@ from torch.utils._pytree import tree_leaves
 from swan_surgery.channels.rules.registry import facts_of
 from swan_surgery.costs.formulas import FORMULAS
 from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.errors import InputError, ModelError
+from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import as_inputs, copy_of
-from swan_surgery.models.checks import check_arguments, check_data, described
+from swan_surgery.models.checks import check_arguments, check_data, check_is_module, described
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,7 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
         ModelError: not an `nn.Module`, or on the meta device.
         InputError: the model cannot be run on the inputs.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_is_module(model)
     base = model.model if isinstance(model, GatedModel) else model
     inputs = as_inputs(example_inputs)
     check_data(base, inputs, to="count MACs")

@@ -40,7 +40,7 @@ def optimizer_after(optimizer: Optimizer, gated: GatedModel, small: nn.Module) -
 
     Raises:
         ModelError: `gated` is not a gated model.
-        InputError: not an optimizer, `small` is no cut of `gated`, or the optimizer keeps state of other
+        InputError: not an optimizer, or one of another model's parameters, `small` is no cut of `gated`, or the optimizer keeps state of other
             shapes (Adafactor's rows, LBFGS's history), which has no slices.
 
     Example:
@@ -62,9 +62,16 @@ def optimizer_after(optimizer: Optimizer, gated: GatedModel, small: nn.Module) -
     before: dict[Tensor, str] = {
         parameter: name for name, parameter in gated.model.named_parameters()
     }
+    logits = gated.gates.logits
+    trained = [own for group in optimizer.param_groups for own in group["params"]]
+    # Otherwise it would go on with the weights of a model that nobody uses any more.
+    if not any(own is logits or own in before for own in trained):
+        raise InputError(
+            f"this {type(optimizer).__name__} trains no parameter of the gated model. swanify copies, so make the "
+            f"optimizer from the copy, swan.parameter_groups(gated, lr=...) or gated.parameters(), before training it"
+        )
     after = dict(small.named_parameters())
     state = _sliced(optimizer, gated, before, after, steps)
-    logits = gated.gates.logits
 
     def new(parameter: Tensor) -> Tensor:
         return after[before[parameter]] if parameter in before else parameter

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from swan_surgery.errors import ModelError, SwanWarning
 from swan_surgery.gates.gated_model import GatedModel
+from swan_surgery.models.checks import check_is_module
 
 
 def check_gated(gated: object) -> None:
@@ -47,14 +48,13 @@ def name_what_trains(model: nn.Module) -> None:
     )
 
 
-def check_model(model: object) -> None:
+def check_model(model: nn.Module) -> None:
     """Refuse what cannot be gated.
 
     Raises:
         ModelError: says what was seen and what to do.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    check_is_module(model)
     if isinstance(model, GatedModel):
         raise ModelError("the model is gated already; train it, or swan.unswanify(model) first")
     if _wrapped(model) is not None:

@@ -7,7 +7,7 @@ from swan_surgery.gates.checks import check_gated
 
 
 def parameter_groups(
-    gated: GatedModel, *, lr: float, gate_lr: float | None = None, weight_decay: float = 0.0
+    gated: GatedModel, *, lr: float, gate_lr: float | None = None, weight_decay: float | None = None
 ) -> list[dict[str, Any]]:
     """Two groups for an optimizer: the weights, and the gate logits without weight decay.
 
@@ -15,7 +15,7 @@ def parameter_groups(
         gated: the gated model.
         lr: of the weights.
         gate_lr: of the logits; 10 x lr by default, because they have less distance to feel.
-        weight_decay: of the weights.
+        weight_decay: of the weights; by default what the optimizer is given, or has by itself.
 
     Raises:
         ModelError: `gated` is not a gated model.
@@ -28,8 +28,10 @@ def parameter_groups(
     """
     check_gated(gated)
     weights = [p for p in gated.model.parameters() if p.requires_grad]
+    # A group's setting wins over the optimizer's: zero here would silence `AdamW(groups, weight_decay=...)`.
+    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
     return [
-        {"params": weights, "lr": lr, "weight_decay": weight_decay},
+        {"params": weights, "lr": lr, **decay},
         {
             "params": [gated.gates.logits],
             "lr": 10 * lr if gate_lr is None else gate_lr,

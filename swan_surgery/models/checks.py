@@ -14,6 +14,19 @@ from swan_surgery.models import Inputs
 _IMAGE_SIZES = (224, 299)
 
 
+def check_is_module(model: Any) -> None:
+    """Refuse what is no module; of a result that holds one, as `swan.compress` returns, name it.
+
+    Raises:
+        ModelError: says what was seen.
+    """
+    if isinstance(model, nn.Module):
+        return
+    holds = isinstance(getattr(model, "model", None), nn.Module)
+    hint = "; pass its .model" if holds else ""
+    raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}{hint}")
+
+
 def check_data(model: nn.Module, inputs: Inputs | None = None, *, to: str) -> None:
     """Refuse models and inputs on the `meta` device, which have shapes but no data.
 

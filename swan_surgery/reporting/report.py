@@ -15,9 +15,10 @@ from swan_surgery.cutting.pruning import prune
 from swan_surgery.environment.machine import Environment, device_of, environment
 from swan_surgery.environment.notebooks import html_table
 from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.errors import InputError, ModelError
+from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs, as_inputs, copy_of
+from swan_surgery.models.checks import check_is_module
 from swan_surgery.reporting import measurement, rendering
 from swan_surgery.reporting.figures import Figures, LayerChange, LayerFigures
 from swan_surgery.reporting.page import page
@@ -225,8 +226,7 @@ def report(
         (40, 20)
     """
     for model in (before, after):
-        if not isinstance(model, nn.Module):
-            raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        check_is_module(model)
     inputs = as_inputs(example_inputs)
     tensors = [leaf for leaf in _leaves(inputs) if isinstance(leaf, Tensor)]
     if not tensors:

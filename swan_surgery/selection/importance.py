@@ -100,7 +100,7 @@ def _of_gradients(
     ):
         total = torch.zeros_like(gated.gates.logits, dtype=torch.float64)
         for batch in batches:
-            value = loss(gated, batch)
+            value = called(loss, gated, batch)
             _check_loss(value)
             (own,) = torch.autograd.grad(value, gates, allow_unused=True)
             if own is not None:
@@ -110,6 +110,17 @@ def _of_gradients(
     if not used:
         raise InputError("batches yielded no batch, so there is nothing to score units by")
     return total / used
+
+
+def called(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
+    """`loss(model, batch)`; where it fails as a loss of outputs and labels does, that is noted."""
+    try:
+        return loss(model, batch)
+    except (TypeError, AttributeError) as err:
+        err.add_note(
+            "loss is called as loss(model, batch), as in: lambda m, b: F.cross_entropy(m(b[0]), b[1])"
+        )
+        raise
 
 
 def _check_loss(value: Any) -> None:

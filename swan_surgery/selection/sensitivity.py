@@ -19,6 +19,7 @@ from swan_surgery.gates.checks import check_gated
 from swan_surgery.models.batches import batches_in
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
+from swan_surgery.selection.importance import called
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ def _loss(
     loss: Callable[[nn.Module, Any], Tensor],
 ) -> float:
     with gated.gates.holding(mask):
-        return sum(float(loss(gated, batch)) for batch in batches) / len(batches)
+        return sum(float(called(loss, gated, batch)) for batch in batches) / len(batches)
 
 
 def _layers(gated: GatedModel, members: Sequence[int]) -> tuple[str, ...]:

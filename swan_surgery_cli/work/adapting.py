@@ -9,7 +9,7 @@ from torch import Tensor
 from swan_surgery.adaptive import adapt, calibrate_widths, fit_widths
 from swan_surgery.artifacts import save
 from swan_surgery.errors import InputError
-from swan_surgery_cli.work.subjects import subject_of, tensors_in
+from swan_surgery_cli.work.subjects import inputs_in, subject_of, tensors_in
 from swan_surgery_cli.work.waiting import waiting
 
 
@@ -36,7 +36,9 @@ def adapt_command(
         raise InputError(f"--per {per}: block or network")
     batches = [] if data is None else _batches(data)
     with waiting(f"adapting {model}"):
-        base, inputs = subject_of(model, weights, shapes or [])
+        base, inputs = subject_of(
+            model, weights, shapes or [], sample=batches[0][:1] if batches else None
+        )
         adapted = adapt(
             base.eval(), inputs, per="network" if per == "network" else "block", widths=shares
         )
@@ -69,11 +71,7 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _batches(path: Path) -> list[Tensor]:
-    tensors = tensors_in(path)
-    if len(tensors) != 1:
-        raise InputError(f"--data {path} holds {len(tensors)} tensors; one is wanted, of inputs")
-    (inputs,) = tensors.values()
-    return list(inputs.split(_BATCH))
+    return list(inputs_in(tensors_in(path), path).split(_BATCH))
 
 
 __all__ = ["adapt_command"]

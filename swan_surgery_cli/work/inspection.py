@@ -9,11 +9,12 @@ from torch.utils._pytree import tree_leaves
 
 from swan_surgery.channels import ChannelMap, Explanation, LayerExplanation, channel_map
 from swan_surgery.costs.params import count_params
-from swan_surgery.errors import InputError, TraceError
+from swan_surgery.errors import TraceError
 from swan_surgery.gates.checks import check_model
 from swan_surgery.models import Inputs
-from swan_surgery.models.checks import check_arguments, infer_inputs
+from swan_surgery.models.checks import check_arguments
 from swan_surgery.reporting import to_flops
+from swan_surgery_cli.work.models import guesses, misfit
 
 
 _JSON_VERSION = 2
@@ -84,15 +85,14 @@ def inspect_model(name: str, model: nn.Module, inputs: Inputs | None) -> Inspect
         TraceError: the model cannot be run on the inputs.
     """
     check_model(model)
-    try:
-        candidates = infer_inputs(model) if inputs is None else [inputs]
-    except InputError as err:
-        raise InputError(
-            f"no input shape can be guessed for {name}: its first layer is neither a 2-d convolution "
-            f"nor linear; pass one, like --input 1,3,224,224, or --input 1,16:int64 for token ids"
-        ) from err
+    candidates = guesses(model, name) if inputs is None else [inputs]
     check_arguments(model, candidates[0])
-    channels, used = _map(model, candidates)
+    try:
+        channels, used = _map(model, candidates)
+    except TraceError as err:
+        if inputs is None:
+            raise misfit(model, candidates[0], err) from err
+        raise
     explanation = channels.explain()
     total = sum(term.macs for term in channels.costs)
     tensors = [leaf for leaf in tree_leaves((used.args, dict(used.kwargs))) if _is_tensor(leaf)]

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from swan_surgery.environment.extras import named_function, needed_from
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs, as_inputs
+from swan_surgery.models.checks import described, infer_inputs
 
-
-with needed_from("cli"):
-    import torchvision
 
 _TORCHVISION, _TIMM = "torchvision:", "timm:"
 # They draw every weight with scipy; the values do not matter here.
@@ -58,12 +56,12 @@ def build_model(name: str, *, with_data: bool = False, classes: int | None = Non
     """
     if name.startswith(_TIMM):
         return _timm_model(name.removeprefix(_TIMM), with_data=with_data, classes=classes)
-    wanted = name.removeprefix(_TORCHVISION)
-    known = torchvision.models.list_models()
-    if wanted in known:
-        return _torchvision_model(wanted, with_data=with_data, classes=classes)
     if ":" in name and not name.startswith(_TORCHVISION):
         return _from_factory(name)
+    wanted = name.removeprefix(_TORCHVISION)
+    known = _torchvision().models.list_models()
+    if wanted in known:
+        return _torchvision_model(wanted, with_data=with_data, classes=classes)
     raise InputError(
         f"no model {name!r}; {_nearest(wanted, known, 'torchvision')}; your own: "
         f"package.module:factory"
@@ -75,8 +73,21 @@ def _nearest(wanted: str, known: list[str], library: str) -> str:
     return f"nearest {library} names: {', '.join(near)}" if near else f"see {library}'s models"
 
 
+def _torchvision() -> Any:
+    """Only where one of its models is wanted: importing it takes half as long as torch again."""
+    with needed_from("cli"):
+        try:
+            return import_module("torchvision")
+        except RuntimeError as err:  # an operator is missing: its binary is of another torch
+            raise InputError(
+                f"torchvision cannot be imported beside torch {torch.__version__} ({err}); the two have to be "
+                f"of one release and one build (CPU or CUDA): install both in one pip command, from one index"
+            ) from err
+
+
 def _torchvision_model(name: str, *, with_data: bool, classes: int | None) -> Subject:
-    builder = torchvision.models.get_model_builder(name)
+    models = _torchvision().models
+    builder = models.get_model_builder(name)
     known = inspect.signature(builder).parameters
     options: dict[str, Any] = {"weights": None}
     if classes is not None:
@@ -86,7 +97,7 @@ def _torchvision_model(name: str, *, with_data: bool, classes: int | None) -> Su
         options["weights_backbone"] = None
     if name in _SLOW_TO_INITIALISE:
         options["init_weights"] = False
-    if not hasattr(torchvision.models.detection, name):
+    if not hasattr(models.detection, name):
         return Subject((_on_cpu if with_data else _on_meta)(lambda: builder(**options)))
     options |= _FIND_SOMETHING if "rcnn" in name else _FIND_SOMETHING_DENSELY
     generator = torch.Generator().manual_seed(0)
@@ -150,8 +161,31 @@ def _from_factory(name: str) -> Subject:
     return Subject(model, inputs)
 
 
+def guesses(model: nn.Module, name: str) -> list[Inputs]:
+    """Example inputs that the first layer suggests, the best guess first.
+
+    Raises:
+        InputError: it suggests none; says what to pass.
+    """
+    try:
+        return infer_inputs(model)
+    except InputError as err:
+        raise InputError(
+            f"no input shape can be guessed for {name}: its first layer is neither a 2-d convolution "
+            f"nor linear; pass one, like --input 1,3,224,224, or --input 1,16:int64 for token ids"
+        ) from err
+
+
+def misfit(model: nn.Module, guess: Inputs, err: Exception) -> InputError:
+    """What is said where the model does not run on inputs that were guessed for it."""
+    return InputError(
+        f"{type(model).__name__} does not run on the inputs guessed for it, {described(guess)}; pass the shape "
+        f"that it takes, like --input 1,3,32,32 ({type(err).__name__}: {err})"
+    )
+
+
 def parse_inputs(texts: list[str], subject: Subject) -> Inputs | None:
-    """Tensors of the shapes given as `1,3,224,224` or, for token ids, `1,16:int64`.
+    """Tensors of the shapes given as `1,3,224,224`, `1x3x224x224` or, for token ids, `1,16:int64`.
 
     Without a type they have the model's. Integers are zeros. A model that takes a list of images gets
     one image per shape. None where no text is given: what comes with the model is used then.
@@ -168,7 +202,7 @@ def parse_inputs(texts: list[str], subject: Subject) -> Inputs | None:
         numbers, _, kind = text.partition(":")
         dtype = getattr(torch, kind, None) if kind else own
         try:
-            shape = [int(part) for part in numbers.split(",")]
+            shape = [int(part) for part in numbers.replace("x", ",").split(",")]
         except ValueError:
             shape = [0]
         if min(shape) < 1 or not isinstance(dtype, torch.dtype):

@@ -18,7 +18,7 @@ from swan_surgery.routing.placing import least_apart
 from swan_surgery.routing.route_stats import route_stats
 from swan_surgery.routing.routed_model import RoutedModel
 from swan_surgery.routing.scanning import scan_switches
-from swan_surgery_cli.work.subjects import subject_of, tensors_in
+from swan_surgery_cli.work.subjects import inputs_in, subject_of, tensors_in
 from swan_surgery_cli.work.waiting import waiting
 
 
@@ -49,8 +49,10 @@ def route_command(
     target: dict[str, Any] = {name: value for name, value in targets.items() if value is not None}
     _check(after, data, target, steps)
     with waiting(f"routing {model}"):
-        base, inputs = subject_of(model, weights, shapes or [])
         making, judging = ([], []) if data is None else _halves(data, labelled=harm is not None)
+        base, inputs = subject_of(
+            model, weights, shapes or [], sample=making[0][0][:1] if making else None
+        )
         options: dict[str, Any] = {"light": light, "decide": decide, "example_inputs": inputs}
         places = () if after else scan_switches(base.eval(), making, **options)
         chosen = after or [least_apart(places).after]
@@ -101,7 +103,7 @@ def _check(
 def _halves(path: Path, *, labelled: bool) -> tuple[Batches, Batches]:
     """Batches of two halves of the samples, drawn at random: what is trained on cannot show a harm."""
     tensors = tensors_in(path)
-    inputs = tensors.get("inputs", next(iter(tensors.values()), torch.zeros(0)))
+    inputs = inputs_in(tensors, path)
     columns = [inputs, tensors["labels"]] if "labels" in tensors else [inputs]
     if labelled and len(columns) == 1:
         raise InputError(f"--harm needs 'labels' in {path}: what the light branch gets wrong")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -10,13 +11,17 @@ from torch import Tensor, nn
 from swan_surgery.artifacts import load
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs
-from swan_surgery.models.checks import infer_inputs
+from swan_surgery.models.modes import evaluating
 from swan_surgery_cli.work.checkpoints import TORCH_SUFFIXES, read_weights
-from swan_surgery_cli.work.models import Subject, build_model, parse_inputs
+from swan_surgery_cli.work.models import Subject, build_model, guesses, misfit, parse_inputs
 
 
-def subject_of(name: str, weights: Path | None, shapes: list[str]) -> tuple[nn.Module, Inputs]:
+def subject_of(
+    name: str, weights: Path | None, shapes: list[str], *, sample: Tensor | None = None
+) -> tuple[nn.Module, Inputs]:
     """The model of a name with data, weights from a file if one is given, and its example inputs.
+
+    Those are of the `shapes` given, else `sample` (of the data, where there are some), else guessed.
 
     `weights` is a file of `swan.save` (the model is then what was saved: pruned, or gated), or
     safetensors or a `torch.save` checkpoint of a plain `state_dict`.
@@ -26,15 +31,28 @@ def subject_of(name: str, weights: Path | None, shapes: list[str]) -> tuple[nn.M
         ArtifactError: a damaged file, or one of another model.
     """
     subject = build_model(name, with_data=True)
-    inputs = inputs_of(subject, shapes)
+    told = shapes or sample is None
+    inputs = inputs_of(subject, shapes) if told else Inputs((sample,), {})
     model = subject.model if weights is None else with_weights(subject.model, weights)
     return model, inputs
 
 
 def inputs_of(subject: Subject, shapes: list[str]) -> Inputs:
-    """Those given, those that come with the model, or those that its first layer suggests."""
+    """Those given, those that come with the model, or those that its first layer suggests.
+
+    Raises:
+        InputError: not a shape, or the model does not run on what was guessed.
+    """
     given = parse_inputs(shapes, subject)
-    return infer_inputs(subject.model)[0] if given is None else given
+    if given is not None:
+        return given
+    guess, *_ = guesses(subject.model, type(subject.model).__name__)
+    try:
+        with evaluating(subject.model), torch.no_grad():
+            subject.model(*guess.args)
+    except Exception as err:
+        raise misfit(subject.model, guess, err) from err
+    return guess
 
 
 def with_weights(model: nn.Module, path: Path) -> nn.Module:
@@ -78,6 +96,21 @@ def tensors_in(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as err:
         raise InputError(f"--data {path} is not a safetensors file: {err}") from err
+
+
+def inputs_in(tensors: dict[str, Tensor], path: Path) -> Tensor:
+    """The samples of a file of `--data`: what is called `inputs`, or its only tensor beside `labels`.
+
+    Raises:
+        InputError: neither is there.
+    """
+    named = [name for name in tensors if name != "labels"]
+    name = "inputs" if "inputs" in tensors or len(named) != 1 else named[0]
+    if name not in tensors or not tensors[name].ndim:
+        raise InputError(
+            f"--data {path} holds {', '.join(map(repr, tensors)) or 'nothing'}; call the samples 'inputs'"
+        )
+    return tensors[name]
 
 
 def _is_ours(path: Path) -> bool:

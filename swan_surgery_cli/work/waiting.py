@@ -7,17 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
 import torch
+import typer
 from rich.console import Console
 
-from swan_surgery.errors import InputError
+from swan_surgery.errors import InputError, SwanWarning
 
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """A spinner on stderr, so that stdout holds the result alone; models run inside."""
-    with foreign_code(), Console(stderr=True).status(text), warnings.catch_warnings():
+    """A spinner on stderr, so that stdout holds the result alone; models run inside.
+
+    Of warnings the library's own are told, one line each, on stderr; those of others are for their authors.
+    """
+    with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("ignore")
-        yield
+        warnings.simplefilter("always", SwanWarning)
+        with foreign_code(), Console(stderr=True).status(text):
+            yield
+    for own in dict.fromkeys(" ".join(str(one.message).split()) for one in seen):
+        typer.echo(f"warning: {own}", err=True)
 
 
 @contextmanager
