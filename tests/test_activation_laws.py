@@ -171,7 +171,14 @@ def test_files_that_lie_are_refused(change, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model", [Calls, lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 2, 3))]
+    "model",
+    [
+        Calls,
+        pytest.param(
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 2, 3)),
+            marks=pytest.mark.thorough,
+        ),
+    ],
 )
 def test_export(model, tmp_path):
     net, x = prepared(model()).float(), image(2, 3, 8, 8).float()

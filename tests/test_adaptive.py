@@ -556,6 +556,7 @@ def test_a_gated_model_adapts_in_the_order_of_its_gates() -> None:
     assert torch.equal(first, model.get_parameter("first.conv1.weight")[order])
 
 
+@pytest.mark.thorough
 def test_the_masked_model_exports_and_says_what_torch_says(tmp_path) -> None:
     pytest.importorskip("onnxruntime")
     model = SmallNet()

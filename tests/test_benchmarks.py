@@ -17,11 +17,19 @@ from quality import RATES, Row, chosen_rate, rates_to_try, wanted
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 # The whole zoo's script, and one of each other kind; the rest take minutes.
 SCRIPTS = (
-    *("activations_training", "overhead", "zoo"),
+    *("overhead", "zoo"),
     *(
         pytest.param(script, marks=pytest.mark.thorough)
         for script in (
-            *("activations", "adaptive", "adaptive_accuracy", "gpu", "latency", "planning"),
+            *(
+                "activations",
+                "activations_training",
+                "adaptive",
+                "adaptive_accuracy",
+                "gpu",
+                "latency",
+                "planning",
+            ),
             *("quality", "shipping", "speed"),
         )
     ),

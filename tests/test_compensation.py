@@ -6,7 +6,7 @@ from math import isnan
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 import swan_surgery as swan
@@ -415,6 +415,7 @@ def test_a_pass_ends_where_it_is_abandoned_and_hands_errors_on() -> None:
 # An einsum of three operands over one channel is no product as it runs; what that costs is not asked here.
 @pytest.mark.filterwarnings("ignore:module .* MACs as it runs:UserWarning")
 @pytest.mark.law
+@settings(max_examples=max(5, settings.default.max_examples // 3))
 @given(networks(), st.sampled_from([0.3, 0.6]), st.integers(0, 1000))
 def test_random_networks_are_compensated_without_a_fault(
     case: Case, share: float, seed: int

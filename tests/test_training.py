@@ -196,6 +196,7 @@ class TestRun:
         assert len(again.history) == len(outcome.history)
         assert (folder / "pruned.swan").read_bytes() == before
 
+    @pytest.mark.filterwarnings("ignore:multiples of 4 channels leave:UserWarning")
     def test_with_all_the_options(self, tmp_path) -> None:
         own = replace(
             TINY,

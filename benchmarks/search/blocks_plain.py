@@ -317,7 +317,9 @@ class MaxUnpool(Block):
         self.inner = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        small, index = F.max_pool2d(x, 2, return_indices=True)
+        # Where the cut left a flat map, rounding would choose among ties.
+        ramp = torch.linspace(0, 1e-3, x.shape[2] * x.shape[3], dtype=x.dtype)
+        small, index = F.max_pool2d(x + ramp.view(x.shape[2:]), 2, return_indices=True)
         return x + F.max_unpool2d(torch.sigmoid(self.inner(small)), index, 2, output_size=x.shape)
 
 
