@@ -82,7 +82,7 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(f"{quantized[0]!r} is a quantized tensor; prune first, then quantize")
 
 
-def check_changeable(model: object) -> None:
+def check_changeable(model: nn.Module) -> None:
     """Refuse what cannot be gated, cut in two or swapped: as `check_model`, and what is made of several forms of a model.
 
     Raises:
