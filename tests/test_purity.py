@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.gates import GatedModel
+from swan_surgery.models.copies import copy_of, sharing_copy_of, shell_of
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.zoo import ZOO
 
@@ -139,6 +140,14 @@ class TestTheGivenModelStays:
         with suppress(swan.SwanError, AssertionError):  # late calls may not happen
             swan.count_macs(model, IMAGE)
         assert_same_fingerprint(before, fingerprint(model))
+
+    @pytest.mark.parametrize("copied", [shell_of, copy_of, sharing_copy_of])
+    def test_copies_have_dictionaries_of_their_own(self, copied) -> None:
+        """Empty ones too: a hook or a child put on a copy would be the given model's."""
+        model, _ = ZOO["resnet_projection"]()
+        for given, own in zip(model.modules(), copied(model).modules(), strict=True):
+            for name, value in vars(given).items():
+                assert not isinstance(value, dict) or vars(own)[name] is not value, name
 
     def test_where_counting_cannot_run_the_model(self) -> None:
         model = fused(calls=0)
