@@ -49,7 +49,10 @@ class Network(nn.Module):
         if self.kind == "dense":
             return nn.functional.interpolate(self.last(x), scale_factor=2)
         if self.kind == "pyramid":
-            return {"low": self.last(x), "means": [first.mean((2, 3)), x.amax((2, 3))]}
+            # Quantised maps have ties, and rounding would choose which of them gets the gradient.
+            ramp = torch.linspace(0, 1e-3, x.shape[2] * x.shape[3], dtype=x.dtype)
+            largest = (x + ramp.view(x.shape[2:])).amax((2, 3))
+            return {"low": self.last(x), "means": [first.mean((2, 3)), largest]}
         if self.kind == "tokens":
             return self.fc(x.flatten(2).transpose(1, 2))
         return self.last(x), self.fc(x.mean((2, 3)))
