@@ -15,6 +15,7 @@ from swan_surgery_cli.options import (
     Runtime,
     Saved,
     Shapes,
+    Weights,
 )
 
 
@@ -60,12 +61,7 @@ def train_command(
 def prune_command(
     model: Name,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the smaller model.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weights to start from: of swan.save (gated too), safetensors, or a checkpoint (.pth)."
-        ),
-    ] = None,
+    weights: Weights = None,
     macs: Macs = None,
     params: Params = None,
     score: Annotated[
@@ -92,12 +88,7 @@ def compress_command(
         str, typer.Option(help="Images: a folder, a torchvision dataset's root, or sklearn:digits.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the smaller model.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weights to start from: of swan.save, safetensors, or a checkpoint (.pth)."
-        ),
-    ] = None,
+    weights: Weights = None,
     macs: Macs = None,
     params: Params = None,
     latency_ms: Annotated[
@@ -131,10 +122,7 @@ def compress_command(
 def adapt_command(
     model: Name,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the adaptive model.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="Weights: of swan.save, safetensors, or a checkpoint (.pth)."),
-    ] = None,
+    weights: Weights = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -192,10 +180,7 @@ def route_command(
     ] = None,
     decide: Annotated[str, typer.Option(help="predicted, margin or auto.")] = "auto",
     steps: Annotated[int, typer.Option(help="Training steps of switch and light branch.")] = 0,
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="Weights: of swan.save, safetensors, or a checkpoint (.pth)."),
-    ] = None,
+    weights: Weights = None,
     shapes: Shapes = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
 ) -> None:
@@ -220,12 +205,7 @@ def swap_command(
     start: Annotated[
         str, typer.Option(help="identity (computes the same at first), blend, or fresh.")
     ] = "identity",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weights to start from: of swan.save, safetensors, or a checkpoint (.pth)."
-        ),
-    ] = None,
+    weights: Weights = None,
     shapes: Shapes = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
 ) -> None:

@@ -13,6 +13,12 @@ Name = Annotated[
         "package.module:factory, as it was before pruning."
     ),
 ]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Weights to start from: of swan.save (gated too), safetensors, or a checkpoint (.pth)."
+    ),
+]
 Saved = Annotated[Path, typer.Argument(help="What swan.save or `prune` wrote.")]
 Shapes = Annotated[
     list[str] | None,

@@ -9,8 +9,9 @@ from swan_surgery.gates import GatedModel
 from swan_surgery.learning.curvature import CurvatureRule
 
 
-# After so many calls without a gradient the gates will not learn any more.
-_PATIENCE = 20
+# After so many calls without a change the gates will not learn any more; a step may take some dozen calls, where
+# gradients of small batches are accumulated.
+_PATIENCE = 100
 
 
 class Watch:

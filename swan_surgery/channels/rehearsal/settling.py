@@ -68,7 +68,8 @@ def settle(
 ) -> Solution:
     """Solve and rehearse until every operation follows; what does not follow is pinned.
 
-    `readings` tell what the code of the model reads in these traces. `witnesses` are recordings at other sizes that say nothing else of labels than `traces` do.
+    `readings` tell what the code of the model reads in these traces. `witnesses` are recordings at other
+    sizes that say nothing else of labels than `traces` do.
     """
     resizes = Resizes([*(trace.recording for trace in traces), *witnesses])
     state = _State(solve(traces, labelled, pins), pins, readings, resizes)
