@@ -15,9 +15,7 @@ Name = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(
-        help="Weights to start from: of swan.save (gated too), safetensors, or a checkpoint (.pth)."
-    ),
+    typer.Option(help="Weights to start from: of swan.save, safetensors, or a checkpoint (.pth)."),
 ]
 Saved = Annotated[Path, typer.Argument(help="What swan.save or `prune` wrote.")]
 Shapes = Annotated[
