@@ -12,6 +12,7 @@ from swan_surgery.errors import InputError
 from swan_surgery.gates.checks import check_changeable
 from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.models.architecture import architecture_of
+from swan_surgery.models.batches import batches_in
 from swan_surgery.models.checks import check_arguments, check_data, described, infer_inputs
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
 from swan_surgery.routing.axes import channel_axis_of
@@ -122,9 +123,7 @@ def add_switch(
     inputs = infer_inputs(model)[0] if example_inputs is None else as_inputs(example_inputs)
     check_data(model, inputs, to="add a switch")
     check_arguments(model, inputs)
-    if batches is not None and not isinstance(batches, Iterable):
-        raise InputError(f"batches must be a loader; got {type(batches).__name__}")
-    data = None if batches is None else list(batches)
+    data = None if batches is None else list(batches_in(batches, None))
     with torch.inference_mode(mode=False), streams_kept():
         private = copy_of(model).eval()
         making = _Making(private, inputs, default, hidden, data)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import BudgetError, InputError, SwanError
 from swan_surgery.models import Inputs, as_inputs
-from swan_surgery.models.batches import first_samples
+from swan_surgery.models.batches import batches_in, first_samples
 from swan_surgery.models.checks import check_arguments, check_data
 from swan_surgery.routing.calibrating import calibrate_switch
 from swan_surgery.routing.observing import observe
@@ -60,11 +60,11 @@ def data_of(
     Raises:
         InputError: no batches, or inputs that the model does not take.
     """
-    if not isinstance(batches, Iterable):
+    if batches is None:
         raise InputError(
             "several depths are compared on data: pass batches= (no labels are needed)"
         )
-    data = list(batches)
+    data = list(batches_in(batches, None))
     if not data:
         raise InputError("the loader yielded no batch")
     given = first_samples(data[0], _SAMPLES) if example_inputs is None else example_inputs
