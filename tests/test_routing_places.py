@@ -84,7 +84,6 @@ def test_what_inputs_take_is_what_they_take(decide) -> None:
     costs = routed_costs(routed)
     assert found.macs == pytest.approx(costs.expected(found.shares[:-1]) / costs.given)
     assert found.mean_ms > 0
-    assert found.full_p95_ms >= found.full_mean_ms * 0.5
     assert set(found.to_json()) >= {"shares", "p95_ms", "harm"}
     assert "ms per sample mean" in str(found)
 
