@@ -26,7 +26,7 @@ from swan_surgery.adaptive import (
 from swan_surgery.artifacts import load, save, save_pretrained
 from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map, register_rule
-from swan_surgery.compressing import Compressed, compress
+from swan_surgery.compressing import Compressed, TradeoffCurve, compress, tradeoff_curve
 from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.costs.macs import count_macs, expected_macs, hard_macs, marginal_macs
 from swan_surgery.costs.params import count_params, expected_params, hard_params
@@ -118,6 +118,7 @@ __all__ = [
     "SwanWarning",
     "Swaps",
     "TraceError",
+    "TradeoffCurve",
     "UnsupportedOpError",
     "VerificationError",
     "WidthStats",
@@ -169,6 +170,7 @@ __all__ = [
     "swanify",
     "swap_activations",
     "swaps",
+    "tradeoff_curve",
     "unswanify",
     "width_stats",
 ]

@@ -119,6 +119,30 @@ def test_labels_of_equal_runs_do_not_lie_on_each_other() -> None:
     assert heights[3] == heights[0]
 
 
+def test_labels_lie_within_the_axes_and_on_nothing_else() -> None:
+    torch.manual_seed(0)
+    runs = [(f"run {i} of a long name", *own) for i, own in enumerate(torch.rand(9, 2).tolist())]
+    runs += [("lowest", 0.5, 0.0), ("cheapest", 0.0, 0.5), ("dense, as it was given", 1.0, 1.0)]
+    drawn = charts.scatter(runs, quality="accuracy in %")
+    reader = read(drawn)
+    axes = [attrs for tag, attrs in reader.tags if attrs.get("class") == "axis"]
+    left, bottom = float(axes[1]["x1"]), float(axes[0]["y1"])
+    wide = float(drawn.partition('viewBox="0 0 ')[2].partition(" ")[0])
+    found = re.findall(r'<text x="([0-9.]+)" y="([0-9.]+)">((?:run|low|che|den)[^<]*)</text>', drawn)
+    boxes = [(float(x), float(y) - 11, float(x) + 7 * len(name), float(y)) for x, y, name in found]
+    assert {"lowest", "cheapest", "dense, as it was given"} <= {name for *_, name in found}
+    assert all(x > left and far < wide and y < bottom for x, _, far, y in boxes)
+    points = [
+        (float(c["cx"]) - 5, float(c["cy"]) - 5, float(c["cx"]) + 5, float(c["cy"]) + 5)
+        for tag, c in reader.tags
+        if tag == "circle"
+    ]
+    for index, a in enumerate(boxes):
+        for b in [*boxes[:index], *points]:
+            assert not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
+    assert "accuracy in %" in reader.text
+
+
 def test_a_histogram_counts_every_gate() -> None:
     svg = charts.histogram("x", torch.tensor([0.0, 0.01, 0.5, 1.0]).double().numpy())
     counts = [int(n) for n in re.findall(r"<title>(\d+) gates with", svg)]

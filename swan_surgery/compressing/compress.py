@@ -1,16 +1,14 @@
 """`compress`: score, cut, compensate, train for as long as asked; in stages where little shall stay."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from rich.console import Console
-from rich.progress import Progress, TimeRemainingColumn
 from torch import nn
 
-from swan_surgery.compressing.cutter import Budget, Choice, Cutter, Loss, Tell
+from swan_surgery.compressing.cutter import Budget, Choice, Cutter, Loss
+from swan_surgery.compressing.telling import told
 from swan_surgery.compressing.training import Finetune, Training
 from swan_surgery.cutting.compensation import Compensation
 from swan_surgery.errors import InputError
@@ -129,7 +127,7 @@ def compress(
         example_inputs = _example_of(model, batches[0])
     budget = Budget(macs, params, latency_ms)
     started = time.perf_counter()
-    with _told(progress) as tell:
+    with told(progress) as tell:
         choice = Choice(loss, score, ignore, round_to, uniform=uniform, runtime=runtime)
         cutter = Cutter(model, example_inputs, batches, budget, choice, tell)
         is_one = training.total == 0 or latency_ms is not None
@@ -168,24 +166,6 @@ def _example_of(model: nn.Module, batch: Any) -> Any:
                 f"several inputs are a dict of keyword arguments"
             ) from err
     return example
-
-
-@contextmanager
-def _told(progress: bool) -> Iterator[Tell]:  # noqa: FBT001 - one switch
-    """A line on stderr: what is going on, how much of it is done, how long it will take."""
-    if not progress:
-        yield lambda _text, _share: None
-        return
-    columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-
-        def tell(text: str, share: float) -> None:
-            if bar.tasks[0].description != text:
-                bar.reset(task, description=text)
-            bar.update(task, completed=share)
-
-        yield tell
 
 
 __all__ = ["Compressed", "compress"]

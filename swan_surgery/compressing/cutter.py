@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from swan_surgery.compressing.own_outputs import Sensitivity
+from swan_surgery.compressing.telling import Tell
 from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
@@ -23,7 +24,6 @@ from swan_surgery.timing.layers import measure_latency_table
 
 
 Loss = Callable[[nn.Module, Any], Tensor]
-Tell = Callable[[str, float], None]  # what is going on, and how much of it is done, in [0, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +159,4 @@ def _share(wanted: float | None, part: float, whole: int, now: int) -> float | N
     return float(min(1.0, wanted**part * whole / now))
 
 
-__all__ = ["Budget", "Choice", "Cutter", "Loss", "Tell"]
+__all__ = ["Budget", "Choice", "Cutter", "Loss"]

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from swan_surgery.compressing.cutter import Loss, Tell
+from swan_surgery.compressing.cutter import Loss
 from swan_surgery.compressing.own_outputs import unlikeness
+from swan_surgery.compressing.telling import Tell
 from swan_surgery.errors import InputError
 from swan_surgery.models.modes import modes_kept
 

@@ -1,6 +1,6 @@
 """Charts as inline SVG: bars of widths, histograms of probabilities, a scatter of runs. No scripts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 
 import numpy as np
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 _BINS = 20
 # Width and height of a histogram's drawing area, in SVG units.
 _WIDE, _HIGH = 200, 64
-# Of a label of the scatter: width that is kept free, and height of a line.
-_LABEL, _LINE = 130, 15
+# The scatter: where its axes stand, how far they reach, how wide all of it is.
+_LEFT, _TOP, _RIGHT, _TALL, _ALL = 64, 24, 500, 260, 700
+# Of its labels: width of a letter, a wide one, and height of a line.
+_LETTER, _LINE = 7.2, 15
 
 
 def bars(before: int, after: int, most: int) -> str:
@@ -46,62 +48,98 @@ def histogram(title: str, values: NDArray[np.float64]) -> str:
     )
 
 
-def scatter(points: Sequence[tuple[str, float, float]]) -> str:
-    """Accuracy over the share of MACs; runs that no other one beats in both are joined by a line."""
+def scatter(
+    points: Sequence[tuple[str, float, float]],
+    *,
+    quality: str = "accuracy",
+    cost: str = "share of the MACs",
+) -> str:
+    """Quality over the share of a cost; points that no other one beats in both are joined by a line."""
     x = np.array([share for _, share, _ in points])
-    y = np.array([accuracy for _, _, accuracy in points])
+    y = np.array([value for _, _, value in points])
     low, high = float(y.min()), float(y.max())
     room = (high - low or 1) * 0.1
     low, high = low - room, high + room
-    wide, tall, left, top = 520, 260, 56, 12
-
     right = max(1.0, float(x.max()))
 
-    def place(share: float, accuracy: float) -> tuple[float, float]:
-        return left + wide * share / right, top + tall * (high - accuracy) / (high - low)
+    def place(share: float, value: float) -> tuple[float, float]:
+        return _LEFT + _RIGHT * share / right, _TOP + _TALL * (high - value) / (high - low)
 
+    places = [place(share, value) for _, share, value in points]
     marks = []
-    places = [place(share, accuracy) for _, share, accuracy in points]
-    for (name, share, accuracy), (px, py), down in zip(points, places, _apart(places), strict=True):
-        label = f"{escape(name)}: {accuracy:.4g} at {share:.1%} of the MACs"
+    for (name, share, value), (px, py), at in zip(
+        points, places, _labels([name for name, *_ in points], places), strict=True
+    ):
+        told = f"{escape(name)}: {escape(quality)} {value:.4g} at {share:.1%} {escape(cost)}"
         marks.append(
-            f'<circle class="now" cx="{px:.1f}" cy="{py:.1f}" r="5"><title>{label}</title></circle>'
-            f'<text x="{px + 9:.1f}" y="{py + 4 + down:.1f}">{escape(name)}</text>'
+            f'<circle class="now" cx="{px:.1f}" cy="{py:.1f}" r="5"><title>{told}</title></circle>'
         )
+        if at is not None:
+            marks.append(f'<text x="{at[0]:.1f}" y="{at[1]:.1f}">{escape(name)}</text>')
     front = [
         i for i in range(len(x)) if not any((x <= x[i]) & (y > y[i]) | (x < x[i]) & (y >= y[i]))
     ]
     front.sort(key=lambda i: x[i])
-    line = " ".join("{:.1f},{:.1f}".format(*place(x[i], y[i])) for i in front)
-    bottom = top + tall
+    line = " ".join("{:.1f},{:.1f}".format(*places[i]) for i in front)
+    bottom = _TOP + _TALL
     ticks = "".join(
-        f'<text x="{left - 8}" y="{place(0, value)[1] + 4:.1f}" text-anchor="end">{value:.4g}</text>'
-        for value in (low + room, high - room)
+        f'<text x="{_LEFT - 8}" y="{place(0, value)[1] + 4:.1f}" text-anchor="end">{value:.6g}</text>'
+        for value in _ticks(low, high)
     )
     ticks += "".join(
-        f'<text x="{left + wide * part:.1f}" y="{bottom + 18}" text-anchor="middle">'
+        f'<text x="{_LEFT + _RIGHT * part:.1f}" y="{bottom + 18}" text-anchor="middle">'
         f"{100 * part * right:.0f} %</text>"
         for part in (0.0, 0.25, 0.5, 0.75, 1.0)
     )
     return (
-        f'<svg class="scatter" viewBox="0 0 {wide + left + 120} {tall + 60}" role="img" '
-        f'aria-label="accuracy over the share of MACs">'
-        f'<polyline class="front" points="{line}"/>'
-        f'<line class="axis" x1="{left}" x2="{left + wide}" y1="{bottom}" y2="{bottom}"/>'
-        f'<line class="axis" x1="{left}" x2="{left}" y1="{top}" y2="{bottom}"/>{ticks}'
-        f'<text x="{left + wide}" y="{bottom + 36}" text-anchor="end">share of the MACs</text>'
-        f"{''.join(marks)}</svg>"
+        f'<svg class="scatter" viewBox="0 0 {_ALL} {bottom + 48}" role="img" '
+        f'aria-label="{escape(quality)} over {escape(cost)}">'
+        f'<polyline class="front" points="{line}" fill="none" stroke="#1c7c4a"/>'
+        f'<g stroke="#9aa4ae"><line class="axis" x1="{_LEFT}" x2="{_LEFT + _RIGHT}" y1="{bottom}" '
+        f'y2="{bottom}"/><line class="axis" x1="{_LEFT}" x2="{_LEFT}" y1="{_TOP}" y2="{bottom}"/></g>'
+        f'<g font-size="12" fill="#5d6670">{ticks}<text x="{_LEFT}" y="14">{escape(quality)}</text>'
+        f'<text x="{_LEFT + _RIGHT}" y="{bottom + 38}" text-anchor="end">{escape(cost)}</text></g>'
+        f'<g font-size="12" fill="#2463b4">{"".join(marks)}</g></svg>'
     )
 
 
-def _apart(places: Sequence[tuple[float, float]]) -> list[float]:
-    """How far down to move the label of each point, so that no label lies on another."""
-    taken: list[tuple[float, float]] = []
-    found = []
-    for px, py in places:
-        down = 0.0
-        while any(abs(px - x) < _LABEL and abs(py + down - y) < _LINE for x, y in taken):
-            down += _LINE
-        taken.append((px, py + down))
-        found.append(down)
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two others, three to seven of them."""
+    rough = (high - low) / 5
+    unit = 10.0 ** np.floor(np.log10(rough))
+    step = next(own * unit for own in (1, 2, 5, 10) if own * unit >= rough)
+    first, last = int(np.ceil(low / step)), int(np.floor(high / step))
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
+
+
+def _labels(
+    names: Sequence[str], places: Sequence[tuple[float, float]]
+) -> list[tuple[float, float] | None]:
+    """Where each label begins: beside its point, within the axes, on no other label and no other point.
+
+    None where there is no such place; the point then says its name when it is pointed at.
+    """
+    taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in places]
+    found: list[tuple[float, float] | None] = []
+    for name, (px, py) in zip(names, places, strict=True):
+        wide = _LETTER * len(name)
+        found.append(None)
+        for left, middle in _beside(px, py, wide):
+            box = (left, middle - _LINE / 2, left + wide, middle + _LINE / 2)
+            inside = box[0] > _LEFT and box[2] < _ALL and box[1] >= _TOP and box[3] <= _TOP + _TALL
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                found[-1] = (left, middle + 4)
+                break
     return found
+
+
+def _beside(px: float, py: float, wide: float) -> Iterator[tuple[float, float]]:
+    """Left ends and middles of a label, the best first."""
+    for left in (px + 9, px - 9 - wide):
+        for step in (0, 1, 2, 3, -1, -2, -3):
+            yield left, py + step * _LINE
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
