@@ -1,4 +1,4 @@
-"""Commands that look at models: `inspect`, `report`, `latency`, and the `demo`."""
+"""Commands that look at models: `inspect`, `tradeoff`, `report`, `latency`, and the `demo`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from swan_surgery_cli.app import command
-from swan_surgery_cli.options import AsJson, Name, Runtime, Saved, Shapes, Threads
+from swan_surgery_cli.options import (
+    AsJson,
+    Data,
+    Name,
+    Reading,
+    Runtime,
+    Saved,
+    Shapes,
+    Threads,
+    Weights,
+)
 
 
 @command(
@@ -40,6 +50,42 @@ def inspect_command(
     """Show which channels can be cut, which belong together, which must stay and why, and the cost.
 
     Weights are random; nothing is downloaded.
+    """
+
+
+@command(
+    "tradeoff",
+    work="tradeoff:tradeoff_command",
+    short_help="What a model would be worth at several sizes.",
+)
+def tradeoff_command(
+    model: Name,
+    data: Data,
+    weights: Weights = None,
+    macs: Annotated[
+        str | None,
+        typer.Option(help="Shares of the multiply-adds; by default 0.9,0.75,0.5,0.25,0.1."),
+    ] = None,
+    params: Annotated[
+        str | None, typer.Option(help="Shares of the parameters, in place of --macs.")
+    ] = None,
+    round_to: Annotated[
+        int, typer.Option(min=1, help="Widths become multiples of this number.")
+    ] = 1,
+    labels: Annotated[  # noqa: FBT002 - a flag on the command line
+        bool,
+        typer.Option(
+            "--labels", help="Score by the labels, and show the accuracy on samples held out."
+        ),
+    ] = False,
+    svg: Annotated[Path | None, typer.Option(help="Write the curve as a picture.")] = None,
+    assignments: Reading = None,
+    threads: Threads = None,
+    as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
+) -> None:
+    """Score the channels once, cut to several budgets, and show what is left: before `compress`, without training.
+
+    Without --labels it shows how much of the model's outputs the smaller ones explain, on data held out.
     """
 
 

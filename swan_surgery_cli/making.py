@@ -8,13 +8,16 @@ import typer
 from swan_surgery_cli.app import command
 from swan_surgery_cli.options import (
     AsJson,
+    Data,
     Macs,
     Name,
     Params,
+    Reading,
     RoundTo,
     Runtime,
     Saved,
     Shapes,
+    Threads,
     Weights,
 )
 
@@ -84,9 +87,7 @@ def compress_command(
         str,
         typer.Argument(help="torchvision:NAME, timm:NAME, or package.module:factory."),
     ],
-    data: Annotated[
-        str, typer.Option(help="Images: a folder, a torchvision dataset's root, or sklearn:digits.")
-    ],
+    data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the smaller model.")],
     weights: Weights = None,
     macs: Macs = None,
@@ -108,11 +109,8 @@ def compress_command(
         bool,
         typer.Option("--labels", help="Score and train by the labels, not by the model's outputs."),
     ] = False,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="How images are read, like size=224, batch=32; as for `train`."),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
+    assignments: Reading = None,
+    threads: Threads = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
 ) -> None:
     """Make a smaller model of a trained one: score, cut, solve for what stays, train for as long as asked."""

@@ -33,5 +33,16 @@ RoundTo = Annotated[
     ),
 ]
 Runtime = Annotated[str, typer.Option(help="That latencies are measured in: eager or onnxruntime.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="What to work with: a safetensors file or a folder of them ('inputs', samples first, and 'labels' if there "
+        "are any; or several inputs by name), a folder of images, a torchvision dataset's root, or sklearn:digits."
+    ),
+]
+Reading = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="How data is read, like size=224, batch=32; as for `train`."),
+]
 Macs = Annotated[float | None, typer.Option(help="Share of the multiply-adds to keep.")]
 Params = Annotated[float | None, typer.Option(help="Share of the parameters to keep.")]

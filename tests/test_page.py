@@ -128,7 +128,9 @@ def test_labels_lie_within_the_axes_and_on_nothing_else() -> None:
     axes = [attrs for tag, attrs in reader.tags if attrs.get("class") == "axis"]
     left, bottom = float(axes[1]["x1"]), float(axes[0]["y1"])
     wide = float(drawn.partition('viewBox="0 0 ')[2].partition(" ")[0])
-    found = re.findall(r'<text x="([0-9.]+)" y="([0-9.]+)">((?:run|low|che|den)[^<]*)</text>', drawn)
+    found = re.findall(
+        r'<text x="([0-9.]+)" y="([0-9.]+)">((?:run|low|che|den)[^<]*)</text>', drawn
+    )
     boxes = [(float(x), float(y) - 11, float(x) + 7 * len(name), float(y)) for x, y, name in found]
     assert {"lowest", "cheapest", "dense, as it was given"} <= {name for *_, name in found}
     assert all(x > left and far < wide and y < bottom for x, _, far, y in boxes)

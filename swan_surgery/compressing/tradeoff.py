@@ -82,11 +82,13 @@ class TradeoffCurve:
         """A picture: quality over the share of the MACs or parameters that is left."""
         whole = self._size(self.dense)
         runs = [(_percent(own.budget), self._size(own) / whole, own.quality) for own in self.points]
-        return charts.scatter(
+        drawn = charts.scatter(
             [("given model", 1.0, self.dense.quality), *runs],
             quality=self.quality,
             cost=f"share of the {self.cost}",
         )
+        # As a file of its own it says what it is; a page knows.
+        return drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
     def to_json(self) -> str:
         """Everything, as JSON."""
@@ -206,7 +208,7 @@ def tradeoff_curve(
 def _budgets(macs: Sequence[float] | None, params: Sequence[float] | None) -> Sequence[float]:
     if macs is not None and params is not None:
         raise InputError("the budgets of a curve are MACs or parameters: give macs or params")
-    given = macs if params is None else params
+    given: Any = macs if params is None else params
     if given is None:
         return _BUDGETS
     if not isinstance(given, Sequence) or not given:

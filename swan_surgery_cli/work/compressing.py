@@ -1,11 +1,9 @@
 """`compress`: a trained model and images in, a smaller model out."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
@@ -14,18 +12,11 @@ from swan_surgery.artifacts import save
 from swan_surgery.compressing import compress
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
-from swan_surgery.experiments.classifier import (
-    Data,
-    TrainSettings,
-    input_channels,
-    load_data,
-    loader,
-    read_settings,
-)
 from swan_surgery.models.batches import run_on_batch
 from swan_surgery_cli.work.models import build_model
+from swan_surgery_cli.work.samples import checked_labels, samples_of
 from swan_surgery_cli.work.subjects import read_rounding, with_weights
-from swan_surgery_cli.work.waiting import foreign_code, on_threads
+from swan_surgery_cli.work.waiting import foreign_code, on_threads, warnings_told
 
 
 def compress_command(
@@ -48,28 +39,29 @@ def compress_command(
     as_json: bool,
 ) -> None:
     """Make a smaller model of a trained one: score, cut, solve for what stays, train for as long as asked."""
-    settings = read_settings(None, [f"data={json.dumps(data)}", *(assignments or [])])
-    with foreign_code(), on_threads(threads):
+    with warnings_told(), foreign_code(), on_threads(threads):
         given = build_model(model, with_data=True).model
         given = given if weights is None else with_weights(given, weights)
-        images = load_data(settings, input_channels(given))
+        samples = samples_of(data, assignments, given)
+        if labels:
+            checked_labels(samples, data)
         done = compress(
             given.eval(),
-            _Batches(images, settings),
+            samples.batches,
             macs=macs,
             params=params,
             latency_ms=latency_ms,
             round_to=read_rounding(round_to),
             runtime=runtime,  # type: ignore[arg-type]  # checked there
             uniform=uniform,
-            loss=_cross_entropy if labels else "self",
+            loss=cross_entropy if labels else "self",
             finetune=steps,
             lr=lr,
-            example_inputs=images.example(),
+            example_inputs=samples.example,
         )
         save(done.model.eval(), out)
         costs = {
-            "macs": [count_macs(own, images.example()) for own in (given, done.model)],
+            "macs": [count_macs(own, samples.example) for own in (given, done.model)],
             "params": [count_params(own) for own in (given, done.model)],
         }
     facts: dict[str, Any] = {
@@ -81,20 +73,10 @@ def compress_command(
     typer.echo(json.dumps(facts) if as_json else f"{done}\n{out}")
 
 
-class _Batches:
-    """The images to train on, in a new order every time."""
-
-    def __init__(self, images: Data, settings: TrainSettings) -> None:
-        self._images, self._settings = images, settings
-        self._generator = torch.Generator().manual_seed(settings.seed)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return loader(self._images.train, self._settings, self._generator)
-
-
-def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Of (inputs, labels)."""
     logits: Tensor = run_on_batch(model, batch)
     return F.cross_entropy(logits.float(), batch[1].to(logits.device))
 
 
-__all__ = ["compress_command"]
+__all__ = ["compress_command", "cross_entropy"]

@@ -15,15 +15,18 @@ from swan_surgery.errors import InputError, SwanWarning
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """A spinner on stderr, so that stdout holds the result alone; models run inside.
+    """A spinner on stderr, so that stdout holds the result alone; models run inside."""
+    with warnings_told(), foreign_code(), Console(stderr=True).status(text):
+        yield
 
-    Of warnings the library's own are told, one line each, on stderr; those of others are for their authors.
-    """
+
+@contextmanager
+def warnings_told() -> Iterator[None]:
+    """The library's own are told, one line each, on stderr, when all is done; those of others are for their authors."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", SwanWarning)
-        with foreign_code(), Console(stderr=True).status(text):
-            yield
+        yield
     for own in dict.fromkeys(" ".join(str(one.message).split()) for one in seen):
         typer.echo(f"warning: {own}", err=True)
 

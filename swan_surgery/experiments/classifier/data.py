@@ -182,6 +182,33 @@ _WHAT = (
 )
 
 
+def images_below(
+    root: Path, settings: TrainSettings, channels: int | None
+) -> Dataset[tuple[Tensor, int]] | None:
+    """All images in a folder and those below it, in order of their paths, without labels (0); None if there is none."""
+    kinds = torchvision.datasets.folder.IMG_EXTENSIONS
+    found = sorted(file for file in root.rglob("*") if file.suffix.lower() in kinds)
+    transform = _transform(settings, channels, is_training=False)
+    return _Transformed(_Files(found), transform) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Images as torchvision opens them, each with the label 0."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path = self.paths[index]
+        try:
+            return torchvision.datasets.folder.default_loader(str(path)), 0
+        except OSError as err:
+            raise InputError(f"{path} is no image that can be read: {err}") from err
+
+
 def _from_folders(root: Path) -> tuple[Any, Any, str]:
     def folder(part: str) -> Any:
         try:
