@@ -14,7 +14,6 @@ from swan_surgery_cli.options import (
     Params,
     Reading,
     RoundTo,
-    Runtime,
     Saved,
     Shapes,
     Threads,
@@ -95,8 +94,17 @@ def compress_command(
     latency_ms: Annotated[
         float | None, typer.Option(help="Milliseconds per forward pass, by layers measured here.")
     ] = None,
-    round_to: RoundTo = "1",
-    runtime: Runtime = "eager",
+    round_to: Annotated[
+        str,
+        typer.Option(
+            help="Widths become multiples of this number. auto measures where there is --runtime or --latency-ms, else "
+            "takes 8, or less where 8 would leave much of the budget unused."
+        ),
+    ] = "auto",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="That ships, and that latencies are measured in: eager or onnxruntime."),
+    ] = None,
     uniform: Annotated[  # noqa: FBT002 - a flag on the command line
         bool,
         typer.Option(

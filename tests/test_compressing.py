@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.compressing.own_outputs import Sensitivity, unlikeness
+from swan_surgery.costs.latency_table import LatencyTable, MultipleLatency
 
 
 class TwoHeads(nn.Module):
@@ -49,6 +50,32 @@ def test_the_given_model_stays_and_the_small_one_keeps_the_budget() -> None:
     assert 0.45 < swan.count_macs(done.model, example) / swan.count_macs(net, example) <= 0.5
     assert "cut to 0." in str(done)
     assert done.report().after.macs == swan.count_macs(done.model, torch.zeros(2, 8))
+
+
+def test_widths_are_multiples_by_default_and_that_is_told() -> None:
+    net = _mlp()
+    done = swan.compress(net, _data(), macs=0.45, progress=False)
+    widths = [done.model[0].out_features, done.model[2].out_features]
+    assert [width % 8 for width in widths] == [0, 0]
+    assert "by fisher scores, in multiples of 8 channels" in done.steps[0]
+    plain = swan.compress(net, _data(), macs=0.45, round_to=1, progress=False)
+    assert "multiples" not in plain.steps[0]
+
+
+def test_a_runtime_that_is_named_is_measured(monkeypatch) -> None:
+    asked = []
+
+    def table(gated, runtime):
+        asked.append(runtime)
+        layers, multiples = (), (MultipleLatency(4, 0.5, 1.0), MultipleLatency(8, 0.5, 2.0))
+        return LatencyTable(layers, 0.0, "cpu", 1, "", "", 1, multiples, runtime)
+
+    monkeypatch.setattr("swan_surgery.compressing.cutter.measure_latency_table", table)
+    done = swan.compress(_mlp(), _data(), macs=0.6, runtime="onnxruntime", progress=False)
+    assert asked == ["onnxruntime"]
+    assert "in multiples of 4 channels" in done.steps[0]
+    swan.compress(_mlp(), _data(), macs=0.6, progress=False)
+    assert len(asked) == 1
 
 
 def test_nearer_to_the_model_than_a_cut_without_compensation_or_by_chance() -> None:
@@ -143,7 +170,7 @@ def test_a_budget_of_milliseconds_is_measured_and_parameters_are_kept() -> None:
     net = _mlp()
     by_params = swan.compress(net, _data(), params=0.4, progress=False).model
     assert 0.35 < swan.count_params(by_params) / swan.count_params(net) <= 0.4
-    done = swan.compress(net, _data(), latency_ms=1e6, progress=False)
+    done = swan.compress(net, _data(), latency_ms=1e6, round_to=1, progress=False)
     assert swan.count_params(done.model) == swan.count_params(net)
     with pytest.raises(swan.BudgetError) as refused:
         swan.compress(net, _data(), latency_ms=1e-9, progress=False)

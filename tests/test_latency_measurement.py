@@ -319,15 +319,46 @@ class TestRoundToAuto:
         assert swan.prune(gated, round_to="auto", latency_table=table)[0].out_features == 16
 
 
+class TestRoundToAutoUnmeasured:
+    """8 where the budget is used by it; else the next smaller power of two that uses it."""
+
+    @pytest.mark.parametrize(
+        ("hidden", "macs", "left"), [(64, 0.5, 32), (32, 0.65, 20), (32, 0.7, 22), (24, 0.4, 9)]
+    )
+    def test_as_coarse_as_the_budget_allows(self, hidden, macs, left) -> None:
+        gated = mlp(8, hidden, 8)
+        scores = torch.rand(hidden, generator=torch.Generator().manual_seed(1))
+        by_score = swan.prune_by_score(gated, scores, macs=macs, round_to="auto")
+        by_gates = swan.prune(gated, macs=macs, round_to="auto")
+        assert by_score[0].out_features == by_gates[0].out_features == left
+
+    def test_a_budget_that_coarse_widths_cannot_reach_is_reached(self) -> None:
+        gated = mlp(4, 16, 16, 4)
+        small = swan.prune(gated, macs=0.1, round_to="auto")
+        assert small[0].out_features == swan.prune(gated, macs=0.1)[0].out_features == 3
+        with pytest.raises(swan.BudgetError):
+            swan.prune(gated, macs=1e-3, round_to="auto")
+
+    def test_without_a_budget_the_open_units_stay(self) -> None:
+        gated = mlp(8, 64, 8)
+        gated.gates.logits.data[:50] = -3.0
+        assert swan.prune(gated, round_to="auto")[0].out_features == 16
+
+    def test_same_widths_in_all_layers(self) -> None:
+        gated = mlp(8, 64, 64, 8)
+        small = swan.prune(gated, macs=0.45, round_to="auto", uniform=True)
+        assert small[0].out_features == small[1].out_features == 40  # 42 would fit
+
+
 class TestBadInput:
-    def test_auto_without_a_table(self) -> None:
+    def test_another_word_and_what_is_no_table(self) -> None:
         gated = mlp(8, 64, 8)
         for cut in (
             lambda **own: swan.prune(gated, macs=0.5, **own),
             lambda **own: swan.prune_by_score(gated, torch.ones(64), macs=0.5, **own),
         ):
-            with pytest.raises(swan.InputError, match=r"latency_table=swan.measure_latency_table"):
-                cut(round_to="auto")
+            with pytest.raises(swan.InputError, match=r"latency_table is what .* got dict"):
+                cut(round_to="auto", latency_table={})
             with pytest.raises(swan.InputError, match="or \"auto\"; got 'fast'"):
                 cut(round_to="fast")
 

@@ -65,9 +65,9 @@ def compress(
     score: Score = "fisher",
     cuts: int | None = None,
     ignore: str | Iterable[str] = (),
-    round_to: int | Literal["auto"] = 1,
+    round_to: int | Literal["auto"] = "auto",
     uniform: bool = False,
-    runtime: LayerRuntime = "eager",
+    runtime: LayerRuntime | None = None,
     num_batches: int = 16,
     example_inputs: Any = None,
     progress: bool = True,
@@ -96,9 +96,12 @@ def compress(
         cuts: how many there shall be, with training in between; by default as `swan.stages` says where there
             is training, else one.
         ignore: modules that stay whole, names or patterns, as for `swan.swanify`.
-        round_to: widths become multiples of this; "auto" measures which one is the fastest.
+        round_to: widths become multiples of this, which most runtimes need to gain by a cut. "auto" measures which
+            one is the fastest where there is a `runtime` or `latency_ms`; else it takes 8, or 4, 2, 1 where
+            that would leave more than a tenth of the budget unused. 1 loses least per MAC.
         uniform: the same width in all layers of one role, as in `swan.prune`: what a configuration can say.
-        runtime: that ships: where `latency_ms`, `round_to="auto"` and the report's latencies are measured.
+        runtime: that ships: where `latency_ms`, `round_to="auto"` and the report's latencies are measured;
+            "eager" for the latter two by default.
         num_batches: that units are scored and weights are solved for with; 512 to 1,024 samples are
             plenty.
         example_inputs: to map the model with; by default the first two samples of the first batch.
@@ -116,7 +119,7 @@ def compress(
         >>> small[0]
         Linear(in_features=8, out_features=16, bias=True)
     """
-    if runtime not in get_args(LayerRuntime):
+    if runtime is not None and runtime not in get_args(LayerRuntime):
         raise InputError(f"runtime must be one of {get_args(LayerRuntime)}; got {runtime!r}")
     training = Training(model, data, loss, finetune, steps or 0, lr)
     training.check()
@@ -151,7 +154,7 @@ def compress(
         time.perf_counter() - started,
         model,
         example_inputs,
-        runtime,
+        runtime or "eager",
     )
 
 

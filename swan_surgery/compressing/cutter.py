@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from math import gcd
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.compensation import Compensation, compensate
+from swan_surgery.cutting.kept import kept
 from swan_surgery.cutting.pruning import prune_by_score
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
@@ -19,6 +21,7 @@ from swan_surgery.gates.conversion import swanify
 from swan_surgery.gates.min_width import MinWidth
 from swan_surgery.selection.importance import Score, importance
 from swan_surgery.selection.limits import limits_of, refuse_unreachable
+from swan_surgery.selection.multiples import USUAL
 from swan_surgery.timing.clock import LayerRuntime
 from swan_surgery.timing.layers import measure_latency_table
 
@@ -50,7 +53,7 @@ class Choice:
     round_to: int | Literal["auto"]
     min_width: MinWidth = 1
     uniform: bool = False
-    runtime: LayerRuntime = "eager"
+    runtime: LayerRuntime | None = None
 
 
 @dataclass(slots=True)
@@ -110,8 +113,8 @@ class Cutter:
             loss=Sensitivity() if self.choice.loss == "self" else self.choice.loss,
         )
         limits = self._limits(gated, part)
-        if self.choice.round_to == "auto" and self._table is None:
-            limits["latency_table"] = measure_latency_table(gated, runtime=self.choice.runtime)
+        if self.choice.round_to == "auto" and self.choice.runtime and self._table is None:
+            limits["latency_table"] = self._measured(gated)
         self.tell("cutting", 0.0)
         widths: dict[str, Any] = {
             "round_to": self.choice.round_to,
@@ -122,6 +125,7 @@ class Cutter:
         self.done.append(
             f"cut to {macs / max(self._whole[0], 1):.3f} of the MACs and "
             f"{params / max(self._whole[1], 1):.3f} of the parameters by {self.choice.score} scores"
+            f"{self._multiple(small, limits.get('latency_table'))}"
         )
         self.tell("compensating", 0.0)
         mended = compensate(small, model, self.batches, num_batches=self.compensated_with)
@@ -137,6 +141,17 @@ class Cutter:
     def _size(self, model: nn.Module) -> tuple[int, int]:
         return count_macs(model, self.example), count_params(model)
 
+    def _multiple(self, small: nn.Module, table: LatencyTable | None) -> str:
+        """What all widths that were cut are multiples of, as far as that was asked for."""
+        asked = self.choice.round_to
+        if asked == "auto":
+            asked = USUAL[0] if table is None else table.best_multiple
+        step = gcd(asked, *(len(own) for axes in kept(small).values() for own in axes.values()))
+        return f", in multiples of {step} channels" if step > 1 else ""
+
+    def _measured(self, gated: GatedModel) -> LatencyTable:
+        return measure_latency_table(gated, runtime=self.choice.runtime or "eager")
+
     def _limits(self, gated: GatedModel, part: float) -> dict[str, Any]:
         """A part of the way to the budget, as arguments for `limits_of`; shares of the gated model."""
         macs, params = self._size(gated.model)
@@ -148,7 +163,7 @@ class Cutter:
             return shares
         if self._table is None:
             self.tell("measuring layers", 0.0)
-            self._table = measure_latency_table(gated, runtime=self.choice.runtime)
+            self._table = self._measured(gated)
         return {**shares, "latency_ms": self.budget.latency_ms, "latency_table": self._table}
 
 

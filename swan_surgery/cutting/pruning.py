@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,12 @@ from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import note_, provenance_of
 from swan_surgery.selection.diminishing_returns import DiminishingReturns
 from swan_surgery.selection.limits import Limit, Of, limits_of
-from swan_surgery.selection.multiples import for_budget, multiple_of, name_undershoot
+from swan_surgery.selection.multiples import (
+    coarsest,
+    for_budget,
+    multiples_of,
+    name_undershoot,
+)
 from swan_surgery.selection.ordering import order_by_price, ranking
 from swan_surgery.selection.uniform import uniform_of
 from swan_surgery.selection.widest_mask import widest_mask
@@ -67,7 +73,8 @@ def prune(
             `{"*": 0.5}` alone halves every layer. Floors are `gates.min_width`'s.
         round_to: widths become multiples of this many channels (8 suits most hardware), by keeping
             the best of the closed units. "auto" takes the multiple that `latency_table` found to be
-            the fastest per MAC.
+            the fastest per MAC; without a table 8, or 4, 2, 1 where that would leave more than a tenth of
+            the budget unused.
         uniform: the same width in all layers of one role, which units ever stay in each. Of a model that
             is built from a configuration (transformers' are) what its numbers can say: they are
             rewritten, and its own `save_pretrained` and `from_pretrained` work. Of others, of layers called
@@ -82,7 +89,7 @@ def prune(
     Raises:
         ModelError: `gated` is not a gated model, or on the meta device.
         GateError: NaN or infinite logits.
-        InputError: `macs`, `params`, `latency_ms` or `round_to` out of range, or no table; `uniform=True` and
+        InputError: `macs`, `params`, `latency_ms` or `round_to` out of range; `uniform=True` and
             no configuration says such widths.
         BudgetError: the budget cannot be reached.
         EmptyLayerError: a layer would keep no channel (`gates.min_width = 0`).
@@ -102,7 +109,7 @@ def prune(
     check_gated(gated)
     check_data(gated, to="prune")
     gated.gates.check()
-    multiple = multiple_of(round_to, latency_table)
+    multiples = multiples_of(round_to, latency_table)
     limits = limits_of(
         gated,
         macs=macs,
@@ -112,13 +119,10 @@ def prune(
         of=of,
     )
     order = ranking(gated)
-    allowed = within_widths(gated, order, widths or {}, round_to=multiple)
-    if limits:
-        least = gated.gates.least_mask(gated.gates.probabilities().detach())
-    else:
-        least = allowed = gated.gates.open_mask() & allowed.to(gated.device)
-    bounds = {"least": least, "allowed": allowed, "round_to": multiple}
-    mask, small = _choose(gated, order, limits, bounds, uniform=uniform, verify=verify)
+    least = gated.gates.least_mask(gated.gates.probabilities().detach())
+    chosen = (order, limits, multiples, widths, least)
+    stays = None if limits else gated.gates.open_mask()
+    mask, small = _choose(gated, *chosen, stays=stays, uniform=uniform, verify=verify)
     if compensate is not None:
         if reference is None:
             reference = cut_to(gated, mask | gated.gates.open_mask(), verify=False)
@@ -184,7 +188,7 @@ def prune_by_score(
     """
     check_gated(gated)
     check_data(gated, to="prune")
-    multiple = multiple_of(round_to, latency_table)
+    multiples = multiples_of(round_to, latency_table)
     if scores.shape != (gated.gates.num_units,):
         raise InputError(
             f"scores must have shape ({gated.gates.num_units},), one per unit; got "
@@ -214,9 +218,8 @@ def prune_by_score(
     if diminishing:
         scores = DiminishingReturns(gated.channels.unit_groups, len(scores))(scores)
     order = order_by_price(scores, limits if per_cost else (), least)
-    allowed = within_widths(gated, order, widths or {}, round_to=multiple)
-    bounds = {"least": least, "allowed": allowed, "round_to": multiple}
-    _, small = _choose(gated, order, limits, bounds, uniform=uniform, verify=verify)
+    chosen = (order, limits, multiples, widths, least)
+    _, small = _choose(gated, *chosen, uniform=uniform, verify=verify)
     if compensate is not None:
         compensate_layers(small, gated.base_model(), compensate)
     return small
@@ -226,22 +229,33 @@ def _choose(
     gated: GatedModel,
     order: Tensor,
     limits: Sequence[Limit],
-    bounds: dict[str, Any],
+    multiples: Sequence[int],
+    widths: Widths | None,
+    least: Tensor,
     *,
+    stays: Tensor | None = None,
     uniform: bool,
     verify: bool,
 ) -> tuple[Tensor, nn.Module]:
-    """The widest mask and its cut; uniform ones also say their widths."""
-    if not uniform:
-        mask = widest_mask(gated, order, limits, **bounds)
-        if bounds["round_to"] > 1:
-            name_undershoot(mask, limits, f"multiples of {bounds['round_to']} channels")
-        return mask, cut_to(gated, mask, verify=verify)
-    roles = uniform_of(gated)
-    mask = roles.widest(order, limits, **bounds)
-    name_undershoot(mask, limits, "uniform widths")
+    """The widest mask and its cut; of `stays` alone, where that is given. Uniform ones also say their widths."""
+    roles = uniform_of(gated) if uniform else None
+    widest = partial(widest_mask, gated) if roles is None else roles.widest
+
+    def mask_of(multiple: int) -> Tensor:
+        allowed = within_widths(gated, order, widths or {}, round_to=multiple)
+        floor = least
+        if stays is not None:
+            floor = allowed = stays & allowed.to(gated.device)
+        return widest(order, limits, least=floor, allowed=allowed, round_to=multiple)
+
+    mask, multiple = coarsest(multiples, mask_of, limits)
+    if multiple > 1 or roles is not None:
+        kind = f"multiples of {multiple} channels" if roles is None else "uniform widths"
+        name_undershoot(mask, limits, kind)
     small = cut_to(gated, mask, verify=verify)
-    return mask, configured_(small, gated, roles.values(mask), verify=verify)
+    if roles is not None:
+        small = configured_(small, gated, roles.values(mask), verify=verify)
+    return mask, small
 
 
 def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module:

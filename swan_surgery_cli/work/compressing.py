@@ -29,7 +29,7 @@ def compress_command(
     params: float | None,
     latency_ms: float | None,
     round_to: str,
-    runtime: str,
+    runtime: str | None,
     uniform: bool,
     steps: int,
     lr: float,
