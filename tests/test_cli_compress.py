@@ -114,6 +114,15 @@ def test_data_may_be_several_inputs_by_name(tmp_path: Path) -> None:
     data = ("--data", tmp_path / "x.safetensors", "--set", "batch=4", "--threads", 1)
     told = json.loads(_run("compress", TOKENS, *data, "--macs", 0.5, "-o", out, "--json"))
     assert told["macs"][1] <= 0.5 * told["macs"][0]
+    # No layer of it suggests these: the file remembers them.
+    timed = json.loads(_run("latency", TOKENS, out, "--seconds", 0.01, "--json"))
+    assert timed["batch"] == 1
+    known = swan.models.provenance.provenance_of(swan.load(out, token_net())).inputs
+    assert known is not None
+    assert known.kwargs["ids"].shape == (1, 5)
+    assert known.kwargs["ids"].unique().tolist() == [
+        int(known.kwargs["ids"].max())
+    ]  # one value alone
 
 
 def test_data_may_be_images_without_labels(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from swan_surgery.activations.putting_in import (
 )
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import ArtifactError
-from swan_surgery.models import copy_of
+from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.architecture import shapes_of
+from swan_surgery.models.provenance import inputs_noted
 from swan_surgery.models.steps import Shapes, Step, StepKind, register_step
 
 
@@ -33,6 +34,7 @@ def swap_step(
     start: str,
     swaps: Mapping[str, Swap],
     kept: Sequence[Kept],
+    inputs: Inputs,
 ) -> Step:
     """The step that put activations into a model."""
     data = {
@@ -41,6 +43,7 @@ def swap_step(
         "swapped": [to_json(swap) for swap in swaps.values()],
         "kept": [[own.name, own.function, own.why] for own in kept],
         "tensors": _shapes_inside(model, swaps),
+        **inputs_noted(inputs),
     }
     return Step(SWAP, _VERSION, data)
 

@@ -155,7 +155,7 @@ def _swapped(
     redo_calls_(copy, replaced_before)
     swaps = {name: Swap(place, numbers.get(name, {})) for name, place in by_name.items()}
     replace_calls_(copy, swaps)
-    step = swap_step(copy, activation, start, swaps, kept)
+    step = swap_step(copy, activation, start, swaps, kept, inputs)
     note_(copy, provenance.followed_by(step))
     return copy
 

@@ -10,7 +10,7 @@ from swan_surgery.adaptive.structure import Structure, open_mask
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import CUT, apply_plan_
 from swan_surgery.errors import ArtifactError
-from swan_surgery.models.provenance import note_, provenance_of
+from swan_surgery.models.provenance import inputs_noted, note_, provenance_of
 from swan_surgery.models.steps import Shapes, Step, StepKind, StepMacs, register_step
 
 
@@ -62,7 +62,11 @@ def fixed(
         shapes = tuple(tuple(leaf.shape) for leaf in structure.samples())
         batch = shapes[0][0] if shapes else 1
         steps = StepMacs(macs[0] * batch, macs[1] * batch, shapes)
-        provenance = provenance.followed_by(Step(CUT, 1, {"plan": plan.to_json()}, steps))
+        data: dict[str, Any] = {
+            "plan": plan.to_json(),
+            **inputs_noted(structure.example_inputs),
+        }
+        provenance = provenance.followed_by(Step(CUT, 1, data, steps))
         if biased:
             data = {"layers": biased}
             provenance = provenance.followed_by(

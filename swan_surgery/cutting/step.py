@@ -20,6 +20,7 @@ from swan_surgery.models import copy_of
 from swan_surgery.models.architecture import shapes_of
 from swan_surgery.models.attributes import Attribute, whole_numbers_of
 from swan_surgery.models.configurations import HEAD_DIM, change_, numbers_of
+from swan_surgery.models.provenance import inputs_noted
 from swan_surgery.models.slicing import cut_
 from swan_surgery.models.slim_attention import put_back_, write_out_
 from swan_surgery.models.steps import Shapes, Step, StepKind, StepMacs, register_step
@@ -32,7 +33,8 @@ _VERSION = 1
 
 def cut_step(gated: GatedModel, plan: PruningPlan, mask: Tensor) -> Step:
     """The step that cuts a gated model to an open mask, bool of shape (num_units,)."""
-    return Step(CUT, _VERSION, {"plan": plan.to_json()}, _macs(gated, mask))
+    data = {"plan": plan.to_json(), **inputs_noted(gated.example_inputs)}
+    return Step(CUT, _VERSION, data, _macs(gated, mask))
 
 
 def _macs(gated: GatedModel, mask: Tensor) -> StepMacs | None:

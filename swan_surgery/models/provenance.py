@@ -15,11 +15,14 @@ from torch import nn
 
 from swan_surgery.errors import InputError
 from swan_surgery.models.architecture import NOTE, Architecture
+from swan_surgery.models.input_records import inputs_of_json, inputs_to_json, plain_inputs
+from swan_surgery.models.inputs import Inputs
 from swan_surgery.models.steps import Step, StepMacs
 
 
 # 1 knew of cuts alone; it is still read.
 _VERSION = 2
+_INPUTS = "inputs"  # of a step's data, where it is there
 # What reading JSON of another shape ends in; ArithmeticError: an infinite number is no whole one.
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
@@ -38,6 +41,15 @@ class Provenance:
         if not counted or len(counted) < len(self.steps):
             return None
         return StepMacs(counted[0].before, counted[-1].after, counted[-1].input_shapes)
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """Example inputs of the shapes and types of the last step's that noted some; without what they said."""
+        noted = [step.data[_INPUTS] for step in self.steps if _INPUTS in step.data]
+        try:
+            return inputs_of_json(noted[-1]) if noted else None
+        except (*_MALFORMED, RuntimeError) as err:
+            raise InputError(f"not example inputs: {type(err).__name__}: {err}") from err
 
     def followed_by(self, step: Step) -> "Provenance":
         """With one more step."""
@@ -87,6 +99,11 @@ class Provenance:
             if isinstance(err, InputError):
                 raise
             raise InputError(f"not a provenance: {type(err).__name__}: {err}") from err
+
+
+def inputs_noted(inputs: Inputs) -> dict[str, Any]:
+    """The entry of a step's data that says what the model was run on; none for inputs that are no plain data."""
+    return {_INPUTS: inputs_to_json(inputs, values=False)} if plain_inputs(inputs) else {}
 
 
 def _step(entry: Mapping[str, Any]) -> Step:

@@ -8,11 +8,11 @@ from torch import nn
 
 from swan_surgery.errors import ArtifactError, InputError
 from swan_surgery.gates import GatedModel
+from swan_surgery.models.input_records import inputs_of_json, inputs_to_json, plain_inputs
 from swan_surgery.routing.certificate import Certificate
 from swan_surgery.routing.losses import DISCREPANCIES
 from swan_surgery.routing.parts import Parts
 from swan_surgery.routing.routed_model import Decide, RoutedModel
-from swan_surgery.routing.step import inputs_of_json, inputs_to_json, plain_inputs
 
 
 _OWN = "own"

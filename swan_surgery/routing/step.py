@@ -5,12 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import nn
 
 from swan_surgery.errors import ArtifactError
 from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.architecture import architecture_of, shapes_of
+from swan_surgery.models.input_records import inputs_of_json, inputs_to_json
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
 from swan_surgery.models.steps import Shapes, Step, StepKind, apply_step, check_steps, register_step
 from swan_surgery.routing.parts import Ending, Parts, Switch
@@ -20,12 +20,6 @@ from swan_surgery.routing.splitting import inner_name, split_at
 
 ROUTE = "route"
 _VERSION = 1
-_DTYPES = {str(t).removeprefix("torch."): t for t in (
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-    torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128,
-)}  # fmt: skip
-# Integers may be positions to look up, so they are kept as they are; what is longer is kept as zeros.
-_LONGEST = 1 << 16
 
 
 def route_step(routed: RoutedModel) -> Step:
@@ -55,54 +49,6 @@ def route_step(routed: RoutedModel) -> Step:
             "shapes": shapes,
         },
     )
-
-
-def inputs_to_json(inputs: Inputs) -> Any:
-    """Example inputs without their values where those are no positions to look up."""
-    return [[_encoded(a) for a in inputs.args], {k: _encoded(v) for k, v in inputs.kwargs.items()}]
-
-
-def _encoded(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        kind = str(value.dtype).removeprefix("torch.")
-        is_index = not value.is_floating_point() and not value.is_complex()
-        own = value.flatten().tolist() if is_index and value.numel() <= _LONGEST else None
-        return {"shape": list(value.shape), "dtype": kind, "values": own}
-    if isinstance(value, tuple):
-        return [_encoded(item) for item in value]
-    if isinstance(value, list):
-        return {"list": [_encoded(item) for item in value]}
-    if isinstance(value, dict):
-        return {"items": {str(key): _encoded(item) for key, item in value.items()}}
-    return value if type(value) in (int, float, bool, str) else None
-
-
-def inputs_of_json(found: Any) -> Inputs:
-    """What `inputs_to_json` wrote, as inputs; numbers are drawn where they were not kept."""
-    args, kwargs = found
-    return Inputs(tuple(map(_decoded, args)), {str(k): _decoded(v) for k, v in kwargs.items()})
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_decoded(item) for item in value)
-    if not isinstance(value, dict):
-        return value
-    if "list" in value:
-        return [_decoded(item) for item in value["list"]]
-    if "items" in value:
-        return {str(key): _decoded(item) for key, item in value["items"].items()}
-    return _tensor_of(value)
-
-
-def _tensor_of(value: Mapping[str, Any]) -> Tensor:
-    kind, shape = _DTYPES[value["dtype"]], [int(size) for size in value["shape"]]
-    if value["values"] is not None:
-        return torch.tensor(value["values"], dtype=kind).reshape(shape)
-    generator = torch.Generator().manual_seed(0)
-    if kind.is_floating_point or kind.is_complex:
-        return torch.randn(shape, generator=generator, dtype=torch.float32).to(kind)
-    return torch.zeros(shape, dtype=kind)
 
 
 def _apply(model: nn.Module, step: Step) -> nn.Module:
@@ -169,14 +115,6 @@ def _reshape(_shapes: Shapes, step: Step) -> Shapes:
     return {str(k): tuple(int(n) for n in shape) for k, shape in step.data["shapes"].items()}
 
 
-def plain_inputs(inputs: Inputs) -> bool:
-    """Whether the example inputs come back from a file as something the model takes."""
-    return all(
-        isinstance(leaf, (Tensor, int, float, bool, str, type(None)))
-        for leaf in tree_flatten((inputs.args, dict(inputs.kwargs)))[0]
-    )
-
-
 register_step(ROUTE, StepKind(_VERSION, _apply, _reshape))
 
-__all__ = ["inputs_of_json", "inputs_to_json", "plain_inputs", "route_step"]
+__all__ = ["route_step"]

@@ -173,5 +173,5 @@ def latency_command(
 
 def _both(name: str, file: Path, shapes: list[str] | None) -> tuple[nn.Module, nn.Module, Inputs]:
     subject = build_model(name, with_data=True)
-    inputs = inputs_of(subject, shapes or [])
-    return subject.model, with_weights(subject.model, file), inputs
+    after = with_weights(subject.model, file)
+    return subject.model, after, inputs_of(subject, shapes or [], after)

@@ -8,10 +8,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from swan_surgery.adaptive import AdaptiveModel
 from swan_surgery.artifacts import load
 from swan_surgery.errors import InputError
+from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs
 from swan_surgery.models.modes import evaluating
+from swan_surgery.models.provenance import provenance_of
+from swan_surgery.routing.routed_model import RoutedModel
 from swan_surgery_cli.work.checkpoints import TORCH_SUFFIXES, read_weights
 from swan_surgery_cli.work.models import Subject, build_model, guesses, misfit, parse_inputs
 
@@ -21,7 +25,8 @@ def subject_of(
 ) -> tuple[nn.Module, Inputs]:
     """The model of a name with data, weights from a file if one is given, and its example inputs.
 
-    Those are of the `shapes` given, else `sample` (of the data, where there are some), else guessed.
+    Those are of the `shapes` given, else `sample` (of the data, where there are some), else those that come with
+    the model, that the file remembers, or that are guessed.
 
     `weights` is a file of `swan.save` (the model is then what was saved: pruned, or gated), or
     safetensors or a `torch.save` checkpoint of a plain `state_dict`.
@@ -31,19 +36,28 @@ def subject_of(
         ArtifactError: a damaged file, or one of another model.
     """
     subject = build_model(name, with_data=True)
-    told = shapes or sample is None
-    inputs = inputs_of(subject, shapes) if told else Inputs((sample,), {})
     model = subject.model if weights is None else with_weights(subject.model, weights)
-    return model, inputs
+    told = shapes or sample is None
+    return model, inputs_of(subject, shapes, model) if told else Inputs((sample,), {})
 
 
-def inputs_of(subject: Subject, shapes: list[str]) -> Inputs:
-    """Those given, those that come with the model, or those that its first layer suggests.
+def remembered(model: nn.Module) -> Inputs | None:
+    """Example inputs that a model of a `swan.save` file has: its own, or of the shapes of those it was cut with."""
+    if isinstance(model, (GatedModel, RoutedModel)):
+        return model.example_inputs
+    if isinstance(model, AdaptiveModel):
+        return model.structure.example_inputs
+    provenance = provenance_of(model)
+    return None if provenance is None else provenance.inputs
+
+
+def inputs_of(subject: Subject, shapes: list[str], loaded: nn.Module) -> Inputs:
+    """Those given, those that come with the model, those of the file, or those that the first layer suggests.
 
     Raises:
         InputError: not a shape, or the model does not run on what was guessed.
     """
-    given = parse_inputs(shapes, subject)
+    given = parse_inputs(shapes, subject) or remembered(loaded)
     if given is not None:
         return given
     guess, *_ = guesses(subject.model, type(subject.model).__name__)
