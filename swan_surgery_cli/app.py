@@ -10,6 +10,7 @@ import typer
 
 from swan_surgery_cli.errors import OneLineErrors
 from swan_surgery_cli.interrupts import raise_on_interrupt
+from swan_surgery_cli.wording import speak_for
 
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ def command(
     def declare(declared: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(declared)
         def run(**given: Any) -> None:
+            speak_for(declared)
             does = work_of(name)
             raise_on_interrupt()
             does(**given)

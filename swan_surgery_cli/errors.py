@@ -6,6 +6,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from swan_surgery_cli.wording import spoken
+
 
 _DEBUG = "--debug"
 
@@ -35,7 +37,7 @@ def one_line(err: Exception) -> str:
     if isinstance(err, typer.TyperException):
         text = err.format_message()
     elif type(err).__module__.startswith("swan_surgery"):
-        text = str(err)
+        text = spoken(str(err))
     else:
         text = f"{type(err).__name__}: {err} (run again with {_DEBUG} for the traceback)"
     return " ".join(text.split())

@@ -129,7 +129,9 @@ def latency_command(
     ] = None,
     runtime: Annotated[str, typer.Option(help="eager, compile or onnxruntime.")] = "eager",
     shapes: Shapes = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure each model.")] = 2.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, help="How long to measure each model.")
+    ] = 2.0,
     threads: Threads = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line
 ) -> None:

@@ -12,6 +12,7 @@ from swan_surgery.artifacts import save
 from swan_surgery.compressing import compress
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
+from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
 from swan_surgery_cli.work.models import build_model
 from swan_surgery_cli.work.samples import checked_labels, samples_of
@@ -39,6 +40,8 @@ def compress_command(
     as_json: bool,
 ) -> None:
     """Make a smaller model of a trained one: score, cut, solve for what stays, train for as long as asked."""
+    if macs is params is latency_ms is None:
+        raise InputError("say how small it shall get: --macs 0.5, --params 0.5 or --latency-ms 20")
     with warnings_told(), foreign_code(), on_threads(threads):
         given = build_model(model, with_data=True).model
         given = given if weights is None else with_weights(given, weights)

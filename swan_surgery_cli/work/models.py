@@ -172,7 +172,8 @@ def guesses(model: nn.Module, name: str) -> list[Inputs]:
     except InputError as err:
         raise InputError(
             f"no input shape can be guessed for {name}: its first layer is neither a 2-d convolution "
-            f"nor linear; pass one, like --input 1,3,224,224, or --input 1,16:int64 for token ids"
+            f"nor linear; pass one, like --input 1,3,224,224, or --input 1,16:int64 for token ids, once per input, "
+            f"or name a factory (package.module:function) that returns (model, inputs)"
         ) from err
 
 
@@ -180,7 +181,8 @@ def misfit(model: nn.Module, guess: Inputs, err: Exception) -> InputError:
     """What is said where the model does not run on inputs that were guessed for it."""
     return InputError(
         f"{type(model).__name__} does not run on the inputs guessed for it, {described(guess)}; pass the shape "
-        f"that it takes, like --input 1,3,32,32 ({type(err).__name__}: {err})"
+        f"that it takes, like --input 1,3,32,32, or name a factory (package.module:function) that returns (model, "
+        f"inputs) ({type(err).__name__}: {err})"
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from swan_surgery.errors import InputError, SwanWarning
+from swan_surgery_cli.wording import spoken
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def warnings_told() -> Iterator[None]:
         warnings.simplefilter("always", SwanWarning)
         yield
     for own in dict.fromkeys(" ".join(str(one.message).split()) for one in seen):
-        typer.echo(f"warning: {own}", err=True)
+        typer.echo(f"warning: {spoken(own)}", err=True)
 
 
 @contextmanager
