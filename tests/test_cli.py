@@ -267,7 +267,10 @@ ERRORS = {
     "unknown factory": (("inspect", "tests.test_cli:nothing"), "has no function 'nothing'"),
     "failing factory": (("inspect", "tests.test_cli:broken"), "first line second line"),
     "not a module": (("inspect", "tests.test_cli:number"), "returned int"),
-    "not inputs": (("inspect", "tests.test_cli:badly_paired"), "example_inputs must be a tensor"),
+    "not inputs": (
+        ("inspect", "tests.test_cli:badly_paired"),
+        "a model and int: example inputs are a tensor",
+    ),
     "wrong arity": (("inspect", "tests.test_cli:needs_two"), "Tokens.forward(ids, mask): missing"),
     "no type": (("inspect", "tests.test_cli:tokens", "--input", "3,5:int65"), "1,16:int64"),
     "quantized": (("inspect", "tests.test_cli:quantized"), "prune first, then quantize"),

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def net(width: int) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def report():
-    return swan.report(net(16), net(4), torch.randn(2, 3, 8, 8), evaluate=lambda _: 91.5)
+    return swan.report(net(16), net(4), torch.randn(2, 3, 8, 8), evaluate=lambda _: 91.5, unit="%")
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +74,44 @@ def test_it_has_the_figures_and_a_bar_for_every_layer(report) -> None:
     reader = read(report.to_html())
     assert "16 -> 4" in reader.text
     assert "25.0 %" in reader.text
-    assert "91.5" in reader.text
+    assert "91.5 %" in reader.text
+    assert "+0 points" in reader.text
     bars = [attrs for tag, attrs in reader.tags if attrs.get("class") == "bars"]
     assert [bar["aria-label"] for bar in bars] == ["4 of 16", "4 of 4"]
     assert "torch threads" in reader.text
     assert "agree to" not in reader.text
+
+
+def test_a_narrow_screen_reads_layers_as_blocks_with_their_columns_named(report) -> None:
+    html = report.to_html()
+    cells = [attrs["data-of"] for tag, attrs in read(html).tags if "data-of" in attrs]
+    assert cells == ["outputs", "MACs", "parameters"] * 2
+    assert ".layers td[data-of]::before{content:attr(data-of)" in html
+
+
+def test_layers_that_share_gates_are_on_one_line() -> None:
+    drawn = swan.swanify(Residual(), torch.zeros(1, 4)).channels.explain().to_svg()
+    reader = read(drawn)
+    lines = [attrs for tag, attrs in reader.tags if tag == "line"]
+    dots = [(attrs["cx"], float(attrs["cy"])) for tag, attrs in reader.tags if tag == "circle"]
+    assert [(own["x1"], own["y1"], own["y2"]) for own in lines] == [
+        ("8", "9.0", "45.0"),  # one, two
+        ("22", "27.0", "27.0"),  # inside, beside it
+        ("8", "63.0", "63.0"),  # head, where the first line has ended
+    ]
+    assert dots == [("8", 9.0), ("8", 45.0), ("22", 27.0), ("8", 63.0)]
+    assert "head: 3 channels stay" in reader.text
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.inside = nn.Linear(4, 6), nn.Linear(6, 5)
+        self.two, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.one(x).relu()
+        return self.head(x + self.two(self.inside(x).relu()).relu())
 
 
 def test_it_follows_the_screen(report) -> None:
@@ -122,23 +156,28 @@ def test_labels_of_equal_runs_do_not_lie_on_each_other() -> None:
 def test_labels_lie_within_the_axes_and_on_nothing_else() -> None:
     torch.manual_seed(0)
     runs = [(f"run {i} of a long name", *own) for i, own in enumerate(torch.rand(9, 2).tolist())]
-    runs += [("lowest", 0.5, 0.0), ("cheapest", 0.0, 0.5), ("dense, as it was given", 1.0, 1.0)]
+    runs += [("lowest", 0.5, 0.0), ("cheapest", 0.0, 0.5), ("given model", 1.0, 1.0)]
     drawn = charts.scatter(runs, quality="accuracy in %")
     reader = read(drawn)
     axes = [attrs for tag, attrs in reader.tags if attrs.get("class") == "axis"]
     left, bottom = float(axes[1]["x1"]), float(axes[0]["y1"])
     wide = float(drawn.partition('viewBox="0 0 ')[2].partition(" ")[0])
     found = re.findall(
-        r'<text x="([0-9.]+)" y="([0-9.]+)">((?:run|low|che|den)[^<]*)</text>', drawn
+        r'<text x="([0-9.]+)" y="([0-9.]+)">((?:run|low|che|giv)[^<]*)</text>', drawn
     )
     boxes = [(float(x), float(y) - 11, float(x) + 7 * len(name), float(y)) for x, y, name in found]
-    assert {"lowest", "cheapest", "dense, as it was given"} <= {name for *_, name in found}
+    assert {"lowest", "cheapest", "given model"} <= {name for *_, name in found}
     assert all(x > left and far < wide and y < bottom for x, _, far, y in boxes)
     points = [
         (float(c["cx"]) - 5, float(c["cy"]) - 5, float(c["cx"]) + 5, float(c["cy"]) + 5)
         for tag, c in reader.tags
         if tag == "circle"
     ]
+    (front,) = [attrs["points"] for tag, attrs in reader.tags if tag == "polyline"]
+    line = [tuple(map(float, point.split(","))) for point in front.split()]
+    for (x, y), (to_x, to_y) in pairwise(line):
+        along = [(x + (to_x - x) * i / 50, y + (to_y - y) * i / 50) for i in range(51)]
+        points += [(px, py, px, py) for px, py in along]
     for index, a in enumerate(boxes):
         for b in [*boxes[:index], *points]:
             assert not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])

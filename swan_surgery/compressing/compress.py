@@ -40,11 +40,12 @@ class Compressed:
     _example: Any
     _runtime: LayerRuntime = "eager"
 
-    def report(self, evaluate: Callable[[nn.Module], float] | None = None) -> Report:
+    def report(
+        self, evaluate: Callable[[nn.Module], float] | None = None, *, unit: str = ""
+    ) -> Report:
         """Before and after, as `swan.report` measures them."""
-        return report(
-            self._given, self.model, self._example, evaluate=evaluate, runtime=self._runtime
-        )
+        how: dict[str, Any] = {"evaluate": evaluate, "unit": unit, "runtime": self._runtime}
+        return report(self._given, self.model, self._example, **how)
 
     def __str__(self) -> str:
         """The steps, and how long they took."""

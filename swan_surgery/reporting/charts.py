@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+_Place = tuple[float, float]
 _BINS = 20
 # Width and height of a histogram's drawing area, in SVG units.
 _WIDE, _HIGH = 200, 64
@@ -66,9 +68,17 @@ def scatter(
         return _LEFT + _RIGHT * share / right, _TOP + _TALL * (high - value) / (high - low)
 
     places = [place(share, value) for _, share, value in points]
+    front = [
+        i for i in range(len(x)) if not any((x <= x[i]) & (y > y[i]) | (x < x[i]) & (y >= y[i]))
+    ]
+    front.sort(key=lambda i: x[i])
+    line = " ".join("{:.1f},{:.1f}".format(*places[i]) for i in front)
     marks = []
     for (name, share, value), (px, py), at in zip(
-        points, places, _labels([name for name, *_ in points], places), strict=True
+        points,
+        places,
+        _labels([name for name, *_ in points], places, [places[i] for i in front]),
+        strict=True,
     ):
         told = f"{escape(name)}: {escape(quality)} {value:.4g} at {share:.1%} {escape(cost)}"
         marks.append(
@@ -76,11 +86,6 @@ def scatter(
         )
         if at is not None:
             marks.append(f'<text x="{at[0]:.1f}" y="{at[1]:.1f}">{escape(name)}</text>')
-    front = [
-        i for i in range(len(x)) if not any((x <= x[i]) & (y > y[i]) | (x < x[i]) & (y >= y[i]))
-    ]
-    front.sort(key=lambda i: x[i])
-    line = " ".join("{:.1f},{:.1f}".format(*places[i]) for i in front)
     bottom = _TOP + _TALL
     ticks = "".join(
         f'<text x="{_LEFT - 8}" y="{place(0, value)[1] + 4:.1f}" text-anchor="end">{value:.6g}</text>'
@@ -113,14 +118,15 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _labels(
-    names: Sequence[str], places: Sequence[tuple[float, float]]
-) -> list[tuple[float, float] | None]:
-    """Where each label begins: beside its point, within the axes, on no other label and no other point.
+    names: Sequence[str], places: Sequence[_Place], line: Sequence[_Place]
+) -> list[_Place | None]:
+    """Where each label begins: beside its point, within the axes, on no label, no other point and not on the line.
 
     None where there is no such place; the point then says its name when it is pointed at.
     """
     taken = [(px - 5, py - 5, px + 5, py + 5) for px, py in places]
-    found: list[tuple[float, float] | None] = []
+    taken += [(x, y, x + 1, y + 1) for x, y in _along(line)]
+    found: list[_Place | None] = []
     for name, (px, py) in zip(names, places, strict=True):
         wide = _LETTER * len(name)
         found.append(None)
@@ -134,7 +140,16 @@ def _labels(
     return found
 
 
-def _beside(px: float, py: float, wide: float) -> Iterator[tuple[float, float]]:
+def _along(line: Sequence[_Place]) -> Iterator[_Place]:
+    """Points on a line, closer together than a letter is high."""
+    for (x, y), (to_x, to_y) in pairwise(line):
+        steps = int(np.hypot(to_x - x, to_y - y) / 5) + 1
+        yield from (
+            (x + (to_x - x) * i / steps, y + (to_y - y) * i / steps) for i in range(steps + 1)
+        )
+
+
+def _beside(px: float, py: float, wide: float) -> Iterator[_Place]:
     """Left ends and middles of a label, the best first."""
     for left in (px + 9, px - 9 - wide):
         for step in (0, 1, 2, 3, -1, -2, -3):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from swan_surgery.channels import ChannelMap
 from swan_surgery.reporting import charts, rendering
-from swan_surgery.reporting.figures import LayerChange
+from swan_surgery.reporting.figures import Figures, LayerChange
 
 
 _STYLE = """
@@ -33,18 +33,23 @@ svg{display:block;max-width:100%}
 svg text{fill:var(--soft);font-size:12px}
 .bars{width:100%;height:10px;border-radius:2px}
 .was{fill:var(--was)}.now{fill:var(--now)}
+.scatter{min-width:600px}.coupling{max-width:none}
 .axis{stroke:var(--line)}.front{fill:none;stroke:var(--good);stroke-width:1.5}
 .many{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:16px}
 figure{margin:0}figcaption,li{color:var(--soft);font-size:.85rem}
 details{margin:8px 0}summary{cursor:pointer}
 code{font-size:.9em}
-@media (max-width:600px){table{font-size:.8rem}.summary td{white-space:normal}td.bar{min-width:64px}}
+@media (max-width:600px){table{font-size:.8rem}.summary td{white-space:normal}
+.layers th{display:none}.layers tr{display:grid;grid-template-columns:repeat(3,1fr);padding:6px 0;border-bottom:1px solid var(--line)}
+.layers td{border:0;padding:2px 8px 2px 0;text-align:left;white-space:normal;overflow-wrap:anywhere}
+.layers td:first-child,.layers td.bar{grid-column:1/-1;width:auto}
+.layers td[data-of]::before{content:attr(data-of);display:block;color:var(--soft)}}
 """
 
 
 def page(
     title: str,
-    tiles: Sequence[tuple[str, str, str]],
+    shown: Sequence[tuple[str, str, str]],
     summary: rendering.Rows,
     layers: Sequence[LayerChange],
     notes: Sequence[str],
@@ -52,18 +57,20 @@ def page(
     channels: ChannelMap | None,
     probabilities: Mapping[str, Tensor] | None,
     runs: Sequence[tuple[str, float, float]],
+    quality: str = "accuracy",
 ) -> str:
     """Put the page together.
 
     Args:
         title: what is compared.
-        tiles: label, number, remark.
+        shown: label, number, remark of each tile.
         summary: rows of `rendering.SUMMARY_HEADER`.
         layers: widths before and after.
         notes: sentences for the end.
         channels: for coupled groups and pinned channels.
         probabilities: gate probabilities by the name of the moment they were taken at.
         runs: name, share of MACs in (0, 1], accuracy.
+        quality: what the accuracies are, with their unit.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -71,7 +78,7 @@ def page(
         *(
             f'<div class="tile"><span>{escape(label)}</span><b>{escape(number)}</b>'
             f"<span>{escape(remark)}</span></div>"
-            for label, number, remark in tiles
+            for label, number, remark in shown
         ),
         "</div>",
         _table(rendering.SUMMARY_HEADER, summary),
@@ -89,8 +96,8 @@ def page(
     if runs:
         parts += [
             "<h2>Accuracy and MACs</h2>",
-            "<p>The line joins runs that no other one beats in both.</p>",
-            charts.scatter(runs),
+            "<p>The line joins the best runs: each is more accurate than every cheaper one.</p>",
+            f'<div class="scroll">{charts.scatter(runs, quality=quality)}</div>',
         ]
     if channels is not None:
         parts += _coupling(channels)
@@ -101,6 +108,28 @@ def page(
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def tiles(old: Figures, new: Figures, unit: str) -> list[tuple[str, str, str]]:
+    """Label, number and remark of what matters first; `unit` is that of the accuracies."""
+    found = [
+        ("MACs left", rendering.share(old.macs, new.macs), rendering.format_macs(new.macs)),
+        (
+            "parameters left",
+            rendering.share(old.params, new.params),
+            rendering.scaled(new.params).strip(),
+        ),
+    ]
+    if old.latencies:
+        first, then = old.latencies[0], new.latencies[0]
+        gain = f"{first.median_ms / then.median_ms:.2f} x"
+        now = f"{rendering.milliseconds(then.median_ms)} ms at batch {then.batch}"
+        found.append(("faster", gain, now))
+    if old.accuracy is not None and new.accuracy is not None:
+        change = rendering.accuracy_change(old.accuracy, new.accuracy, unit)
+        now = rendering.with_unit(f"{new.accuracy:.4g}", unit)
+        found.append(("accuracy", now, f"{change} against before"))
+    return found
 
 
 def _table(header: Sequence[str], rows: rendering.Rows) -> str:
@@ -123,13 +152,12 @@ def _widths(layers: Sequence[LayerChange]) -> str:
         old = layer.before.out_channels if layer.before else 0
         new = layer.after.out_channels if layer.after else 0
         bar = charts.bars(old or 0, new or 0, most)
-        name, _, outputs, macs, params = (escape(cell) for cell in cells)
-        rows.append(
-            f'<tr><td><code>{name}</code></td><td class="bar">{bar}</td><td>{outputs}</td>'
-            f"<td>{macs}</td><td>{params}</td></tr>"
-        )
+        name, _, *numbers = (escape(cell) for cell in cells)
+        told = zip(("outputs", "MACs", "parameters"), numbers, strict=True)
+        columns = "".join(f'<td data-of="{of}">{number}</td>' for of, number in told)
+        rows.append(f'<tr><td><code>{name}</code></td><td class="bar">{bar}</td>{columns}</tr>')
     head = "<tr><th>layer</th><th></th><th>outputs</th><th>MACs</th><th>parameters</th></tr>"
-    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+    return f'<table class="layers">{head}{"".join(rows)}</table>'
 
 
 def _coupling(channels: ChannelMap) -> list[str]:
@@ -151,6 +179,8 @@ def _coupling(channels: ChannelMap) -> list[str]:
     parts = [
         "<h2>What hangs together, and what stays</h2>",
         f"<p>{gated:,} of {total:,} output channels are gated by {units:,} units.</p>",
+        "<p>Channels of layers on one line live and die together.</p>",
+        f'<details open><summary>Which layers share gates</summary><div class="scroll">{explained.to_svg()}</div></details>',
         _details("Coupled layers", lines, is_open=False),
         _details("Channels that stay, and why", pinned, is_open=True),
     ]

@@ -57,7 +57,7 @@ def format_bytes(size: int) -> str:
     return f"{scaled(size)}B"
 
 
-def summary_rows(before: Figures, after: Figures, batch: int) -> Rows:
+def summary_rows(before: Figures, after: Figures, batch: int, unit: str = "") -> Rows:
     """One row per figure: name, before, after, after as a share of before."""
     rows = [
         ("cost", format_macs(before.macs), format_macs(after.macs), share(before.macs, after.macs)),
@@ -80,9 +80,19 @@ def summary_rows(before: Figures, after: Figures, batch: int) -> Rows:
             )
         )
     if before.accuracy is not None and after.accuracy is not None:
-        change = f"{after.accuracy - before.accuracy:+.3g}"
-        rows.append(("accuracy", f"{before.accuracy:.4g}", f"{after.accuracy:.4g}", change))
+        old, new = (with_unit(f"{f.accuracy:.4g}", unit) for f in (before, after))
+        rows.append(("accuracy", old, new, accuracy_change(before.accuracy, after.accuracy, unit)))
     return rows
+
+
+def with_unit(number: str, unit: str) -> str:
+    """The number, and its unit if it has one."""
+    return f"{number} {unit}" if unit else number
+
+
+def accuracy_change(before: float, after: float, unit: str) -> str:
+    """The difference; of percentages in points."""
+    return with_unit(f"{after - before:+.3g}", "points" if unit == "%" else unit)
 
 
 def _row(name: str, before: int, after: int, unit: str = "") -> tuple[str, ...]:

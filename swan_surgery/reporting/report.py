@@ -21,7 +21,7 @@ from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.models.checks import check_is_module
 from swan_surgery.reporting import measurement, rendering
 from swan_surgery.reporting.figures import Figures, LayerChange, LayerFigures
-from swan_surgery.reporting.page import page
+from swan_surgery.reporting.page import page, tiles
 from swan_surgery.timing.loop import Latency
 from swan_surgery.timing.memory import peak_activation_bytes
 from swan_surgery.timing.runtimes import Runtime, in_turns
@@ -42,6 +42,7 @@ class Report:
         batch: first dimension of the first example input.
         environment: device, threads and versions.
         runtime: where the latencies were measured.
+        unit: of the accuracies, as in "%".
     """
 
     before: Figures
@@ -51,6 +52,7 @@ class Report:
     batch: int
     environment: Environment
     runtime: Runtime = "eager"
+    unit: str = ""
 
     def __str__(self) -> str:
         """The whole report in plain text."""
@@ -67,11 +69,11 @@ class Report:
     def summary(self) -> str:
         """The totals alone, without the layers, in plain text."""
         title = self._title()
-        rows = rendering.summary_rows(self.before, self.after, self.batch)
+        rows = rendering.summary_rows(self.before, self.after, self.batch, self.unit)
         return rendering.text_table(title, rendering.SUMMARY_HEADER, rows)
 
     def _repr_html_(self) -> str:
-        rows = rendering.summary_rows(self.before, self.after, self.batch)
+        rows = rendering.summary_rows(self.before, self.after, self.batch, self.unit)
         layers = rendering.layer_rows(self.layers)
         return html_table(self._title(), rendering.SUMMARY_HEADER, rows) + html_table(
             "layers", rendering.LAYER_HEADER, layers, notes=self._footnotes()
@@ -79,7 +81,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """The whole report as markdown tables."""
-        rows = rendering.summary_rows(self.before, self.after, self.batch)
+        rows = rendering.summary_rows(self.before, self.after, self.batch, self.unit)
         return "\n\n".join(
             [
                 f"## {self._title()}",
@@ -108,22 +110,6 @@ class Report:
             relative_error: between the gated and the pruned model, if it was measured.
         """
         old, new = self.before, self.after
-        tiles = [
-            ("MACs left", rendering.share(old.macs, new.macs), rendering.format_macs(new.macs)),
-            (
-                "parameters left",
-                rendering.share(old.params, new.params),
-                rendering.scaled(new.params).strip(),
-            ),
-        ]
-        if old.latencies:
-            first, then = old.latencies[0], new.latencies[0]
-            gain = f"{first.median_ms / then.median_ms:.2f} x"
-            now = f"{rendering.milliseconds(then.median_ms)} ms at batch {then.batch}"
-            tiles.append(("faster", gain, now))
-        if old.accuracy is not None and new.accuracy is not None:
-            change = f"{new.accuracy - old.accuracy:+.3g}"
-            tiles.append(("accuracy", f"{new.accuracy:.4g}", f"{change} to before"))
         notes = self._footnotes()
         if relative_error is not None:
             notes.insert(
@@ -131,13 +117,14 @@ class Report:
             )
         return page(
             self._title(),
-            tiles,
-            rendering.summary_rows(old, new, self.batch),
+            tiles(old, new, self.unit),
+            rendering.summary_rows(old, new, self.batch, self.unit),
             self.layers,
             notes,
             channels=channels,
             probabilities=probabilities,
             runs=runs,
+            quality=f"accuracy in {self.unit}" if self.unit else "accuracy",
         )
 
     def to_json(self) -> str:
@@ -166,6 +153,7 @@ class Report:
                 batch=data["batch"],
                 environment=Environment(**data["environment"]),
                 runtime=data.get("runtime", "eager"),
+                unit=data.get("unit", ""),
             )
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as err:
             raise InputError(f"not a report: {err}") from err
@@ -198,6 +186,7 @@ def report(
     example_inputs: Any,
     *,
     evaluate: Callable[[nn.Module], float] | None = None,
+    unit: str = "",
     runtime: Runtime = "eager",
 ) -> Report:
     """Compare two models on the same inputs: cost, size, memory, latency, accuracy, widths.
@@ -210,7 +199,8 @@ def report(
         before: any model.
         after: any other model that takes the same inputs.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        evaluate: gives a model's accuracy, in its own unit; it gets a copy in eval mode.
+        evaluate: gives a model's accuracy; it gets a copy in eval mode.
+        unit: of what it gives, shown behind it, as in "%".
         runtime: where latencies are measured, as in `swan.measure_latency`: that which ships.
 
     Raises:
@@ -255,6 +245,7 @@ def report(
         batch=batch,
         environment=environment(device_of(models[0])),
         runtime=runtime,
+        unit=unit,
     )
 
 

@@ -153,7 +153,14 @@ def _from_factory(name: str) -> Subject:
         raise InputError(f"{name} failed: {type(err).__name__}: {err}") from err
     model, inputs = made, None
     if isinstance(made, tuple) and len(made) == 2:
-        model, inputs = made[0], as_inputs(made[1])
+        model = made[0]
+        try:
+            inputs = as_inputs(made[1])
+        except InputError as err:
+            raise InputError(
+                f"{name} returned a model and {type(made[1]).__name__}: example inputs are a tensor, a tuple of "
+                f"arguments or a dict of keyword arguments"
+            ) from err
     if not isinstance(model, nn.Module):
         raise InputError(
             f"{name} returned {type(made).__name__}, not a torch.nn.Module or (model, example_inputs)"

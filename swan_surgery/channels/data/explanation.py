@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from swan_surgery.channels.data.coupling import Row, coupling_svg
 from swan_surgery.channels.data.entries import UnknownOp
 from swan_surgery.environment.notebooks import html_table
 
@@ -178,7 +179,24 @@ class Explanation:
         ]
         notes = [f"no channel rule: {entry}" for entry in self.unknown]
         notes += [f"gates: {self.way}"] if self.way else []
-        return html_table("Channels", ("layer", "widths and gates", ""), rows, notes=notes)
+        table = html_table("Channels", ("layer", "widths and gates", ""), rows, notes=notes)
+        return (
+            f"{table}<details><summary>Which layers share gates</summary>{self.to_svg()}</details>"
+        )
+
+    def to_svg(self) -> str:
+        """A picture: layers from top to bottom, those whose channels live and die together on one line."""
+        return coupling_svg(
+            Row(
+                layer.name,
+                f"{layer.gated_channels} of {layer.out_channels} channels gated"
+                if layer.gated_channels
+                else f"{layer.out_channels} channels stay",
+                bool(layer.gated_channels),
+                tuple(own.layer for own in layer.coupled),
+            )
+            for layer in self.layers
+        )
 
     def __str__(self) -> str:
         lines = [

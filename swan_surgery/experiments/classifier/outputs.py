@@ -34,6 +34,7 @@ def write_outputs(
         outcome.small,
         outcome.example,
         evaluate=lambda model: score(model, data, settings)["accuracy"],
+        unit="%",
     )
     result = _result(outcome, settings, data)
     write_settings(settings, folder / "config.toml")

@@ -106,6 +106,7 @@ def _report(networks: Networks, digits: Digits) -> Report:
         networks.pruned,
         digits.test.x[:_REPORT_BATCH],
         evaluate=lambda model: accuracy(model, digits.test),
+        unit="%",
     )
 
 
