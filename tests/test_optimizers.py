@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import swan_surgery as swan
 from tests.gated_zoo import closed_zoo, fresh_zoo
@@ -95,6 +96,72 @@ def test_the_optimizer_of_the_given_model_is_refused() -> None:
     small = swan.prune(gated, params=0.6)
     with pytest.raises(swan.InputError, match="trains no parameter of the gated model"):
         swan.optimizer_after(stale, gated, small)
+
+
+def closed_half(gated: swan.GatedModel) -> swan.GatedModel:
+    with torch.no_grad():
+        gated.gates.logits[::2] = -3.0
+    return gated
+
+
+@pytest.mark.parametrize("method", sorted(MAKERS))
+def test_one_optimizer_through_cuts_and_gates_again_and_again(method) -> None:
+    """Cut, gated anew, trained, cut again: as if the slots that are gone had never been there."""
+    gated = closed_half(swan.swanify(Sequences().double(), torch.randn(2, 4, 8).double()))
+    optimizer = stepped(gated, MAKERS[method])
+    small = swan.prune(gated)
+    optimizer = swan.optimizer_after(optimizer, gated, small)
+    again = swan.swanify(small, gated.example_inputs.args)
+    first = swan.optimizer_after(optimizer, small, again)
+    closed_half(again)
+    plain = swan.prune(again)
+    second = swan.optimizer_after(first, again, plain)
+    directly = swan.optimizer_after(optimizer, small, plain)  # no step was made in between
+    other = copy.deepcopy(plain)
+    assert str(second.state_dict()) == str(directly.state_dict())
+    for step in range(3, 6):
+        train_step(again, first, gated, step)
+        train_step(plain, second, gated, step)
+    wanted = dict(swan.prune(again).named_parameters())
+    for key, found in plain.named_parameters():
+        torch.testing.assert_close(found, wanted[key], rtol=1e-9, atol=1e-12)
+        assert not torch.equal(found, other.get_parameter(key))
+    first.add_param_group({"params": [again.gates.logits]})
+
+
+def test_the_optimizer_of_a_plain_model_that_was_cut() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    small = swan.prune(swan.swanify(net, torch.zeros(1, 3)), macs=0.5)
+    new = swan.optimizer_after(optimizer, net, small)
+    kept = torch.tensor(swan.kept(small)["2.weight"][1])
+    moment = optimizer.state[net[2].weight]["exp_avg"]
+    assert torch.equal(new.state[small[2].weight]["exp_avg"], moment[:, kept])
+    for wrong in (net, nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))):
+        with pytest.raises(swan.InputError, match="was not cut from this Sequential"):
+            swan.optimizer_after(optimizer, net, wrong)
+
+
+def test_an_average_is_cut_as_its_model_and_goes_on() -> None:
+    gated = swan.swanify(nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.Linear(16, 2)))
+    average = AveragedModel(gated, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    with torch.no_grad():
+        gated.gates.logits.copy_(torch.randn(16))
+        gated.model[0].weight.add_(1.0)
+    average.update_parameters(gated)
+    average.module.gates.load_state_dict(gated.gates.state_dict())
+    small, cut = (swan.prune(own, macs=0.5) for own in (gated, average.module))
+    assert swan.kept(small) == swan.kept(cut)
+    kept = torch.tensor(swan.kept(small)["0.weight"][0])
+    assert torch.equal(cut[0].weight, average.module.model[0].weight[kept])
+    new = AveragedModel(small, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    new.module.load_state_dict(cut.state_dict())
+    new.n_averaged.copy_(average.n_averaged)
+    average.update_parameters(gated)
+    new.update_parameters(small)
+    assert torch.equal(new.module[0].weight, average.module.model[0].weight[kept])
 
 
 class TestGroups:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -218,3 +219,46 @@ def test_weights_in_the_folder_are_plain_safetensors(tmp_path) -> None:
     state = small_of("bert").state_dict()
     held = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(held[name], tensor) for name, tensor in state.items())
+
+
+def test_a_reader_that_knows_llamas_configuration_alone_finds_every_tensor(tmp_path) -> None:
+    """What converters and other runtimes do: shapes by config.json, tensors by safetensors, no transformers, no torch."""
+    small = small_of("llama", 0.35)
+    small.save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    trunk, inner, words = said["hidden_size"], said["intermediate_size"], said["vocab_size"]
+    queries, shared = (
+        said[name] * said["head_dim"] for name in ("num_attention_heads", "num_key_value_heads")
+    )
+    layer = {
+        "self_attn.q_proj": [queries, trunk],
+        "self_attn.k_proj": [shared, trunk],
+        "self_attn.v_proj": [shared, trunk],
+        "self_attn.o_proj": [trunk, queries],
+        "mlp.gate_proj": [inner, trunk],
+        "mlp.up_proj": [inner, trunk],
+        "mlp.down_proj": [trunk, inner],
+        "input_layernorm": [trunk],
+        "post_attention_layernorm": [trunk],
+    }
+    wanted = {
+        "model.embed_tokens": [words, trunk],
+        "model.norm": [trunk],
+        "lm_head": [words, trunk],
+    }
+    for index in range(said["num_hidden_layers"]):
+        wanted |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    wanted = {f"{name}.weight": shape for name, shape in wanted.items()}
+    assert _shapes_in(tmp_path / "model.safetensors") == wanted
+    swan.save_pretrained(small, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text()) == said
+    ours = _shapes_in(tmp_path / "ours" / "model.safetensors")
+    # Beside the weights it has the buffers that transformers computes anew, which such readers pass over.
+    assert {name: shape for name, shape in ours.items() if "rotary_emb" not in name} == wanted
+    assert trunk < 32
+    assert inner < 48
+
+
+def _shapes_in(file) -> dict[str, list[int]]:
+    with safe_open(file, framework="numpy") as opened:
+        return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118

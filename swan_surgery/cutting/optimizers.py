@@ -10,10 +10,11 @@ from torch.optim import Optimizer
 
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
-from swan_surgery.gates.checks import check_gated
 from swan_surgery.gates.in_place import ungate_modules_
+from swan_surgery.models.architecture import architecture_of
+from swan_surgery.models.checks import check_is_module
 from swan_surgery.models.copies import copy_holding
-from swan_surgery.models.provenance import provenance_of
+from swan_surgery.models.provenance import Provenance, provenance_of
 from swan_surgery.models.steps import Step, apply_step
 
 
@@ -21,27 +22,29 @@ from swan_surgery.models.steps import Step, apply_step
 _OWN = ("state", "param_groups", "defaults", "step", "_patched")
 
 
-def optimizer_after(optimizer: Optimizer, gated: GatedModel, small: nn.Module) -> Optimizer:
-    """The optimizer of a gated model as one of the model cut from it, with its state carried over.
+def optimizer_after(optimizer: Optimizer, model: nn.Module, small: nn.Module) -> Optimizer:
+    """The optimizer of a model as one of the model cut from it, with its state carried over.
 
     Momentum and moments are sliced exactly as the weights were, counters stay. Groups keep their order and
     settings; the gates' logits go, and a group that held nothing else with them. Parameters that are no
-    part of the gated model (of a loss, of a head beside it) stay as they are. Schedulers are made anew:
-    the groups carry `initial_lr`, so `LambdaLR(new, ..., last_epoch=epoch)` goes on.
+    part of the model (of a loss, of a head beside it) stay as they are. Schedulers are made anew:
+    the groups carry `initial_lr`, so `LambdaLR(new, ..., last_epoch=epoch)` goes on. Again and again: from a small
+    model to the gated copy that `swanify` makes of it (whose gates are added with `add_param_group`), and
+    from that to the next cut; or from one plain model to the next.
 
     Args:
         optimizer: any of `torch.optim` that keeps numbers or tensors of its parameters' shapes; it is
             not changed.
-        gated: the gated model that it trains.
-        small: what `prune` made of `gated`, cut again or compensated or not.
+        model: that it trains: gated, or the plain one that was gated and cut.
+        small: what `prune` made of it, cut again or compensated or not; or the gated copy of `model`.
 
     Returns:
         A new optimizer of the same class over the parameters of `small`.
 
     Raises:
-        ModelError: `gated` is not a gated model.
-        InputError: not an optimizer, or one of another model's parameters, `small` is no cut of `gated`, or the optimizer keeps state of other
-            shapes (Adafactor's rows, LBFGS's history), which has no slices.
+        ModelError: `model` or `small` is no module.
+        InputError: not an optimizer, or one of another model's parameters, `small` is no cut of `model`, or the
+            optimizer keeps state of other shapes (Adafactor's rows, LBFGS's history), which has no slices.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -54,24 +57,26 @@ def optimizer_after(optimizer: Optimizer, gated: GatedModel, small: nn.Module) -
         >>> new.state[small[0].weight]["exp_avg"].shape
         torch.Size([4, 3])
     """
-    check_gated(gated)
+    check_is_module(model)
+    check_is_module(small)
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps them
-    steps = _steps_between(gated, small)
-    before: dict[Tensor, str] = {
-        parameter: name for name, parameter in gated.model.named_parameters()
-    }
-    logits = gated.gates.logits
+    steps = _steps_between(model, small)
+    logits = model.gates.logits if isinstance(model, GatedModel) else None
+    model, small = _plain(model), _plain(small)
+    before: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     trained = [own for group in optimizer.param_groups for own in group["params"]]
     # Otherwise it would go on with the weights of a model that nobody uses any more.
     if not any(own is logits or own in before for own in trained):
+        is_gated = "the gated model" if logits is not None else "this model"
         raise InputError(
-            f"this {type(optimizer).__name__} trains no parameter of the gated model. swanify copies, so make the "
-            f"optimizer from the copy, swan.parameter_groups(gated, lr=...) or gated.parameters(), before training it"
+            f"this {type(optimizer).__name__} trains no parameter of {is_gated}. swanify copies, so make the "
+            f"optimizer from the copy, swan.parameter_groups(gated, lr=...) or gated.parameters(), before training "
+            f"it; or name the model that it trains"
         )
     after = dict(small.named_parameters())
-    state = _sliced(optimizer, gated, before, after, steps)
+    state = _sliced(optimizer, model, logits, after, steps)
 
     def new(parameter: Tensor) -> Tensor:
         return after[before[parameter]] if parameter in before else parameter
@@ -88,34 +93,37 @@ def optimizer_after(optimizer: Optimizer, gated: GatedModel, small: nn.Module) -
     return _like(optimizer, groups, state)
 
 
-def _steps_between(gated: GatedModel, small: nn.Module) -> tuple[Step, ...]:
-    old, new = provenance_of(gated.model), provenance_of(small)
-    steps = () if old is None or new is None else new.steps[len(old.steps) :]
-    if (
-        old is None
-        or new is None
-        or not steps
-        or old.base != new.base
-        or new.steps[: -len(steps)] != old.steps
-    ):
-        raise InputError(
-            f"{type(small).__name__} was not cut from this gated model; pass what swan.prune(gated) returned"
-        )
-    return steps
+def _plain(model: nn.Module) -> nn.Module:
+    return model.model if isinstance(model, GatedModel) else model
+
+
+def _steps_between(model: nn.Module, small: nn.Module) -> tuple[Step, ...]:
+    """What was done to a model until it was `small`; nothing where that is its gated copy."""
+    old = provenance_of(_plain(model)) or Provenance(architecture_of(_plain(model)))
+    new = provenance_of(_plain(small))
+    if new is not None and old.base == new.base and new.steps[: len(old.steps)] == old.steps:
+        steps = new.steps[len(old.steps) :]
+        if steps or isinstance(small, GatedModel):
+            return steps
+    which = "this gated model" if isinstance(model, GatedModel) else f"this {type(model).__name__}"
+    raise InputError(
+        f"{type(_plain(small)).__name__} was not cut from {which}; pass what swan.prune(gated) returned"
+    )
 
 
 def _sliced(
     optimizer: Optimizer,
-    gated: GatedModel,
-    names: Mapping[Tensor, str],
+    model: nn.Module,
+    logits: Tensor | None,
     after: Mapping[str, nn.Parameter],
     steps: tuple[Step, ...],
 ) -> dict[Tensor, dict[str, Any]]:
     """The state of every parameter: a model that holds it in place of its weights is cut as they were."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     state: dict[Tensor, dict[str, Any]] = {}
     shaped: dict[str, dict[Tensor, Tensor]] = {}
     for parameter, own in optimizer.state.items():
-        if parameter is gated.gates.logits:
+        if parameter is logits:
             continue
         if parameter not in names:
             state[parameter] = copy.deepcopy(own)
@@ -129,7 +137,7 @@ def _sliced(
             else:
                 kept[key] = copy.deepcopy(value)
     for key, values in shaped.items():
-        holder = ungate_modules_(copy_holding(gated.model, values))
+        holder = ungate_modules_(copy_holding(model, values))
         for step in steps:
             holder = apply_step(holder, step)
         held = dict(holder.named_parameters())

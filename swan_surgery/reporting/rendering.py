@@ -80,8 +80,8 @@ def summary_rows(before: Figures, after: Figures, batch: int, unit: str = "") ->
             )
         )
     if before.accuracy is not None and after.accuracy is not None:
-        old, new = (with_unit(f"{f.accuracy:.4g}", unit) for f in (before, after))
-        rows.append(("accuracy", old, new, accuracy_change(before.accuracy, after.accuracy, unit)))
+        was, now = (with_unit(f"{f.accuracy:.4g}", unit) for f in (before, after))
+        rows.append(("accuracy", was, now, accuracy_change(before.accuracy, after.accuracy, unit)))
     return rows
 
 
