@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -14,7 +15,7 @@ import swan_surgery as swan
 from swan_surgery.cutting.step import apply_plan
 from swan_surgery.experiments.digits import METHODS, DemoSettings, DigitsNet, run_study
 from swan_surgery.experiments.digits.data import Images, load_digits, shift, shuffled_batches
-from swan_surgery.experiments.digits.training import accuracy, train
+from swan_surgery.experiments.digits.scores import accuracy
 from swan_surgery_cli.commands import app
 
 
@@ -156,29 +157,19 @@ def test_accuracy_is_in_percent_and_restores_the_mode():
     assert model.training
 
 
-def test_learning_rate_follows_one_cosine_across_the_cut():
-    seen = []
+def test_learning_rate_follows_one_cosine_across_the_cut(monkeypatch, tmp_path):
+    seen = {}
 
     class Watched(torch.optim.AdamW):
         def step(self):
-            seen.append(self.param_groups[0]["lr"])
+            seen.setdefault(id(self), []).append(self.param_groups[0]["lr"])
 
-    images = load_digits(num_train=20).train
-    model = DigitsNet(2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "AdamW", Watched)
-        for start in (0, 2):
-            train(
-                model,
-                [{"params": list(model.parameters()), "lr": 1.0}],
-                images,
-                epochs=2,
-                batch=20,
-                generator=torch.Generator().manual_seed(0),
-                start=start,
-                schedule_epochs=4,
-            )
-    assert seen == pytest.approx([1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5])
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    own = replace(TINY, batch=50, lr=1.0)
+    run_study([0], own, tmp_path, Listener())
+    _dense_start, dense, one_shot, gated, finetuned = seen.values()
+    assert dense == one_shot == gated + finetuned
+    assert dense == pytest.approx([1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5])
 
 
 def test_settings_share_out_the_epochs():

@@ -440,7 +440,7 @@ class TestData:
         with pytest.raises(swan.InputError, match="holds neither train"):
             load_data(TrainSettings(data=str(tmp_path)))
         images(tmp_path, ("train",))
-        with pytest.raises(swan.InputError, match="leaves none to test or none to train"):
+        with pytest.raises(swan.InputError, match="leaves none to hold out or none to train"):
             load_data(TrainSettings(data=str(tmp_path), held_out=0.0))
         (tmp_path / "test" / "bird").mkdir(parents=True)
         (tmp_path / "test" / "bird" / "x.png").write_bytes(b"")

@@ -28,6 +28,7 @@ from swan_surgery.experiments.classifier import (
     text_of,
     write_outputs,
 )
+from swan_surgery.experiments.processes import joined
 from swan_surgery_cli.work.models import build_model
 from swan_surgery_cli.work.subjects import with_weights
 from swan_surgery_cli.work.waiting import foreign_code, on_threads
@@ -36,8 +37,8 @@ from swan_surgery_cli.work.waiting import foreign_code, on_threads
 class _Teller:
     """Sentences and progress bars on stderr, so that stdout holds the result alone."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = Console(stderr=True, quiet=quiet)
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False)
@@ -79,6 +80,8 @@ def train_command(
     settings = read_settings(config, own)
     folder = out or Path("out") / ("train" if config is None else config.stem)
     result = _run(settings, folder, fresh=fresh)
+    if result is None:
+        return
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
@@ -87,15 +90,23 @@ def train_command(
         f"dense {right['dense']:.2f} %, right after the cut {right['pruned']:.2f} %, fine-tuned "
         f"{right['finetuned']:.2f} % of the test images"
     )
+    if "baseline" in right:
+        typer.echo(f"the dense model, trained as long: {right['baseline']:.2f} %")
     typer.echo(
         f"{result['macs']['left']:.1%} of the MACs, {result['params']['left']:.1%} of the parameters"
     )
     typer.echo(f"{folder}: pruned.swan, report.html, log.csv, result.json, config.toml")
 
 
-def _run(settings: TrainSettings, folder: Path, *, fresh: bool) -> dict[str, Any]:
-    teller = _Teller()
-    with foreign_code(), on_threads(settings.threads or None), torch.random.fork_rng():
+def _run(settings: TrainSettings, folder: Path, *, fresh: bool) -> dict[str, Any] | None:
+    """What `result.json` holds; None in all processes but the first."""
+    with (
+        foreign_code(),
+        on_threads(settings.threads or None),
+        torch.random.fork_rng(),
+        joined(settings.device) as processes,
+    ):
+        teller = _Teller(quiet=not processes.is_first)
         torch.manual_seed(settings.seed)
         found = load_data(settings)
         subject = build_model(
@@ -111,7 +122,15 @@ def _run(settings: TrainSettings, folder: Path, *, fresh: bool) -> dict[str, Any
             raise WritingError(f"cannot make the folder {folder}: {err.strerror}") from err
         teller.say(f"{settings.model} on {found.about}.")
         outcome = run_experiment(
-            model, settings, found, folder=folder, narrator=teller, fresh=fresh
+            model,
+            settings,
+            found,
+            folder=folder,
+            narrator=teller,
+            fresh=fresh,
+            processes=processes,
         )
+        if not processes.is_first:
+            return None
         teller.say("Measuring both models.")
         return write_outputs(outcome, settings, found, folder)

@@ -1,7 +1,8 @@
 """`swan-surgery train`: settings, data, the run from dense to fine-tuned, and what it leaves."""
 
+from swan_surgery.experiments.classifier.batches import ShuffledBatches
 from swan_surgery.experiments.classifier.config import read_settings, text_of, write_settings
-from swan_surgery.experiments.classifier.data import Data, input_channels, load_data, loader
+from swan_surgery.experiments.classifier.data import Data, input_channels, load_data
 from swan_surgery.experiments.classifier.experiment import run_experiment
 from swan_surgery.experiments.classifier.outcome import Narrator, Outcome
 from swan_surgery.experiments.classifier.outputs import write_outputs
@@ -12,10 +13,10 @@ __all__ = [
     "Data",
     "Narrator",
     "Outcome",
+    "ShuffledBatches",
     "TrainSettings",
     "input_channels",
     "load_data",
-    "loader",
     "read_settings",
     "run_experiment",
     "text_of",

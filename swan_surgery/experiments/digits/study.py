@@ -22,7 +22,7 @@ from swan_surgery.experiments.digits.experiment import (
     run_seed,
 )
 from swan_surgery.experiments.digits.settings import DemoSettings
-from swan_surgery.experiments.digits.training import accuracy
+from swan_surgery.experiments.digits.scores import accuracy
 from swan_surgery.reporting import Environment, Report, report
 
 
