@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from swan_surgery.errors import InputError
@@ -62,8 +62,8 @@ class ShuffledBatches:
         """Steps that are left."""
         return len(self._shares)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels."""
+    def __iter__(self) -> Iterator[Any]:
+        """Images and labels, and what comes with them."""
         batches = _loader(self._images, self._shares, self._settings)
         for seed, batch in zip(self._seeds, batches, strict=True):
             seed_all(seed)
@@ -77,6 +77,26 @@ def in_order(
     own = range(processes.rank, len(images), processes.count)  # type: ignore[arg-type]
     shares = [list(own[i : i + settings.batch]) for i in range(0, len(own), settings.batch)]
     return iter(_loader(images, shares, settings))
+
+
+class Taught(Images):
+    """Images, labels, and a teacher's outputs, computed once: for images that stay as they are."""
+
+    def __init__(
+        self, images: Images, teacher: nn.Module, settings: TrainSettings, device: torch.device
+    ) -> None:
+        self._images = images
+        with torch.no_grad():
+            outputs = [teacher(x.to(device)).cpu() for x, _ in in_order(images, settings)]
+        self._outputs = torch.cat(outputs)
+
+    def __len__(self) -> int:
+        """As many as there are images."""
+        return len(self._images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        """Image, label, outputs."""
+        return *self._images[index], self._outputs[index]
 
 
 def seed_all(seed: int) -> None:
@@ -116,4 +136,4 @@ class _Seeded(Dataset[tuple[Tensor, int]]):
             generator.set_state(before)
 
 
-__all__ = ["ShuffledBatches", "in_order", "seed_all", "seed_of"]
+__all__ = ["Images", "ShuffledBatches", "Taught", "in_order", "seed_all", "seed_of"]

@@ -36,6 +36,7 @@ class Data:
         classes: how many labels there are.
         about: where the images come from, in words.
         validation: what epochs are scored on instead, so that settings are not chosen by test images.
+        is_fixed: whether training images are the same every time.
     """
 
     train: Dataset[tuple[Tensor, int]]
@@ -43,6 +44,7 @@ class Data:
     classes: int
     about: str
     validation: Dataset[tuple[Tensor, int]] | None = None
+    is_fixed: bool = False
 
     def example(self) -> Tensor:
         """The first test image as a batch [1, C, H, W]."""
@@ -79,6 +81,9 @@ def load_data(settings: TrainSettings, channels: int | None = None) -> Data:
         classes,
         about,
         None if validation is None else _Transformed(validation, plain),
+        is_fixed=not (
+            settings.shift or settings.flip or settings.crop or _is_function(settings.data)
+        ),
     )
 
 
@@ -176,12 +181,16 @@ def _apply(
     return (x - mean) / std
 
 
+def _is_function(name: str) -> bool:
+    return ":" in name and name != _DIGITS and not Path(name).exists()
+
+
 def _found(settings: TrainSettings) -> tuple[Any, Any, str]:
     """Training images, test images or None, and a name."""
     name = settings.data
     if name == _DIGITS:
         return _digits(), None, "scikit-learn's digits"
-    if ":" in name and not Path(name).exists():
+    if _is_function(name):
         return _from_function(name)
     root = Path(name)
     if not root.is_dir():

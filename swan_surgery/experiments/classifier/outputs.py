@@ -67,9 +67,9 @@ def _result(outcome: Outcome, settings: TrainSettings, data: Data) -> dict[str, 
     (dense_macs, macs), (dense_params, params) = outcome.macs, outcome.params
     gates = outcome.gated.gates
     units = {"dense": gates.num_units, "pruned": int(gates.open_mask().sum())}
+    kinds = next(iter(outcome.scores.values()))
     return {
-        "accuracy": {stage: own["accuracy"] for stage, own in outcome.scores.items()},
-        "loss": {stage: own["loss"] for stage, own in outcome.scores.items()},
+        **{kind: {stage: own[kind] for stage, own in outcome.scores.items()} for kind in kinds},
         "macs": {"dense": dense_macs, "pruned": macs, "left": macs / dense_macs},
         "params": {"dense": dense_params, "pruned": params, "left": params / dense_params},
         **({"units": units} if "gated" in outcome.scores else {}),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.artifacts import save
-from swan_surgery.experiments.classifier.batches import Images, ShuffledBatches, seed_of
+from swan_surgery.experiments.classifier.batches import Images, ShuffledBatches, Taught, seed_of
 from swan_surgery.experiments.classifier.checkpoint import (
     check_same_run,
     read_checkpoint,
@@ -113,13 +113,21 @@ class Run:
     # --- training and testing ---
 
     def batches(
-        self, stage: str, epoch: int, first: int = 0, processes: Processes | None = None
+        self,
+        stage: str,
+        epoch: int,
+        images: Images | None = None,
+        *,
+        first: int = 0,
+        processes: Processes | None = None,
     ) -> ShuffledBatches:
         """An epoch's batches from a step on, whole ones unless shared out among processes."""
-        seed = seed_of(self.settings.seed, stage, epoch)
-        alone = Processes(self.device)
         return ShuffledBatches(
-            self.data.train, self.settings, seed, first=first, processes=processes or alone
+            images or self.data.train,
+            self.settings,
+            seed_of(self.settings.seed, stage, epoch),
+            first=first,
+            processes=processes or Processes(self.device),
         )
 
     def score(self, model: nn.Module, images: Images) -> dict[str, float]:
@@ -138,7 +146,11 @@ class Run:
         cut: int = 0,
     ) -> None:
         """Train in place, from where the checkpoint is; `span` of the epochs after one of several cuts."""
-        settings = self.settings
+        settings, images = self.settings, self.data.train
+        if teacher is not None:
+            teacher.eval()
+            if settings.distillation and self.data.is_fixed:
+                images = Taught(images, teacher, settings, self.device)
         loop = Loop(
             model,
             optimizer_of(model, settings, is_last=stage == "finetuned"),
@@ -172,7 +184,9 @@ class Run:
 
             loop.run(
                 span,
-                lambda epoch, first: self.batches(stage, epoch, first, self.processes),
+                lambda epoch, first: self.batches(
+                    stage, epoch, images, first=first, processes=self.processes
+                ),
                 after_epoch=after_epoch,
                 after_step=after_step,
             )

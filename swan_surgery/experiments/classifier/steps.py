@@ -1,5 +1,6 @@
 """What is minimised, by what, and how a model is scored."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,20 +66,20 @@ def optimizer_of(
 
 
 def loss_of(settings: TrainSettings, teacher: nn.Module | None) -> Loss:
-    """Cross entropy with labels, and with `distillation` the teacher's outputs, on images [B, C, H, W]."""
-    taught = teacher.eval() if teacher is not None and settings.distillation else None
+    """Cross entropy with labels, and with `distillation` a teacher's outputs, where the batch brings none."""
 
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
         device = next(model.parameters()).device
-        x, y = (own.to(device, non_blocking=True) for own in batch)
+        x, y, *outputs = (own.to(device, non_blocking=True) for own in batch)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = model(x).float()
         own = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
-        if taught is None:
+        if teacher is None or not settings.distillation:
             return own
-        with torch.no_grad():
-            wanted = taught(x)
-        follow = distillation_loss(logits, wanted, temperature=settings.temperature)
+        if not outputs:
+            with torch.no_grad():
+                outputs = [teacher(x)]
+        follow = distillation_loss(logits, outputs[0], temperature=settings.temperature)
         return (1 - settings.distillation) * own + settings.distillation * follow
 
     return loss

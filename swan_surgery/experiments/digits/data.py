@@ -63,9 +63,7 @@ def shuffled_batches(
 ) -> list[tuple[Tensor, Tensor]]:
     """One epoch in random order, every image moved by up to one pixel."""
     order = torch.randperm(len(images), generator=generator)
-    return [
-        (shift(images.x[chosen], generator), images.y[chosen]) for chosen in order.split(size)
-    ]
+    return [(shift(images.x[chosen], generator), images.y[chosen]) for chosen in order.split(size)]
 
 
 def shift(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,8 +18,8 @@ from swan_surgery.cutting.plan import PruningPlan, make_plan
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.experiments.digits.data import Digits, shuffled_batches
 from swan_surgery.experiments.digits.network import DigitsNet
-from swan_surgery.experiments.digits.settings import DemoSettings
 from swan_surgery.experiments.digits.scores import accuracy
+from swan_surgery.experiments.digits.settings import DemoSettings
 from swan_surgery.experiments.loop import Loop, cosine
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.conversion import swanify

@@ -21,8 +21,8 @@ from swan_surgery.experiments.digits.experiment import (
     SeedResult,
     run_seed,
 )
-from swan_surgery.experiments.digits.settings import DemoSettings
 from swan_surgery.experiments.digits.scores import accuracy
+from swan_surgery.experiments.digits.settings import DemoSettings
 from swan_surgery.reporting import Environment, Report, report
 
 
