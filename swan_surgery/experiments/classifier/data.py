@@ -120,6 +120,21 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
         return self._transform(image), int(label)
 
 
+class _Decoded(Dataset[tuple[Tensor, int]]):
+    """A torchvision data set of small images, as tensors without the way through PIL."""
+
+    def __init__(self, found: Any) -> None:
+        pixels = torch.as_tensor(found.data)
+        self._pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        self.targets = torch.as_tensor(found.targets).tolist()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._pixels[index], self.targets[index]
+
+
 def _transform(
     settings: TrainSettings, channels: int | None, *, is_training: bool
 ) -> Callable[[Any], Tensor]:
@@ -200,9 +215,10 @@ def _found(settings: TrainSettings) -> tuple[Any, Any, str]:
     for kind in _TORCHVISION:
         make = getattr(torchvision.datasets, kind)
         try:
-            return make(root, train=True), make(root, train=False), f"{kind} in {root}"
+            parts = [_Decoded(make(root, train=is_training)) for is_training in (True, False)]
         except RuntimeError:  # not here: nothing is downloaded
             continue
+        return parts[0], parts[1], f"{kind} in {root}"
     raise InputError(f"{name} holds neither train/<class>/* nor {', '.join(_TORCHVISION)}")
 
 

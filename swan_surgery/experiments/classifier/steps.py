@@ -72,7 +72,7 @@ def loss_of(settings: TrainSettings, teacher: nn.Module | None) -> Loss:
         device = next(model.parameters()).device
         x, y, *outputs = (own.to(device, non_blocking=True) for own in batch)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            logits = model(x).float()
+            logits = _precise(model(x))
         own = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
         if teacher is None or not settings.distillation:
             return own
@@ -83,6 +83,10 @@ def loss_of(settings: TrainSettings, teacher: nn.Module | None) -> Loss:
         return (1 - settings.distillation) * own + settings.distillation * follow
 
     return loss
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @torch.no_grad()
@@ -96,7 +100,7 @@ def score(
     shared = Processes(device) if processes is None else processes
     for x, y in in_order(images, settings, shared):
         logits, labels = model(x.to(device)), y.to(device)
-        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        loss = F.cross_entropy(_precise(logits), labels, reduction="sum")
         right = (logits.argmax(1) == labels).sum()
         sums += torch.tensor([float(loss), int(right), len(labels)])
     loss, right, count = shared.total(sums.to(device)).tolist()
