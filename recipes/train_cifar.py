@@ -43,7 +43,7 @@ class Knobs:
     num_classes: int = 10
 
 
-SMOKE = Knobs(dense_epochs=2, gate_epochs=2, finetune_epochs=1, batch=16, lr=0.02, workers=0)
+SMOKE = Knobs(dense_epochs=1, gate_epochs=2, finetune_epochs=1, batch=16, lr=0.02, workers=0)
 
 
 def network(knobs: Knobs) -> nn.Module:
@@ -68,9 +68,9 @@ def cifar(folder: Path) -> tuple[Dataset, Dataset]:
 def made_up(knobs: Knobs) -> tuple[Dataset, Dataset]:
     """A random pattern per class, under noise."""
     patterns = torch.randn(knobs.num_classes, 3, 8, 8)
-    labels = torch.arange(160) % knobs.num_classes
-    images = patterns[labels] + 0.5 * torch.randn(160, 3, 8, 8)
-    return TensorDataset(images[:120], labels[:120]), TensorDataset(images[120:], labels[120:])
+    labels = torch.arange(80) % knobs.num_classes
+    images = patterns[labels] + 0.5 * torch.randn(80, 3, 8, 8)
+    return TensorDataset(images[:60], labels[:60]), TensorDataset(images[60:], labels[60:])
 
 
 def train(

@@ -17,6 +17,7 @@ from swan_surgery.experiments.digits import METHODS, DemoSettings, DigitsNet, ru
 from swan_surgery.experiments.digits.data import Images, load_digits, shift, shuffled_batches
 from swan_surgery.experiments.digits.scores import accuracy
 from swan_surgery_cli.commands import app
+from swan_surgery_cli.work.demo_output import verdict
 
 
 pytest.importorskip("sklearn", reason="the demo's data comes with scikit-learn")
@@ -83,6 +84,26 @@ def test_mean_and_spread_are_over_the_seeds(ran):
     summary = json.loads(study.to_json())["summary"]["swan"]
     assert summary["test_mean"] == study.mean_test("swan")
     assert 0.2 <= summary["macs_share"] <= 0.25
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"swan": 4, "dense": 2, "one_shot": 3}, ["no more than chance may do"] * 2),
+        ({"swan": 4, "dense": 2, "one_shot": 30}, ["no more than chance may do", "ours is better"]),
+        ({"swan": 40, "dense": 2, "one_shot": 3}, ["ours is worse"] * 2),
+    ],
+)
+def test_a_difference_that_chance_explains_is_no_verdict(ran, wrong, told):
+    one = ran[0].results[0]
+    test = one.test | {method: 100 * (1 - n / 497) for method, n in wrong.items()}
+    text = verdict(replace(ran[0], results=(replace(one, test=test),)))
+    first, second = text.split(". The baseline")
+    assert [part in where for part, where in zip(told, (first, second), strict=True)] == [True] * 2
+    assert f"Of 497 test images it gets {wrong['swan']} wrong" in first
+    assert text.count("chance") == told.count("no more than chance may do")
+    both = verdict(replace(ran[0], results=(replace(one, test=test),) * 2))
+    assert f"Of 2 x 497 test images it gets {2 * wrong['swan']} wrong" in both
 
 
 def test_saved_weights_and_plan_rebuild_the_pruned_network(ran):
@@ -200,7 +221,7 @@ def test_command_tells_the_story(tmp_path, monkeypatch):
         "Training the dense network",
         "DigitsNet before and after",
         "SWAN, fine-tuned",
-        "than the dense one trained as long",
+        "of the multiply-adds. Of 497 test images it gets",
         str(tmp_path / "seed-0" / "report.html"),
     ):
         assert text in result.stdout

@@ -76,14 +76,12 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        before = widths[0]
-        for stage, width in enumerate(widths):
-            blocks = []
-            for index in range((depth - 2) // 6):
-                blocks.append(Block(before, width, 2 if stage and not index else 1))
-                before = width
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(before, 10)
+        first, second, third = widths
+        blocks = (depth - 2) // 6
+        self.layer1 = _stage(first, first, blocks, 1)
+        self.layer2 = _stage(first, second, blocks, 2)
+        self.layer3 = _stage(second, third, blocks, 2)
+        self.linear = nn.Linear(third, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, 10]."""
@@ -91,6 +89,11 @@ class CifarResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
+
+
+def _stage(before: int, after: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = (Block(after, after, 1) for _ in range(blocks - 1))
+    return nn.Sequential(Block(before, after, stride), *rest)
 
 
 def resnet20() -> nn.Module:
