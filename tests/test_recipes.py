@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 import swan_surgery as swan
 from swan_surgery.environment.extras import named_function
 from swan_surgery.experiments.classifier import read_settings
+from swan_surgery.experiments.classifier.checkpoint import read_checkpoint
 from tests.two_processes import SETTINGS, net, run
 
 
@@ -91,6 +94,55 @@ def test_train_in_two_processes_is_train_in_one(tmp_path) -> None:
     assert swan.count_macs(loaded, alone.example) <= SETTINGS.macs * alone.macs[0]
     logs = [(tmp_path / name / "log.csv").read_text() for name in ("alone", "both")]
     assert len({len(log.splitlines()) for log in logs}) == 1
+
+
+def stop_inside(process: subprocess.Popen, stage: str, file: Path) -> list[int]:
+    """Kill a run whose last checkpoint lies inside an epoch of this stage; the checkpoint's place."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if file.exists():
+            # Standing still, so that what is read is what the kill leaves behind.
+            process.send_signal(signal.SIGSTOP)
+            now = read_checkpoint(file)["now"]
+            if now.get("stage") == stage and now["place"][1]:
+                process.kill()
+                process.wait()
+                return now["place"]
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.005)
+    process.kill()
+    raise AssertionError(f"no checkpoint inside an epoch of {stage}")
+
+
+@pytest.mark.thorough
+def test_a_process_that_is_killed_inside_an_epoch_goes_on_bitwise_the_same(tmp_path) -> None:
+    config = tmp_path / "digits.toml"
+    config.write_text(
+        'model = "swan_surgery.experiments.digits.network:DigitsNet"\nheld_out = 0.9\nbatch = 16\n'
+        "shift = 1\ndense_epochs = 1\ngate_epochs = 2\nfinetune_epochs = 1\nthreads = 1\nsave_every = 2\n"
+    )
+    words = ("-W", "ignore", "-m", "swan_surgery_cli", "train", config, "--out")
+    python(*words, tmp_path / "whole")
+    with subprocess.Popen(
+        [sys.executable, *map(str, words), str(tmp_path / "killed")],
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    ) as process:
+        place = stop_inside(process, "gated", tmp_path / "killed" / "checkpoint.safetensors")
+    assert process.returncode == -signal.SIGKILL
+    assert place[1] % 2 == 0
+    python(*words, tmp_path / "killed")
+    results = [
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed")
+    ]
+    for name in ("accuracy", "loss", "macs", "params"):
+        assert results[0][name] == results[1][name]
+    for name in ("dense", "gated", "pruned"):
+        first, second = (
+            load_file(tmp_path / folder / f"{name}.swan") for folder in ("whole", "killed")
+        )
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
