@@ -1,7 +1,6 @@
 """What each of several processes does in `test_recipes.py`: a whole `train`, and its result in a file."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,23 +9,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from swan_surgery.errors import GateError
-from swan_surgery.experiments.classifier import Data, Outcome, TrainSettings, run_experiment
+from swan_surgery.experiments.classifier import Data, Outcome, Silent, TrainSettings, run_experiment
 from swan_surgery.experiments.processes import Processes, joined
 
 
 SETTINGS = TrainSettings(
     macs=0.5, dense_epochs=1, gate_epochs=2, finetune_epochs=1, batch=8, lr=1e-2, distillation=0.3
 )
-
-
-class Silent:
-    """Hears nothing."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def epochs(self, text, total):
-        return nullcontext(lambda _: None)
 
 
 def net() -> nn.Module:

@@ -20,6 +20,8 @@ from rich.progress import (
 
 from swan_surgery.errors import InputError, WritingError
 from swan_surgery.experiments.classifier import (
+    Narrator,
+    Silent,
     TrainSettings,
     input_channels,
     load_data,
@@ -37,8 +39,8 @@ from swan_surgery_cli.work.waiting import foreign_code, on_threads
 class _Teller:
     """Sentences and progress bars on stderr, so that stdout holds the result alone."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False)
@@ -106,7 +108,7 @@ def _run(settings: TrainSettings, folder: Path, *, fresh: bool) -> dict[str, Any
         torch.random.fork_rng(),
         joined(settings.device) as processes,
     ):
-        teller = _Teller(quiet=not processes.is_first)
+        teller: Narrator = _Teller() if processes.is_first else Silent()
         torch.manual_seed(settings.seed)
         found = load_data(settings)
         subject = build_model(

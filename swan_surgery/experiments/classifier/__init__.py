@@ -4,7 +4,7 @@ from swan_surgery.experiments.classifier.batches import ShuffledBatches
 from swan_surgery.experiments.classifier.config import read_settings, text_of, write_settings
 from swan_surgery.experiments.classifier.data import Data, input_channels, load_data
 from swan_surgery.experiments.classifier.experiment import run_experiment
-from swan_surgery.experiments.classifier.outcome import Narrator, Outcome
+from swan_surgery.experiments.classifier.outcome import Narrator, Outcome, Silent
 from swan_surgery.experiments.classifier.outputs import write_outputs
 from swan_surgery.experiments.classifier.settings import TrainSettings
 
@@ -14,6 +14,7 @@ __all__ = [
     "Narrator",
     "Outcome",
     "ShuffledBatches",
+    "Silent",
     "TrainSettings",
     "input_channels",
     "load_data",

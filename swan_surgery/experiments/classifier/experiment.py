@@ -17,7 +17,7 @@ from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.environment.locking import alone_in
 from swan_surgery.experiments.classifier.data import Data
-from swan_surgery.experiments.classifier.outcome import Narrator, Outcome, Silent
+from swan_surgery.experiments.classifier.outcome import Narrator, Outcome
 from swan_surgery.experiments.classifier.run import Run
 from swan_surgery.experiments.classifier.scored import scored_stage
 from swan_surgery.experiments.classifier.settings import TrainSettings
@@ -50,7 +50,7 @@ def run_experiment(
         settings: what to do.
         data: from `load_data`.
         folder: exists; holds the checkpoint, and `dense.swan` and `gated.swan` once made.
-        narrator: told what happens.
+        narrator: told what happens; `Silent` for all processes but the first.
         fresh: start anew, whatever the folder holds of an earlier run.
         processes: from `joined`: those that train together, in one folder that all can read; by default this
             one alone.
@@ -61,7 +61,7 @@ def run_experiment(
         WritingError: another training is under way in the folder.
     """
     processes = processes or alone_on(settings.device)
-    run = Run(settings, data, folder, narrator if processes.is_first else Silent(), processes)
+    run = Run(settings, data, folder, narrator, processes)
     with processes.first_alone(alone_in(folder, "training")), torch.random.fork_rng():
         if fresh and processes.is_first:
             run.file.unlink(missing_ok=True)
