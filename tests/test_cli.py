@@ -497,6 +497,14 @@ def test_help_and_completion_import_no_library(words, environment, told):
     assert "'rich.console'" not in done.stderr
 
 
+def test_the_package_runs_as_a_module():
+    """As launchers of several processes start it."""
+    done = run_command_line(
+        "import runpy; runpy.run_module('swan_surgery_cli', run_name='__main__')", "--version"
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "swan-surgery")
+
+
 def test_without_typer_the_command_says_what_to_install():
     code = "import sys; sys.modules['typer'] = None; from swan_surgery_cli import main; main()"
     done = run_command_line(code, "--help")

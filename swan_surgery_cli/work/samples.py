@@ -17,7 +17,7 @@ from swan_surgery.experiments.classifier import (
     load_data,
     read_settings,
 )
-from swan_surgery.experiments.classifier.data import images_below
+from swan_surgery.experiments.classifier.unlabelled import images_below
 from swan_surgery.models import Inputs
 from swan_surgery.models.batches import first_samples
 from swan_surgery_cli.work.subjects import inputs_in, tensors_in
