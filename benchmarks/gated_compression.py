@@ -49,8 +49,8 @@ def small_digits() -> Data:
     return Data(*((part.x, part.y) for part in (own.train, own.validation, own.test)))
 
 
-def mnist(folder: Path, held: int = 10_000) -> Data:
-    """70,000 images of 28x28."""
+def mnist(folder: Path, train: int = 20_000, held: int = 10_000) -> Data:
+    """40,000 of the 70,000 images of 28x28: all that are there to test."""
 
     def read(name: str, start: int) -> Tensor:
         with gzip.open(folder / f"{name}-ubyte.gz") as file:
@@ -61,7 +61,7 @@ def mnist(folder: Path, held: int = 10_000) -> Data:
         x = read(f"{name}-images-idx3", 16).reshape(-1, 1, 28, 28).float() / 255
         parts.append((x, read(f"{name}-labels-idx1", 8).long()))
     (x, y), test = parts
-    return Data((x[:-held], y[:-held]), (x[-held:], y[-held:]), test)
+    return Data((x[:train], y[:train]), (x[-held:], y[-held:]), test)
 
 
 def network(side: int) -> nn.Sequential:

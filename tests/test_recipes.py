@@ -46,6 +46,26 @@ def test_a_pruned_vit_is_a_vit_within_its_budget_that_finetuning_improves(tmp_pa
     assert sum(pruned["mlp"]) < sum(dense["mlp"])
 
 
+@pytest.mark.thorough
+@pytest.mark.timeout(120)
+def test_an_audio_encoder_gets_a_switch_without_labels(tmp_path):
+    output = tmp_path / "audio.json"
+    command = [sys.executable, "-W", "ignore", RECIPES / "route_audio.py", "--smoke"]
+    done = subprocess.run(
+        [*command, "--output", output], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert found["light_fewer_macs"] > 20
+    shares = [found[kind]["light_share"] for kind in ("speech", "silence")]
+    assert 0 < sum(shares) < 2
+    for kind in ("speech", "silence"):
+        row = found[kind]
+        full, light = row["full_spectral_distance"], row["light_spectral_distance"]
+        assert full != light
+        assert row["latency_saving"] == 1 - row["latency_ms"] / row["full_latency_ms"]
+
+
 TRAIN = [sys.executable, "-W", "ignore", RECIPES / "train_classifier.py"]
 CONFIGS = sorted((RECIPES / "configs").glob("*.toml"))
 

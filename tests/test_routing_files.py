@@ -21,7 +21,7 @@ REFUSED = (swan.InputError, swan.NoGateableChannelsError, swan.BudgetError)
 @settings(max_examples=max(2, settings.default.max_examples // 8))
 @given(networks(), st.sampled_from([1.0, 0.5]), st.booleans())
 def test_random_networks_come_back_bitwise(
-    case: Case, light: float, mask: bool, tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory, case: Case, light: float, mask: bool
 ) -> None:
     try:
         routed = swan.add_switch(
@@ -50,7 +50,7 @@ def test_random_networks_come_back_bitwise(
 @settings(max_examples=max(2, settings.default.max_examples // 200))
 @given(networks())
 def test_random_networks_are_exported_as_they_are(
-    case: Case, tmp_path_factory: pytest.TempPathFactory
+    tmp_path_factory: pytest.TempPathFactory, case: Case
 ) -> None:
     try:
         routed = swan.add_switch(
