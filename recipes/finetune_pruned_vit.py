@@ -1,108 +1,61 @@
 """Gate, prune and fine-tune a vision transformer, beside a dense one that trains as long.
 
-    python recipes/finetune_pruned_vit.py                             # digits, one seed
-    python recipes/finetune_pruned_vit.py --seeds 3 --output vit.json
+    python recipes/finetune_pruned_vit.py --smoke                     # seconds
+    python recipes/finetune_pruned_vit.py                             # digits, minutes on one core
     python recipes/finetune_pruned_vit.py --data FOLDER --num-train 4000   # FOLDER/train/<class>/*.jpg
 
-Dense training, then two branches from the same weights: the dense model goes on, or gates go in, are
-trained with the weights to a MAC budget, the model is cut (verified against the gated one) and what
-is left is fine-tuned. Both branches see the same number of epochs, batches and the same schedule of
-learning rates; on digits, test scores of
-weaker settings were seen before learning rate and batch size were chosen on a validation split of the
-training images; the numbers of epochs were not compared.
+One flat script to copy and change (`pip install 'swan-surgery[demo]'`). Dense training, then two branches from the
+same weights: the dense model goes on, or gates go in, are trained with the weights to a MAC budget, the model is
+cut (verified against the gated one) and what is left is fine-tuned. Both branches see the same number of epochs,
+batches and learning rates. On digits, test scores of weaker settings were seen before learning rate and batch size
+were chosen on a validation split of the training images; the numbers of epochs were not compared.
+`benchmarks/trainings.py vit` runs this for several seeds.
 """
 
 import argparse
 import json
 import math
-import os
-import platform
-import shlex
-import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 import swan_surgery as swan
 
 
-# --- Settings ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Settings:
-    """What to train, for how long, and how small it gets.
+class Knobs:
+    """What to change first."""
 
-    Attributes:
-        macs: share of the dense model's MACs to keep; lower is smaller and loses more.
-        dense_epochs: training of the dense model that both branches start from.
-        gate_epochs: weights and gates together.
-        finetune_epochs: the pruned model alone; the dense branch gets `gate_epochs` plus these.
-        ramp: share of `gate_epochs` over which the budget falls from everything to `macs`.
-        lr: peak learning rate of the weights in each branch; falls along a cosine.
-        gate_lr: of the gate logits, along the same cosine.
-        weight_decay: of the weights; gates have none.
-        batch: images per step.
-        patch, hidden, mlp, layers, heads: the transformer's sizes.
-        shift: pixels by which training images move; zeros come in.
-        flip: whether half of the training images are mirrored.
-    """
-
-    macs: float = 0.5
-    dense_epochs: int = 40
-    gate_epochs: int = 25
-    finetune_epochs: int = 15
-    ramp: float = 0.6
-    lr: float = 2e-3
-    gate_lr: float = 1e-2
-    weight_decay: float = 0.05
+    macs: float = 0.5  # share of the dense model's MACs to keep; lower is smaller and loses more
+    dense_epochs: int = 40  # of the dense model that both branches start from
+    gate_epochs: int = 25  # weights and gates together
+    finetune_epochs: int = 15  # the pruned model alone; the dense branch gets both
+    ramp: float = 0.6  # share of gate_epochs over which the budget falls
+    lr: float = 2e-3  # peak of a cosine in each branch
+    gate_lr: float = 1e-2  # of the gate logits, along the same cosine
+    weight_decay: float = 0.05  # of the weights; gates have none
     batch: int = 25
     patch: int = 2
     hidden: int = 64
     mlp: int = 128
     layers: int = 2
     heads: int = 4
-    shift: int = 1
-    flip: bool = False
+    shift: int = 1  # pixels by which training images move; zeros come in
+    flip: bool = False  # half of the training images are mirrored
 
 
-DIGITS = Settings()
-PHOTOS = Settings(
-    dense_epochs=12,
-    gate_epochs=8,
-    finetune_epochs=6,
-    lr=1e-3,
-    batch=64,
-    patch=4,
-    layers=4,
-    shift=3,
-    flip=True,
-)
-SMOKE = Settings(dense_epochs=12, gate_epochs=4, finetune_epochs=6, hidden=32, mlp=64, shift=0)
-
-
-# --- Data ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Images:
-    """Normalised images [N, 3, H, W] and labels [N]."""
-
-    x: Tensor
-    y: Tensor
+DIGITS = Knobs()
+PHOTOS = Knobs(0.5, 12, 8, 6, lr=1e-3, batch=64, patch=4, layers=4, shift=3, flip=True)
+SMOKE = Knobs(dense_epochs=12, gate_epochs=4, finetune_epochs=6, hidden=32, mlp=64, shift=0)
+Images = tuple[Tensor, Tensor]  # normalised [N, 3, H, W], labels [N]
 
 
 def digits(num_train: int) -> tuple[Images, Images]:
@@ -114,307 +67,166 @@ def digits(num_train: int) -> tuple[Images, Images]:
     x, y = ((x - 0.3) / 0.4).expand(-1, 3, -1, -1).contiguous(), torch.tensor(bunch.target)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     train, test = order[:1300][:num_train], order[1300:]
-    return Images(x[train], y[train]), Images(x[test], y[test])
+    return (x[train], y[train]), (x[test], y[test])
 
 
-def folder(path: Path, num_train: int, num_test: int) -> tuple[Images, Images]:
-    """`path/train` and `path/test`, a random part of each decoded once into memory."""
-    return _decoded(path / "train", num_train), _decoded(path / "test", num_test)
-
-
-def _decoded(path: Path, number: int) -> Images:
+def folder(path: Path, number: int) -> Images:
+    """A random part of the small images in `path/<class>/*`, decoded once into memory."""
     found = torchvision.datasets.ImageFolder(path)
-    # Files are sorted by class.
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:number]
     images, labels = zip(*(found[int(index)] for index in order), strict=True)
     pixels = torch.stack([torchvision.transforms.functional.to_tensor(i) for i in images])
-    return Images((pixels - 0.47) / 0.25, torch.tensor(labels))
+    return (pixels - 0.47) / 0.25, torch.tensor(labels)
 
 
-def batches(
-    images: Images, settings: Settings, generator: torch.Generator
-) -> Iterable[tuple[Tensor, Tensor]]:
+def batches(images: Images, knobs: Knobs, generator: torch.Generator) -> Iterable[Images]:
     """One epoch in random order, every image moved and perhaps mirrored."""
-    order = torch.randperm(len(images.y), generator=generator)
-    for chosen in order.split(settings.batch):
-        x, side, reach = images.x[chosen], images.x.shape[-1], settings.shift
+    for chosen in torch.randperm(len(images[1]), generator=generator).split(knobs.batch):
+        x, side, reach = images[0][chosen], images[0].shape[-1], knobs.shift
         corners = torch.randint(0, 2 * reach + 1, (2, len(x), 1), generator=generator)
         rows, columns = corners + torch.arange(side)
-        if settings.flip:
+        if knobs.flip:
             mirrored = torch.rand(len(x), 1, generator=generator) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
         which = torch.arange(len(x))[:, None, None]
-        padded = F.pad(x, (reach,) * 4)
-        moved = padded[which, :, rows[:, :, None], columns[:, None, :]]
-        yield moved.permute(0, 3, 1, 2), images.y[chosen]
-
-
-# --- Training and scores -------------------------------------------------------------------------
+        moved = F.pad(x, (reach,) * 4)[which, :, rows[:, :, None], columns[:, None, :]]
+        yield moved.permute(0, 3, 1, 2), images[1][chosen]
 
 
 def train(
     model: nn.Module,
     images: Images,
-    settings: Settings,
+    knobs: Knobs,
     *,
     epochs: range,
     of: int,
     seed: int,
     penalty: Callable[[float], Tensor] | None = None,
-    advance: Callable[[], None] = lambda: None,
-) -> list[float]:
-    """Train in place through these epochs of a schedule that is `of` long; mean losses per epoch."""
-    groups = [{"params": list(model.parameters()), "lr": settings.lr}]
+) -> None:
+    """Train in place through these epochs of a schedule that is `of` long."""
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "lr": knobs.lr}]
     if isinstance(model, swan.GatedModel):
-        groups = swan.parameter_groups(model, lr=settings.lr, gate_lr=settings.gate_lr)
-    for group in groups:
-        group.setdefault("weight_decay", settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups)
+        groups = swan.parameter_groups(model, lr=knobs.lr, gate_lr=knobs.gate_lr)
+    optimizer = torch.optim.AdamW(groups, weight_decay=knobs.weight_decay)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    steps = math.ceil(len(images.y) / settings.batch)
-    means = []
+    steps = math.ceil(len(images[1]) / knobs.batch)
     for epoch in epochs:
         model.train()
-        generator = torch.Generator().manual_seed(
-            1000 * seed + epoch
-        )  # same batches in both branches
-        losses = []
-        for step, (x, y) in enumerate(batches(images, settings, generator)):
-            done = (epoch + step / steps) / of
+        # The same batches in both branches.
+        generator = torch.Generator().manual_seed(1000 * seed + epoch)
+        for step, (x, y) in enumerate(batches(images, knobs, generator)):
+            place = epoch + step / steps
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * done))
+                group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * place / of))
             loss = F.cross_entropy(model(x), y)
-            losses.append(loss.item())
             if penalty is not None:
-                loss = loss + penalty(epoch + step / steps)
+                loss = loss + penalty(place)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        means.append(statistics.mean(losses))
-        advance()
-    return means
 
 
 @torch.no_grad()
-def score(model: nn.Module, train_images: Images, test_images: Images) -> dict[str, float]:
+def score(model: nn.Module, data: dict[str, Images]) -> dict[str, float]:
     """Loss and accuracy in eval mode, on training images as they are and on test images."""
     model.eval()
-    result = {}
-    for name, images in (("train", train_images), ("test", test_images)):
-        logits = torch.cat([model(x) for x in images.x.split(250)])
-        result[f"{name}_loss"] = F.cross_entropy(logits, images.y).item()
-        result[f"{name}_accuracy"] = 100 * (logits.argmax(1) == images.y).double().mean().item()
-    return result
+    found = {}
+    for name, (x, y) in data.items():
+        logits = torch.cat([model(part) for part in x.split(250)])
+        found[f"{name}_loss"] = F.cross_entropy(logits, y).item()
+        found[f"{name}_accuracy"] = 100 * (logits.argmax(1) == y).double().mean().item()
+    return found
 
 
 def widths(model: VisionTransformer) -> dict[str, Any]:
     """Trunk, heads of every layer, MLP units of every layer."""
     blocks = list(model.encoder.layers)
-    return {
-        "trunk": model.conv_proj.out_channels,
-        "heads": [block.self_attention.num_heads for block in blocks],
-        "mlp": [block.mlp[0].out_features for block in blocks],
-    }
+    heads = [block.self_attention.num_heads for block in blocks]
+    mlp = [block.mlp[0].out_features for block in blocks]
+    return {"trunk": model.conv_proj.out_channels, "heads": heads, "mlp": mlp}
 
 
-# --- One seed ------------------------------------------------------------------------------------
-
-
-def run(
-    seed: int, data: tuple[Images, Images], settings: Settings, bar: Progress
-) -> dict[str, Any]:
+def run(seed: int, data: dict[str, Images], knobs: Knobs) -> dict[str, Any]:
     """Both branches of one seed."""
-    started = time.perf_counter()
+    started, scores = time.perf_counter(), {}
     torch.manual_seed(seed)
-    images = data[0]
-    example = images.x[:2]
-    later = settings.gate_epochs + settings.finetune_epochs
-    task = bar.add_task(f"seed {seed}", total=settings.dense_epochs + 2 * later)
+    x, y = data["train"]
+    later = knobs.gate_epochs + knobs.finetune_epochs
 
-    def epochs(model: nn.Module, which: range, of: int, penalty: Any = None) -> list[float]:
-        tick = lambda: bar.advance(task)  # noqa: E731
-        return train(
-            model, images, settings, epochs=which, of=of, seed=seed, penalty=penalty, advance=tick
-        )
+    def note(stage: str, model: nn.Module) -> None:
+        scores[stage] = score(model, data)
+        print(f"{stage}: {scores[stage]['test_accuracy']:.2f} % of the test images", flush=True)
 
-    # 1. A dense model.
+    # 1. A dense model. Torchvision starts the head at zero, as for transfer.
     dense = VisionTransformer(
-        image_size=images.x.shape[-1],
-        patch_size=settings.patch,
-        num_layers=settings.layers,
-        num_heads=settings.heads,
-        hidden_dim=settings.hidden,
-        mlp_dim=settings.mlp,
-        num_classes=int(images.y.max()) + 1,
+        image_size=x.shape[-1],
+        patch_size=knobs.patch,
+        num_layers=knobs.layers,
+        num_heads=knobs.heads,
+        hidden_dim=knobs.hidden,
+        mlp_dim=knobs.mlp,
+        num_classes=int(y.max()) + 1,
     )
-    # torchvision starts the head at zero, as for transfer; a head that is trained needs a start.
     nn.init.trunc_normal_(dense.heads.head.weight, std=0.02)
-    scores, losses = {}, {}
-    losses["dense_start"] = epochs(dense, range(settings.dense_epochs), settings.dense_epochs)
-    scores["dense_start"] = score(dense, *data)
+    own: dict[str, Any] = {"images": (x, y), "knobs": knobs, "seed": seed}
+    train(dense, epochs=range(knobs.dense_epochs), of=knobs.dense_epochs, **own)
+    note("dense_start", dense)
 
     # 2. Gates in, trained with the weights to the budget. `dense` stays as it is.
-    gated = swan.swanify(dense, example)
-    ramp = swan.CosineRamp(length=settings.ramp * settings.gate_epochs)
-    objective = swan.Objective(gated, macs=settings.macs, learning="gradient", ramp=ramp)
-    losses["gated"] = epochs(gated, range(settings.gate_epochs), later, objective)
-    objective(settings.gate_epochs)  # the last step moved the logits: meet the budget once more
-    scores["gated"] = score(gated, *data)
+    gated = swan.swanify(dense, x[:2])
+    ramp = swan.CosineRamp(length=knobs.ramp * knobs.gate_epochs)
+    objective = swan.Objective(gated, macs=knobs.macs, learning="gradient", ramp=ramp)
+    train(gated, epochs=range(knobs.gate_epochs), of=later, penalty=objective, **own)
+    objective(knobs.gate_epochs)  # the last step moved the logits: meet the budget once more
+    note("gated", gated)
 
-    # 3. Cut. `prune` compares the result with the gated model and raises if they differ.
-    pruned = swan.prune(gated, macs=settings.macs)
-    scores["pruned"] = score(pruned, *data)
-    cut = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
-
-    # 4. Fine-tune what is left: an ordinary model, an ordinary loop.
-    losses["finetuned"] = epochs(pruned, range(settings.gate_epochs, later), later)
-    scores["finetuned"] = score(pruned, *data)
-    moved = [
-        bool((tensor != cut[name]).any())
-        for name, tensor in pruned.state_dict().items()
-        if tensor.is_floating_point()
-    ]
+    # 3. Cut; `prune` raises if the result differs from the gated model. 4. An ordinary loop on an ordinary model.
+    pruned = swan.prune(gated, macs=knobs.macs)
+    note("pruned", pruned)
+    train(pruned, epochs=range(knobs.gate_epochs, later), of=later, **own)
+    note("finetuned", pruned)
 
     # 5. The dense model, trained as long.
-    macs = {"dense": swan.count_macs(dense, example[:1])}
-    macs["pruned"] = swan.count_macs(pruned, example[:1])
-    params = {"dense": swan.count_params(dense), "pruned": swan.count_params(pruned)}
-    before = widths(dense)
-    losses["dense"] = epochs(dense, range(later), later)
-    scores["dense"] = score(dense, *data)
-    bar.remove_task(task)
+    train(dense, epochs=range(later), of=later, **own)
+    note("dense", dense)
+    both = {"dense": dense, "pruned": pruned}
+    macs = {name: swan.count_macs(model, x[:1]) for name, model in both.items()}
     return {
         "seed": seed,
         "scores": scores,
-        "epoch_losses": losses,
         "macs": macs,
         "macs_left": macs["pruned"] / macs["dense"],
-        "params": params,
-        "widths": {"dense": before, "pruned": widths(pruned)},
-        "gated_channels": gated.channels.num_gated_channels,
-        "channels": gated.channels.num_channels,
-        "pruned_is_vision_transformer": isinstance(pruned, VisionTransformer),
-        "tensors": len(moved),
-        "tensors_moved_by_finetuning": sum(moved),
+        "params": {name: swan.count_params(model) for name, model in both.items()},
+        "widths": {name: widths(model) for name, model in both.items()},
         "seconds": time.perf_counter() - started,
     }
 
 
-# --- Results -------------------------------------------------------------------------------------
-
-STAGES = {
-    "dense_start": "dense, where both start",
-    "dense": "dense, trained as long",
-    "gated": "gated, hard gates",
-    "pruned": "pruned, right after the cut",
-    "finetuned": "pruned, fine-tuned",
-}
-
-
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and sample standard deviation over the seeds, of every score at every stage."""
-    found: dict[str, Any] = {}
-    for stage in STAGES:
-        found[stage] = {}
-        for key in results[0]["scores"][stage]:
-            values = [result["scores"][stage][key] for result in results]
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            found[stage][key] = {"mean": statistics.mean(values), "stdev": spread}
-    return found
-
-
-def show(outcome: dict[str, Any]) -> Table:
-    table = Table(
-        "network", "train loss", "train acc. %", "test loss", "test acc. %", "MACs left %"
-    )
-    left = 100 * statistics.mean(result["macs_left"] for result in outcome["results"])
-    for stage, text in STAGES.items():
-        cells = []
-        for key in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
-            stats = outcome["summary"][stage][key]
-            digits = 3 if key.endswith("loss") else 2
-            spread = "" if stats["stdev"] is None else f" +- {stats['stdev']:.{digits}f}"
-            cells.append(f"{stats['mean']:.{digits}f}{spread}")
-        table.add_row(text, *cells, "100.0" if stage.startswith("dense") else f"{left:.1f}")
-    return table
-
-
-def environment() -> dict[str, Any]:
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def write(path: Path, outcome: dict[str, Any]) -> None:
-    """Add to the file; the same data and images replace what was there."""
-    old = json.loads(path.read_text())["rows"] if path.exists() else []
-    key = ("data", "num_train")
-    kept = [row for row in old if any(row[k] != outcome[k] for k in key)]
-    text = json.dumps(
-        {"theme": "vit", "environment": outcome["environment"], "rows": [*kept, outcome]}, indent=1
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")
-
-
-def parse() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with train/<class>/* and test/<class>/*")
     parser.add_argument("--num-train", type=int, default=4000, help="images to train on, at most")
     parser.add_argument("--num-test", type=int, default=2000, help="images to test on, at most")
-    parser.add_argument("--seeds", type=int, default=1, help="how many (default: 1)")
-    parser.add_argument("--output", type=Path, help="JSON file to add the result to")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--macs", type=float, help="share to keep")
+    parser.add_argument("--output", type=Path, help="JSON file for the result")
     parser.add_argument("--smoke", action="store_true", help="everything, in seconds")
-    for field in fields(Settings):
-        if field.type in (int, float):
-            option = f"--{field.name.replace('_', '-')}"
-            parser.add_argument(option, type=field.type, help=f"digits: {field.default}")
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = parse()
+    options = parser.parse_args()
     torch.set_num_threads(1)  # a small model gains nothing from more
-    settings = SMOKE if options.smoke else PHOTOS if options.data else DIGITS
-    chosen = {f.name: getattr(options, f.name, None) for f in fields(Settings)}
-    settings = replace(settings, **{k: v for k, v in chosen.items() if v is not None})
-    num_train = 400 if options.smoke else options.num_train
-    data = folder(options.data, num_train, options.num_test) if options.data else digits(num_train)
-    where = environment()
-    console = Console(width=None if Console().is_terminal else 120)
-    with Progress(console=console) as bar:
-        results = [run(seed, data, settings, bar) for seed in range(options.seeds)]
-    outcome = {
-        "data": options.data.name if options.data else "digits",
-        "num_train": len(data[0].y),
-        "num_test": len(data[1].y),
-        "environment": where,
-        "settings": asdict(settings),
-        "summary": summary(results),
-        "results": results,
-    }
-    console.print(show(outcome))
-    first = results[0]
-    for name, own in first["widths"].items():
-        console.print(
-            f"{name}: {own}, {first['macs'][name]:,} MACs, {first['params'][name]:,} params"
-        )
+    knobs = SMOKE if options.smoke else PHOTOS if options.data else DIGITS
+    knobs = replace(knobs, macs=options.macs or knobs.macs)
+    if options.data:
+        train_images = folder(options.data / "train", options.num_train)
+        test_images = folder(options.data / "test", options.num_test)
+    else:
+        train_images, test_images = digits(400 if options.smoke else options.num_train)
+    data = {"train": train_images, "test": test_images}
+    result = run(options.seed, data, knobs)
+    print(f"{result['macs_left']:.1%} of the MACs are left; widths {result['widths']}")
     if options.output:
-        write(options.output, outcome)
-        console.print(f"written: {options.output}")
+        about = {"data": options.data.name if options.data else "digits", "settings": asdict(knobs)}
+        about |= {f"num_{name}": len(y) for name, (_, y) in data.items()}
+        options.output.write_text(json.dumps(about | {"result": result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def train_command(
 ) -> None:
     """Train an image classifier, dense and with gates, cut it to a budget, fine-tune it.
 
-    Leaves pruned.swan, report.html, log.csv and result.json. The same command goes on after a kill.
+    Leaves pruned.swan, report.html, log.csv and result.json. The same command goes on after a kill. In several
+    processes: torchrun --nproc_per_node 2 -m swan_surgery_cli train ..., or accelerate launch -m.
     """
 
 

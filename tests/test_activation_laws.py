@@ -67,7 +67,7 @@ def test_laws_over_random_networks(tmp_path_factory, case, activation):
     check_laws(case.model, shake_(swapped), case.inputs, tmp_path_factory.mktemp("law"))
 
 
-@pytest.mark.parametrize("model", [Calls, Around])
+@pytest.mark.parametrize("model", [Calls, pytest.param(Around, marks=pytest.mark.thorough)])
 def test_laws_with_calls(model, tmp_path):
     net, x = prepared(model()), image(2, 3, 8, 8)
     gated = check_laws(net, shake_(swapped_in(net, "fles", x)), x, tmp_path)
@@ -173,11 +173,8 @@ def test_files_that_lie_are_refused(change, tmp_path):
 @pytest.mark.parametrize(
     "model",
     [
-        Calls,
-        pytest.param(
-            lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 2, 3)),
-            marks=pytest.mark.thorough,
-        ),
+        pytest.param(Calls, marks=pytest.mark.thorough),
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 2, 3)),
     ],
 )
 def test_export(model, tmp_path):

@@ -31,7 +31,7 @@ SCRIPTS = (
                 "latency",
                 "planning",
             ),
-            *("quality", "shipping", "speed"),
+            *("quality", "shipping", "speed", "trainings"),
         )
     ),
 )
@@ -73,7 +73,7 @@ def test_smoke_run_writes_rows_with_their_environment(script, tmp_path, monkeypa
     else:
         monkeypatch.chdir(tmp_path)
         run_here(monkeypatch, script, "--smoke", "--output", output)
-    theme = "zoo_torchvision" if script == "zoo" else script
+    theme = {"zoo": "zoo_torchvision", "trainings": "vit"}.get(script, script)
     result = json.loads(output.read_text())
     assert result["theme"] == theme
     assert result["rows"]

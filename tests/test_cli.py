@@ -20,6 +20,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import swan_surgery as swan
+from swan_surgery_cli import main
 from swan_surgery_cli.app import WORK, work_of
 from swan_surgery_cli.commands import app
 from swan_surgery_cli.work.models import build_model
@@ -156,7 +157,7 @@ def test_inspect_prints_tables_with_units_of_measure():
 
 @pytest.mark.parametrize(
     ("name", "layers", "more"),
-    [("resnet50", 54, 5), pytest.param("resnet152", 156, 35, marks=pytest.mark.thorough)],
+    [("resnet18", 21, 1), pytest.param("resnet152", 156, 35, marks=pytest.mark.thorough)],
 )
 def test_tables_of_many_layers_fit_the_page(name, layers, more):
     text = invoke("inspect", name, "--input", "1,3,64,64", "--all").stdout
@@ -236,7 +237,7 @@ def test_timm_that_is_not_installed_is_one_error(monkeypatch):
     assert "pip install timm" in result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_detection_models_get_a_list_of_images():
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     before = torch.get_rng_state()
@@ -419,15 +420,14 @@ def test_an_interrupt_while_the_command_is_imported_says_nothing(delay, tmp_path
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
-def test_the_process_itself_exits_with_2_and_keeps_stdout_clean():
-    code = "from swan_surgery_cli import main; main()"
-    command = [sys.executable, "-W", "ignore", "-c", code, "inspect", "resnat18"]
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
+def test_the_process_itself_exits_with_2_and_keeps_stdout_clean(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["swan-surgery", "inspect", "resnat18"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    told = capfd.readouterr()
+    assert stopped.value.code == 2
+    assert told.out == ""
+    assert told.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [(), ("--help",)])
@@ -492,6 +492,14 @@ def test_help_and_completion_import_no_library(words, environment, told):
     assert "'swan_surgery_cli'" in done.stderr
     assert [name for name in heavy if f"'{name}'" in done.stderr] == []
     assert "'rich.console'" not in done.stderr
+
+
+def test_the_package_runs_as_a_module():
+    """As launchers of several processes start it."""
+    done = run_command_line(
+        "import runpy; runpy.run_module('swan_surgery_cli', run_name='__main__')", "--version"
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "swan-surgery")
 
 
 def test_without_typer_the_command_says_what_to_install():

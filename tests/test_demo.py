@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -14,8 +15,9 @@ import swan_surgery as swan
 from swan_surgery.cutting.step import apply_plan
 from swan_surgery.experiments.digits import METHODS, DemoSettings, DigitsNet, run_study
 from swan_surgery.experiments.digits.data import Images, load_digits, shift, shuffled_batches
-from swan_surgery.experiments.digits.training import accuracy, train
+from swan_surgery.experiments.digits.scores import accuracy
 from swan_surgery_cli.commands import app
+from swan_surgery_cli.work.demo_output import verdict
 
 
 pytest.importorskip("sklearn", reason="the demo's data comes with scikit-learn")
@@ -82,6 +84,26 @@ def test_mean_and_spread_are_over_the_seeds(ran):
     summary = json.loads(study.to_json())["summary"]["swan"]
     assert summary["test_mean"] == study.mean_test("swan")
     assert 0.2 <= summary["macs_share"] <= 0.25
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"swan": 4, "dense": 2, "one_shot": 3}, ["no more than chance may do"] * 2),
+        ({"swan": 4, "dense": 2, "one_shot": 30}, ["no more than chance may do", "ours is better"]),
+        ({"swan": 40, "dense": 2, "one_shot": 3}, ["ours is worse"] * 2),
+    ],
+)
+def test_a_difference_that_chance_explains_is_no_verdict(ran, wrong, told):
+    one = ran[0].results[0]
+    test = one.test | {method: 100 * (1 - n / 497) for method, n in wrong.items()}
+    text = verdict(replace(ran[0], results=(replace(one, test=test),)))
+    first, second = text.split(". The baseline")
+    assert [part in where for part, where in zip(told, (first, second), strict=True)] == [True] * 2
+    assert f"Of 497 test images it gets {wrong['swan']} wrong" in first
+    assert text.count("chance") == told.count("no more than chance may do")
+    both = verdict(replace(ran[0], results=(replace(one, test=test),) * 2))
+    assert f"Of 2 x 497 test images it gets {2 * wrong['swan']} wrong" in both
 
 
 def test_saved_weights_and_plan_rebuild_the_pruned_network(ran):
@@ -156,29 +178,19 @@ def test_accuracy_is_in_percent_and_restores_the_mode():
     assert model.training
 
 
-def test_learning_rate_follows_one_cosine_across_the_cut():
-    seen = []
+def test_learning_rate_follows_one_cosine_across_the_cut(monkeypatch, tmp_path):
+    seen = {}
 
     class Watched(torch.optim.AdamW):
         def step(self):
-            seen.append(self.param_groups[0]["lr"])
+            seen.setdefault(id(self), []).append(self.param_groups[0]["lr"])
 
-    images = load_digits(num_train=20).train
-    model = DigitsNet(2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "AdamW", Watched)
-        for start in (0, 2):
-            train(
-                model,
-                [{"params": list(model.parameters()), "lr": 1.0}],
-                images,
-                epochs=2,
-                batch=20,
-                generator=torch.Generator().manual_seed(0),
-                start=start,
-                schedule_epochs=4,
-            )
-    assert seen == pytest.approx([1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5])
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    own = replace(TINY, batch=50, lr=1.0)
+    run_study([0], own, tmp_path, Listener())
+    _dense_start, dense, one_shot, gated, finetuned = seen.values()
+    assert dense == one_shot == gated + finetuned
+    assert dense == pytest.approx([1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5])
 
 
 def test_settings_share_out_the_epochs():
@@ -209,7 +221,7 @@ def test_command_tells_the_story(tmp_path, monkeypatch):
         "Training the dense network",
         "DigitsNet before and after",
         "SWAN, fine-tuned",
-        "than the dense one trained as long",
+        "of the multiply-adds. Of 497 test images it gets",
         str(tmp_path / "seed-0" / "report.html"),
     ):
         assert text in result.stdout

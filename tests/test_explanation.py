@@ -207,3 +207,17 @@ def test_what_was_said_of_the_same_gates_is_not_repeated() -> None:
     assert said["again"] == ("gates of one",)
     assert said["head"] == ("2 stay: part of the model's output",)
     assert "    gates of one" in str(explanation)
+
+
+def test_what_no_run_reaches_is_named() -> None:
+    """An auxiliary head runs in train mode: that is a run. A branch for large images is none."""
+
+    def run(net, x):
+        y = net.aux(net.one(x)) if net.training else net.one(x)
+        return net.two(y) if x.shape[-1] < 100 else net.large(y)
+
+    widths = {"one": conv(3, 4), "aux": conv(4, 4), "two": conv(4, 2), "large": conv(4, 2)}
+    explanation = explained(Net(run, **widths), IMAGE)
+    assert explanation.never_run == ("large",)
+    assert "never run on these inputs, kept as they are: large" in str(explanation)
+    assert "large" in explanation._repr_html_()

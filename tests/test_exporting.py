@@ -43,7 +43,9 @@ def test_a_dict_as_the_last_argument_is_one_argument(suffix, tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("name", ["vgg", "shufflenet", "two_stems"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("vgg", marks=pytest.mark.thorough), "shufflenet", "two_stems"]
+)
 def test_agrees_at_any_batch_size(name, suffix, tmp_path) -> None:
     model, inputs = small(name if name in ZOO else "vgg")
     before = [p.detach().clone() for p in model.parameters()]

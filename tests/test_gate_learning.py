@@ -123,7 +123,9 @@ def trained(learning, run, *, dtype=torch.float64):
 
 class TestMixedPrecisionAndCompilation:
     @pytest.mark.slow
-    @pytest.mark.parametrize("learning", ["curvature", "gradient"])
+    @pytest.mark.parametrize(
+        "learning", ["curvature", pytest.param("gradient", marks=pytest.mark.thorough)]
+    )
     def test_compiled_gates_learn_what_eager_ones_do(self, learning) -> None:
         eager, _, _ = trained(learning, lambda gated: gated)
         torch.compiler.reset()

@@ -190,9 +190,9 @@ class TestModule:
     @pytest.mark.parametrize(
         ("name", "backend"),
         [
-            ("vgg", "aot_eager"),
             ("resnet_projection", "eager"),
             ("functional", "aot_eager"),
+            pytest.param("vgg", "aot_eager", marks=pytest.mark.thorough),
             pytest.param("vgg", "eager", marks=pytest.mark.thorough),
             pytest.param("resnet_projection", "aot_eager", marks=pytest.mark.thorough),
             pytest.param("functional", "eager", marks=pytest.mark.thorough),
@@ -286,6 +286,7 @@ class TestTrainAndEval:
         assert bool((gradient[:, 2] == 0).all())
         assert bool((gradient[:, [0, 1, 3]] != 0).any())
 
+    @pytest.mark.thorough  # the same on a small network above
     def test_googlenet_has_both_paths(self) -> None:
         model = torchvision.models.googlenet(aux_logits=True, init_weights=False)
         x = torch.randn(2, 3, 64, 64)

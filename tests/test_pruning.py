@@ -173,6 +173,7 @@ def test_depthwise_groups_follow() -> None:
     assert depthwise.groups == depthwise.in_channels == depthwise.out_channels < 8
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("verify", [True, False])
 def test_resnet18(verify) -> None:
     x = torch.randn(2, 3, 64, 64)

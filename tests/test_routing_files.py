@@ -124,8 +124,8 @@ def test_a_base_on_the_meta_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        "predicted",
-        *(pytest.param(k, marks=pytest.mark.thorough) for k in ("margin", "nested", "stop")),
+        "stop",
+        *(pytest.param(k, marks=pytest.mark.thorough) for k in ("predicted", "margin", "nested")),
     ],
 )
 def test_one_onnx_file_routes_as_the_model(kind: str, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_every_block_option_runs_behind_itself(name):
         check(build(simple_network(part, part)), modes=())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", BLOCKS)
 @torch.no_grad()
 def test_no_block_knows_its_batch(name):

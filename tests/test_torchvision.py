@@ -41,7 +41,7 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
 # AlexNet's pattern is the zoo's "vgg"; MobileNetV3's blocks are also in LR-ASPP.
 THOROUGH = {
     *("alexnet", "resnext50_32x4d", "densenet121", "mobilenet_v2", "mobilenet_v3_small"),
-    *("googlenet", "shufflenet_v2_x0_5"),
+    *("googlenet", "shufflenet_v2_x0_5", "lraspp_mobilenet_v3_large"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
@@ -16,6 +17,7 @@ import swan_surgery as swan
 from swan_surgery.environment.locking import alone_in
 from swan_surgery.experiments.classifier import (
     Data,
+    ShuffledBatches,
     TrainSettings,
     input_channels,
     load_data,
@@ -25,7 +27,11 @@ from swan_surgery.experiments.classifier import (
     write_outputs,
     write_settings,
 )
+from swan_surgery.experiments.classifier.batches import Taught, in_order
 from swan_surgery.experiments.classifier.checkpoint import read_checkpoint, write_checkpoint
+from swan_surgery.experiments.classifier.steps import loss_of
+from swan_surgery.experiments.loop import Loop
+from swan_surgery.experiments.processes import Processes, joined
 
 
 TINY = TrainSettings(
@@ -157,6 +163,30 @@ class TestRun:
         assert outcome.history == again.history
 
     @pytest.mark.parametrize(
+        "steps", [18, *(pytest.param(n, marks=pytest.mark.thorough) for n in (3, 9, 14, 24, 33))]
+    )
+    def test_inside_an_epoch_too(self, steps, whole, tmp_path, monkeypatch) -> None:
+        outcome, _ = whole
+        update, left = Loop._update, [steps]
+
+        def interrupted(self, wrapped, batch, place):
+            update(self, wrapped, batch, place)
+            left[0] -= 1
+            if not left[0]:
+                raise InterruptedRunError
+
+        monkeypatch.setattr(Loop, "_update", interrupted)
+        with pytest.raises(InterruptedRunError):
+            run(tmp_path / "x", replace(TINY, save_every=2))
+        kept = read_checkpoint(tmp_path / "x" / "checkpoint.safetensors")["now"]
+        assert kept["place"][1] in (2, 4)  # of five steps
+        again, _ = run(tmp_path / "x")
+        assert left[0] < 0
+        assert same(outcome.gated, again.gated)
+        assert same(outcome.small, again.small)
+        assert outcome.history == again.history
+
+    @pytest.mark.parametrize(
         "patience", [1, 4, *(pytest.param(n, marks=pytest.mark.thorough) for n in (2, 3, 5, 7))]
     )
     def test_a_run_in_stages_that_was_interrupted_too(self, patience, staged, tmp_path) -> None:
@@ -195,6 +225,42 @@ class TestRun:
         assert same(outcome.small, again.small)
         assert len(again.history) == len(outcome.history)
         assert (folder / "pruned.swan").read_bytes() == before
+
+    def test_a_dense_model_trained_as_long_and_images_held_out(self, whole, tmp_path) -> None:
+        outcome, _ = whole
+        held = replace(data(), validation=data().test)
+        (tmp_path / "x").mkdir()
+        own = replace(TINY, baseline=True)
+        with pytest.raises(InterruptedRunError):  # in the baseline's third epoch of five
+            run_experiment(net(), own, held, folder=tmp_path / "x", narrator=Listener(10))
+        more = run_experiment(net(), own, held, folder=tmp_path / "x", narrator=Listener())
+        assert same(more.small, outcome.small)
+        assert same(more.dense, outcome.dense)
+        assert [row["stage"] for row in more.history].count("baseline") == 5
+        assert more.scores["baseline"]["accuracy"] > 60
+        assert more.scores["dense"]["validation_loss"] == pytest.approx(
+            more.scores["dense"]["loss"]
+        )
+        result = write_outputs(more, own, held, tmp_path / "x")
+        assert set(result["validation_accuracy"]) == {*outcome.scores, "baseline"}
+        assert result["units"]["dense"] > result["units"]["pruned"] > 0
+        assert "dense, trained as long" in (tmp_path / "x" / "report.html").read_text()
+        assert len((tmp_path / "x" / "log.csv").read_text().splitlines()) == 1 + 12
+
+    @torch.no_grad()
+    def test_outputs_of_a_teacher_are_the_same_whether_kept_or_not(self) -> None:
+        own, teacher = replace(TINY, distillation=0.7), net().eval()
+        images, model = data().train, net().eval()
+        model[0].weight.mul_(2)
+        for one, other in zip(
+            ShuffledBatches(images, own, 3),
+            ShuffledBatches(Taught(images, teacher, own, torch.device("cpu")), own, 3),
+            strict=True,
+        ):
+            assert torch.equal(one[0], other[0])
+            wanted = loss_of(own, teacher)(model, one)
+            assert float(loss_of(own, teacher)(model, other)) == pytest.approx(float(wanted))
+            assert float(wanted) != pytest.approx(float(loss_of(own, None)(model, one)), rel=0.01)
 
     @pytest.mark.filterwarnings("ignore:multiples of 4 channels leave:UserWarning")
     def test_with_all_the_options(self, tmp_path) -> None:
@@ -359,6 +425,7 @@ class TestSettings:
             ("x.toml", "macs = 2", r"macs is a share in \[0, 1\]; got 2"),
             ("x.toml", "macs = 0\nbatch = 0", "batch must be at least 1; got 0; say how small"),
             ("x.toml", "optimizer = 'lion'", "optimizer must be one of adamw, sgd; got 'lion'"),
+            ("x.toml", "crop = true", "crop needs size"),
             ("x.toml", "lr = 0.0", "lr and temperature must be above 0"),
         ],
     )
@@ -416,6 +483,31 @@ class TestData:
         assert len(train) > 1
         assert len(test) == 1
 
+    def test_random_parts_to_train_on_and_the_middle_to_test_on(self, tmp_path) -> None:
+        images(tmp_path, ("train", "test"), size=16)
+        own = TrainSettings(data=str(tmp_path), size=8, crop=True, validation=0.34)
+        found = load_data(own)
+        assert found.example().shape == (1, 3, 8, 8)
+        assert len({float(found.train[0][0].sum()) for _ in range(5)}) == 5
+        assert found.validation is not None
+        assert (len(found.train), len(found.validation)) == (4, 2)
+        assert not found.is_fixed
+        assert load_data(replace(own, crop=False)).is_fixed
+
+    def test_mnist_as_torchvision_keeps_it(self, tmp_path) -> None:
+        raw = tmp_path / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        pixels = torch.arange(2 * 28 * 28, dtype=torch.uint8)
+        for part in ("train", "t10k"):
+            head = b"".join(n.to_bytes(4, "big") for n in (2051, 2, 28, 28))
+            (raw / f"{part}-images-idx3-ubyte").write_bytes(head + pixels.numpy().tobytes())
+            head = b"".join(n.to_bytes(4, "big") for n in (2049, 2))
+            (raw / f"{part}-labels-idx1-ubyte").write_bytes(head + bytes([7, 3]))
+        found = load_data(TrainSettings(data=str(tmp_path), mean=(0.0,), std=(1.0,)))
+        x, y = found.train[1]
+        assert y == 3
+        assert torch.equal((255 * x).round().flatten(), pixels[28 * 28 :].float())
+
     def test_a_function(self, tmp_path, monkeypatch) -> None:
         (tmp_path / "own_images.py").write_text(
             "import torch\nfrom torch.utils.data import TensorDataset\n"
@@ -440,7 +532,7 @@ class TestData:
         with pytest.raises(swan.InputError, match="holds neither train"):
             load_data(TrainSettings(data=str(tmp_path)))
         images(tmp_path, ("train",))
-        with pytest.raises(swan.InputError, match="leaves none to test or none to train"):
+        with pytest.raises(swan.InputError, match="leaves none to hold out or none to train"):
             load_data(TrainSettings(data=str(tmp_path), held_out=0.0))
         (tmp_path / "test" / "bird").mkdir(parents=True)
         (tmp_path / "test" / "bird" / "x.png").write_bytes(b"")
@@ -451,3 +543,49 @@ class TestData:
         assert input_channels(net()) == 1
         assert input_channels(nn.Sequential(nn.Linear(3, 3), nn.Conv2d(5, 5, 1))) is None
         assert input_channels(nn.ReLU()) is None
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Images that are a number drawn for each, as augmentation draws; labels are their indices."""
+
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, index):
+        return torch.rand(1), index
+
+
+class TestBatches:
+    def test_what_is_drawn_depends_on_the_image_alone(self) -> None:
+        own, device = replace(TINY, batch=4), torch.device("cpu")
+        whole = list(ShuffledBatches(Drawn(), own, 5))
+        assert [len(y) for _, y in whole] == [4] * 5
+        assert len({int(i) for _, y in whole for i in y}) == 20
+        late = list(ShuffledBatches(Drawn(), own, 5, first=3))
+        assert [y.tolist() for _, y in late] == [y.tolist() for _, y in whole[3:]]
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(late, whole[3:], strict=True))
+        halves = [
+            list(ShuffledBatches(Drawn(), own, 5, processes=Processes(device, rank, 2)))
+            for rank in range(2)
+        ]
+        for first, second, both in zip(*halves, whole, strict=True):
+            assert torch.equal(torch.cat([first[0], second[0]]), both[0])
+            assert torch.equal(torch.cat([first[1], second[1]]), both[1])
+        assert whole[0][1].tolist() != next(iter(ShuffledBatches(Drawn(), own, 6)))[1].tolist()
+        seen = [
+            y for rank in range(2) for _, y in in_order(Drawn(), own, Processes(device, rank, 2))
+        ]
+        assert sorted(torch.cat(seen).tolist()) == list(range(22))
+
+    def test_uneven_shares_are_refused(self) -> None:
+        with pytest.raises(swan.InputError, match="set batch to a multiple of 3"):
+            ShuffledBatches(Drawn(), TINY, 0, processes=Processes(torch.device("cpu"), 0, 3))
+
+    def test_several_processes_without_accelerate(self, monkeypatch) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setitem(sys.modules, "accelerate", None)
+        with (
+            pytest.raises(swan.MissingExtraError, match=r"pip install 'swan-surgery\[recipes\]'"),
+            joined("cpu"),
+        ):
+            pass

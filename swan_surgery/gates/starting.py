@@ -33,12 +33,14 @@ def magnitudes(model: nn.Module, channels: ChannelMap) -> Tensor:
     """
     parameters = dict(model.named_parameters())
     score = torch.zeros(channels.num_units, dtype=torch.float64)
+    squared, squares = None, torch.empty(0)
     for entry in channels.tensors:
         parameter = parameters.get(entry.tensor)
         if parameter is None or parameter.is_meta or not parameter.is_floating_point():
             continue
         others = [axis for axis in range(parameter.ndim) if axis != entry.axis]
-        squares = parameter.detach().square()
+        if squared is not parameter:  # both axes of a weight follow each other
+            squared, squares = parameter, parameter.detach().square()
         own = (squares.sum(others) if others else squares).double().cpu()
         own = torch.nan_to_num(own / own.mean().clamp(min=torch.finfo(torch.float64).tiny))
         units = torch.tensor(entry.units)

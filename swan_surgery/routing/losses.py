@@ -72,7 +72,9 @@ def per_sample(values: Any, batch: int, what: str) -> Tensor:
 def switch_loss(switch: Any, predicted: Tensor, actual: Tensor) -> Tensor:
     """Eq. 3: the switch regresses the discrepancy (no gradient flows into the branches), in log(1 + d / scale)."""
     actual = actual.detach().to(predicted.dtype)
-    scale = switch.scale.clone()  # needed backward, and the buffer goes on in place, where DDP looks for it
+    scale = (
+        switch.scale.clone()
+    )  # needed backward, and the buffer goes on in place, where DDP looks for it
     found = F.mse_loss(torch.log1p(predicted / scale), torch.log1p(actual / scale))
     if switch.training:
         weight = (1 / (switch.seen + 1)).clamp(min=_MOMENTUM).to(scale)

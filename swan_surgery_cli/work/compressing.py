@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
@@ -16,10 +15,10 @@ from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.experiments.classifier import (
     Data,
+    ShuffledBatches,
     TrainSettings,
     input_channels,
     load_data,
-    loader,
     read_settings,
 )
 from swan_surgery.models.batches import run_on_batch
@@ -86,10 +85,11 @@ class _Batches:
 
     def __init__(self, images: Data, settings: TrainSettings) -> None:
         self._images, self._settings = images, settings
-        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._seed = settings.seed
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return loader(self._images.train, self._settings, self._generator)
+        self._seed += 1
+        return iter(ShuffledBatches(self._images.train, self._settings, self._seed))
 
 
 def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -20,6 +20,8 @@ from rich.progress import (
 
 from swan_surgery.errors import InputError, WritingError
 from swan_surgery.experiments.classifier import (
+    Narrator,
+    Silent,
     TrainSettings,
     input_channels,
     load_data,
@@ -28,6 +30,7 @@ from swan_surgery.experiments.classifier import (
     text_of,
     write_outputs,
 )
+from swan_surgery.experiments.processes import joined
 from swan_surgery_cli.work.models import build_model
 from swan_surgery_cli.work.subjects import with_weights
 from swan_surgery_cli.work.waiting import foreign_code, on_threads
@@ -79,6 +82,8 @@ def train_command(
     settings = read_settings(config, own)
     folder = out or Path("out") / ("train" if config is None else config.stem)
     result = _run(settings, folder, fresh=fresh)
+    if result is None:
+        return
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
@@ -87,15 +92,23 @@ def train_command(
         f"dense {right['dense']:.2f} %, right after the cut {right['pruned']:.2f} %, fine-tuned "
         f"{right['finetuned']:.2f} % of the test images"
     )
+    if "baseline" in right:
+        typer.echo(f"the dense model, trained as long: {right['baseline']:.2f} %")
     typer.echo(
         f"{result['macs']['left']:.1%} of the MACs, {result['params']['left']:.1%} of the parameters"
     )
     typer.echo(f"{folder}: pruned.swan, report.html, log.csv, result.json, config.toml")
 
 
-def _run(settings: TrainSettings, folder: Path, *, fresh: bool) -> dict[str, Any]:
-    teller = _Teller()
-    with foreign_code(), on_threads(settings.threads or None), torch.random.fork_rng():
+def _run(settings: TrainSettings, folder: Path, *, fresh: bool) -> dict[str, Any] | None:
+    """What `result.json` holds; None in all processes but the first."""
+    with (
+        foreign_code(),
+        on_threads(settings.threads or None),
+        torch.random.fork_rng(),
+        joined(settings.device) as processes,
+    ):
+        teller: Narrator = _Teller() if processes.is_first else Silent()
         torch.manual_seed(settings.seed)
         found = load_data(settings)
         subject = build_model(
@@ -111,7 +124,15 @@ def _run(settings: TrainSettings, folder: Path, *, fresh: bool) -> dict[str, Any
             raise WritingError(f"cannot make the folder {folder}: {err.strerror}") from err
         teller.say(f"{settings.model} on {found.about}.")
         outcome = run_experiment(
-            model, settings, found, folder=folder, narrator=teller, fresh=fresh
+            model,
+            settings,
+            found,
+            folder=folder,
+            narrator=teller,
+            fresh=fresh,
+            processes=processes,
         )
+        if not processes.is_first:
+            return None
         teller.say("Measuring both models.")
         return write_outputs(outcome, settings, found, folder)

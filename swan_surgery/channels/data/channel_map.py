@@ -71,6 +71,7 @@ class ChannelMap:
         attributes: Python integers that repeat a width and follow it.
         numbers: numbers in the code of modules that are replaced when a width shrinks.
         free_outputs: outputs that were given up and shrink: what lies on their axes.
+        unused: parameters that no run of the map reached; they keep their shapes, whatever comes in.
         way: how `swanify` put gates in, and why in that way; empty in a map alone.
     """
 
@@ -88,6 +89,7 @@ class ChannelMap:
     attributes: tuple[AttributeWidth, ...] = ()
     numbers: tuple[RepeatedNumber, ...] = ()
     free_outputs: tuple[FreeOutput, ...] = ()
+    unused: tuple[str, ...] = field(default=(), metadata=_NO_UNITS)
     way: str = field(default="", compare=False, metadata=_NO_UNITS)
 
     def __repr__(self) -> str:
@@ -110,6 +112,7 @@ class ChannelMap:
             numbers=self.numbers,
             statistics=self.statistics,
             unknown=self.unknown,
+            unused=self.unused,
             way=self.way,
         )
 

@@ -35,6 +35,7 @@ def explain(
     numbers: Sequence[RepeatedNumber],
     statistics: Sequence[Statistic],
     unknown: tuple[UnknownOp, ...],
+    unused: tuple[str, ...] = (),
     way: str = "",
 ) -> Explanation:
     """Sort the entries of a channel map by the layers whose output channels they concern."""
@@ -55,7 +56,8 @@ def explain(
         found = [(entries[other], met[other]) for other in sorted(met) if other != index]
         explained.append(_explained(layer, found, pinned.get(layer.name, ())))
     kept = dict.fromkeys(_number(number) for number in numbers if number.units is None)
-    return Explanation(tuple(explained), tuple(kept), unknown, way)
+    never = dict.fromkeys(name.rpartition(".")[0] or name for name in unused)
+    return Explanation(tuple(explained), tuple(kept), unknown, tuple(never), way)
 
 
 def _classes(touched: Sequence[Iterable[int]]) -> tuple[Mapping[int, int], list[tuple[int, ...]]]:

@@ -144,12 +144,15 @@ class Explanation:
         kept_numbers: numbers that the code computes from a width and that must not follow it, like
             the scale of attention; they are rewritten to stay.
         unknown: operations without a channel rule, with module and line of code.
+        never_run: modules that no run of the map reached. They keep their widths: an input that
+            reaches one does not fit the cut model.
         way: how gates were put in, and why in that way; empty in a map alone.
     """
 
     layers: tuple[LayerExplanation, ...]
     kept_numbers: tuple[FollowingNumber, ...]
     unknown: tuple[UnknownOp, ...]
+    never_run: tuple[str, ...] = ()
     way: str = ""
 
     def layer(self, name: str) -> LayerExplanation:
@@ -177,7 +180,7 @@ class Explanation:
             for layer, remarks in zip(self.layers, self.remarks(), strict=True)
         ]
         notes = [f"no channel rule: {entry}" for entry in self.unknown]
-        notes += [f"gates: {self.way}"] if self.way else []
+        notes += [*self._never_run(), *([f"gates: {self.way}"] if self.way else [])]
         return html_table("Channels", ("layer", "widths and gates", ""), rows, notes=notes)
 
     def __str__(self) -> str:
@@ -190,9 +193,15 @@ class Explanation:
         if self.unknown:
             lines.append("operations without a channel rule:")
             lines += [f"    {entry}" for entry in self.unknown]
+        lines += self._never_run()
         if self.way:
             lines.append(f"gates: {self.way}")
         return "\n".join(lines)
+
+    def _never_run(self) -> list[str]:
+        if not self.never_run:
+            return []
+        return [f"never run on these inputs, kept as they are: {few(self.never_run, 3)}"]
 
 
 def _all(coupled: Coupled, layer: LayerExplanation) -> bool:

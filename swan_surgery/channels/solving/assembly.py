@@ -73,6 +73,7 @@ def assemble(
         gated_axes=gated_axes,
         ungated_reads=ungated,
         free_outputs=_free_outputs(solution, units),
+        unused=_unused(solution),
         statistics=_statistics(solution, units),
         attributes=tuple(
             AttributeWidth(
@@ -150,6 +151,11 @@ def _statistics(solution: Solution, units: Ints) -> tuple[Statistic, ...]:
                 )
                 found[entry] = None
     return tuple(found)
+
+
+def _unused(solution: Solution) -> tuple[str, ...]:
+    first, *others = (trace.recording.unused for trace in solution.traces)
+    return tuple(name for name in first if all(name in own for own in others))
 
 
 def _free_outputs(solution: Solution, units: Ints) -> tuple[FreeOutput, ...]:

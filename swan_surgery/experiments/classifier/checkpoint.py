@@ -13,7 +13,7 @@ from swan_surgery.errors import ArtifactError, InputError
 
 _KIND = "swan-surgery train"
 # What makes no difference to the result, or none that was asked for.
-_MAY_CHANGE = ("device", "threads", "workers")
+_MAY_CHANGE = ("device", "threads", "workers", "save_every")
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

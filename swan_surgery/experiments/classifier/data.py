@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from swan_surgery.environment.extras import named_function, needed_from
 from swan_surgery.errors import InputError
@@ -18,7 +19,6 @@ from swan_surgery.experiments.classifier.settings import TrainSettings
 
 with needed_from("cli"):
     import torchvision
-    from torchvision import tv_tensors
     from torchvision.transforms import v2
 
 _DIGITS = "sklearn:digits"
@@ -35,12 +35,16 @@ class Data:
         test: what accuracies are measured on.
         classes: how many labels there are.
         about: where the images come from, in words.
+        validation: what epochs are scored on instead, so that settings are not chosen by test images.
+        is_fixed: whether training images are the same every time.
     """
 
     train: Dataset[tuple[Tensor, int]]
     test: Dataset[tuple[Tensor, int]]
     classes: int
     about: str
+    validation: Dataset[tuple[Tensor, int]] | None = None
+    is_fixed: bool = False
 
     def example(self) -> Tensor:
         """The first test image as a batch [1, C, H, W]."""
@@ -59,22 +63,39 @@ def load_data(settings: TrainSettings, channels: int | None = None) -> Data:
     """
     train, test, about = _found(settings)
     if test is None:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_SPLIT_SEED))
-        count = round(settings.held_out * len(train))
-        if not 0 < count < len(train):
-            raise InputError(
-                f"{settings.data} has no test images, and held_out={settings.held_out:g} of its "
-                f"{len(train)} images leaves none to test or none to train"
-            )
-        test, train = Subset(train, order[:count].tolist()), Subset(train, order[count:].tolist())
-        about += f", {count} of its images held out"
+        test, train = _split(
+            train, settings.held_out, f"{settings.data} has no test images, and held_out"
+        )
+        about += f", {len(test)} of its images held out"
+    validation = None
+    if settings.validation:
+        validation, train = _split(train, settings.validation, "validation")
     classes = len({int(label) for label in _labels(train)})
+    plain = _transform(settings, channels, is_training=False)
+    about += f": {len(train)} images to train, {len(test)} to test, {classes} classes"
+    if validation is not None:
+        about += f", {len(validation)} to score epochs on"
     return Data(
         _Transformed(train, _transform(settings, channels, is_training=True)),
-        _Transformed(test, _transform(settings, channels, is_training=False)),
+        _Transformed(test, plain),
         classes,
-        f"{about}: {len(train)} images to train, {len(test)} to test, {classes} classes",
+        about,
+        None if validation is None else _Transformed(validation, plain),
+        is_fixed=not (
+            settings.shift or settings.flip or settings.crop or _is_function(settings.data)
+        ),
     )
+
+
+def _split(data: Any, share: float, what: str) -> tuple[Any, Any]:
+    """A part drawn at random, the same for every seed of a run, and the rest."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(_SPLIT_SEED)).tolist()
+    count = round(share * len(data))
+    if not 0 < count < len(data):
+        raise InputError(
+            f"{what}={share:g} of its {len(data)} images leaves none to hold out or none to train"
+        )
+    return Subset(data, order[:count]), Subset(data, order[count:])
 
 
 def input_channels(model: nn.Module) -> int | None:
@@ -85,23 +106,6 @@ def input_channels(model: nn.Module) -> int | None:
         if isinstance(module, nn.Linear):
             return None
     return None
-
-
-def loader(
-    data: Dataset[tuple[Tensor, int]], settings: TrainSettings, generator: torch.Generator | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches in an order drawn from a generator, the last short one left out; without, all in order."""
-    training = generator is not None
-    count = len(data)  # type: ignore[arg-type]  # every data set here has a length
-    made: Any = DataLoader(
-        data,
-        settings.batch,
-        shuffle=training,
-        drop_last=training and count >= settings.batch,
-        num_workers=settings.workers,
-        generator=generator,
-    )
-    return iter(made)
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
@@ -116,43 +120,84 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
         return self._transform(image), int(label)
 
 
+class _Decoded(Dataset[tuple[Tensor, int]]):
+    """A torchvision data set of small images, as tensors without the way through PIL."""
+
+    def __init__(self, found: Any) -> None:
+        pixels = torch.as_tensor(found.data)
+        self._pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        self.targets = torch.as_tensor(found.targets).tolist()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._pixels[index], self.targets[index]
+
+
 def _transform(
     settings: TrainSettings, channels: int | None, *, is_training: bool
 ) -> Callable[[Any], Tensor]:
-    """From a PIL image or a uint8 tensor to a normalised one; floating-point tensors stay."""
-    steps: list[Any] = [v2.ToImage()]
-    if settings.size:
-        side = [settings.size, settings.size]
-        steps.append(v2.Resize(side, antialias=True))
-    if is_training and settings.shift:
-        steps.append(_Shift(settings.shift))
-    if is_training and settings.flip:
-        steps.append(v2.RandomHorizontalFlip())
-    steps.append(v2.ToDtype(torch.float32, scale=True))
-    if channels in (1, 3):
-        steps.append(v2.RGB() if channels == 3 else v2.Grayscale())
-    steps += [v2.Normalize(list(settings.mean), list(settings.std)), v2.ToPureTensor()]
-    return partial(_apply, v2.Compose(steps))
+    """From an image, or a tensor of whole numbers, to a normalised one; floating-point tensors stay.
+
+    By functions on plain tensors: small images would spend most of their time between torchvision's transforms.
+    """
+    mean, std = (torch.tensor(own).view(-1, 1, 1) for own in (settings.mean, settings.std))
+    return partial(
+        _apply,
+        sized=_resizing(settings, is_training=is_training),
+        shift=settings.shift if is_training else 0,
+        flip=settings.flip and is_training,
+        channels=channels,
+        mean=mean,
+        std=std,
+    )
 
 
-def _apply(transform: Callable[[Any], Tensor], image: Any) -> Tensor:
+def _resizing(settings: TrainSettings, *, is_training: bool) -> Any:
+    """A function of images, None where they stay as they are."""
+    side = [settings.size, settings.size]
+    if settings.crop and is_training:
+        return v2.RandomResizedCrop(side, antialias=True)
+    if settings.crop:
+        return v2.Compose([v2.Resize(round(side[0] / 0.875), antialias=True), v2.CenterCrop(side)])
+    return v2.Resize(side, antialias=True) if settings.size else None
+
+
+def _apply(
+    image: Any,
+    *,
+    sized: Callable[[Tensor], Tensor] | None,
+    shift: int,
+    flip: bool,
+    channels: int | None,
+    mean: Tensor,
+    std: Tensor,
+) -> Tensor:
     if isinstance(image, Tensor) and image.is_floating_point():
         return image.as_subclass(Tensor)
-    return transform(image)
+    x: Tensor = v2.functional.to_image(image).as_subclass(Tensor)
+    if sized is not None:
+        x = sized(x)
+    if shift:
+        (top, left), (height, width) = torch.randint(0, 2 * shift + 1, (2,)).tolist(), x.shape[-2:]
+        x = F.pad(x, (shift,) * 4)[:, top : top + height, left : left + width]
+    if flip and torch.rand(()) < 0.5:
+        x = x.flip(-1)
+    x = v2.functional.to_dtype(x, torch.float32, scale=True)
+    if channels == 3 and len(x) == 1:
+        x = x.expand(3, -1, -1)
+    elif channels == 1 and len(x) == 3:
+        x = v2.functional.rgb_to_grayscale(x)
+    if not {len(mean), len(std)} <= {1, len(x)}:
+        raise InputError(
+            f"images have {len(x)} channels, but mean and std {len(mean)} and {len(std)} numbers"
+        )
+    return (x - mean) / std
 
 
-class _Shift(nn.Module):
-    """Pads with zeros and crops at random."""
-
-    def __init__(self, pixels: int) -> None:
-        super().__init__()
-        self.pixels = pixels
-
-    def forward(self, image: Tensor) -> Tensor:
-        """[C, H, W] to [C, H, W]."""
-        height, width = image.shape[-2:]
-        moved: Tensor = v2.RandomCrop((height, width), padding=self.pixels)(image)
-        return moved
+def _is_function(name: str) -> bool:
+    return ":" in name and name != _DIGITS and not Path(name).exists()
 
 
 def _found(settings: TrainSettings) -> tuple[Any, Any, str]:
@@ -160,7 +205,7 @@ def _found(settings: TrainSettings) -> tuple[Any, Any, str]:
     name = settings.data
     if name == _DIGITS:
         return _digits(), None, "scikit-learn's digits"
-    if ":" in name and not Path(name).exists():
+    if _is_function(name):
         return _from_function(name)
     root = Path(name)
     if not root.is_dir():
@@ -170,9 +215,10 @@ def _found(settings: TrainSettings) -> tuple[Any, Any, str]:
     for kind in _TORCHVISION:
         make = getattr(torchvision.datasets, kind)
         try:
-            return make(root, train=True), make(root, train=False), f"{kind} in {root}"
+            parts = [_Decoded(make(root, train=is_training)) for is_training in (True, False)]
         except RuntimeError:  # not here: nothing is downloaded
             continue
+        return parts[0], parts[1], f"{kind} in {root}"
     raise InputError(f"{name} holds neither train/<class>/* nor {', '.join(_TORCHVISION)}")
 
 
@@ -205,10 +251,7 @@ def _digits() -> Sequence[tuple[Tensor, int]]:
     with needed_from("demo"):
         bunch = import_module("sklearn.datasets").load_digits()
     pixels = (torch.tensor(bunch.images) * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-    return [
-        (tv_tensors.Image(image), label)
-        for image, label in zip(pixels, bunch.target.tolist(), strict=True)
-    ]
+    return [(image, label) for image, label in zip(pixels, bunch.target.tolist(), strict=True)]
 
 
 def _from_function(name: str) -> tuple[Any, Any, str]:

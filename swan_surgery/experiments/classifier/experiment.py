@@ -1,41 +1,28 @@
 """From a model and settings to a smaller model: dense, gated, cut, fine-tuned; resumable after a kill.
 
-Every random number follows from the seed, the stage and the epoch, and a checkpoint is written after
-each epoch: a run that was killed and started again ends bitwise like one that was not (on a CPU, with
-the same number of threads).
+Every random number follows from the seed, the stage, the epoch and the step, and a checkpoint is written
+after each epoch, and inside of them where asked for: a run that was killed and started again ends bitwise
+like one that was not (on a CPU, with the same number of threads).
 """
 
-import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from swan_surgery.artifacts import load, save
+from swan_surgery.artifacts import load
 from swan_surgery.calibration import calibrate, norms_of
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.environment.locking import alone_in
-from swan_surgery.experiments.classifier.checkpoint import (
-    check_same_run,
-    read_checkpoint,
-    write_checkpoint,
-)
-from swan_surgery.experiments.classifier.data import Data, loader
-from swan_surgery.experiments.classifier.outcome import TOLD, TRAINING, Narrator, Outcome, Row
+from swan_surgery.experiments.classifier.data import Data
+from swan_surgery.experiments.classifier.outcome import Narrator, Outcome
+from swan_surgery.experiments.classifier.run import Run
 from swan_surgery.experiments.classifier.scored import scored_stage
 from swan_surgery.experiments.classifier.settings import TrainSettings
-from swan_surgery.experiments.classifier.steps import (
-    Step,
-    check_logits,
-    device_of,
-    optimizer_of,
-    row_of,
-    score,
-)
+from swan_surgery.experiments.classifier.steps import check_logits
+from swan_surgery.experiments.processes import Processes, alone_on
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.conversion import swanify
 from swan_surgery.learning.objective import Objective
@@ -54,6 +41,7 @@ def run_experiment(
     folder: Path,
     narrator: Narrator,
     fresh: bool = False,
+    processes: Processes | None = None,
 ) -> Outcome:
     """Train, gate, cut and fine-tune a copy of a model that classifies images.
 
@@ -62,30 +50,37 @@ def run_experiment(
         settings: what to do.
         data: from `load_data`.
         folder: exists; holds the checkpoint, and `dense.swan` and `gated.swan` once made.
-        narrator: told what happens.
+        narrator: told what happens; `Silent` for all processes but the first.
         fresh: start anew, whatever the folder holds of an earlier run.
+        processes: from `joined`: those that train together, in one folder that all can read; by default this
+            one alone.
 
     Raises:
-        InputError: outputs that are no logits; a checkpoint of other settings.
+        InputError: batches that cannot be shared out; outputs that are no logits; a checkpoint of other settings.
         BudgetError: the budget cannot be reached; before anything is trained.
         WritingError: another training is under way in the folder.
     """
-    run = _Run(settings, data, folder, narrator, device_of(settings))
-    with alone_in(folder, "training"), torch.random.fork_rng():
-        if fresh:
+    processes = processes or alone_on(settings.device)
+    run = Run(settings, data, folder, narrator, processes)
+    with processes.first_alone(alone_in(folder, "training")), torch.random.fork_rng():
+        if fresh and processes.is_first:
             run.file.unlink(missing_ok=True)
+        processes.wait()
         run.resume_()
+        processes.wait()  # nothing is written before all have read
         dense = copy_of(model).to(run.device)
         check_logits(dense, run.example, num_classes=data.classes)
         # Refuse what cannot work before hours are spent on the dense model.
         gated = swanify(dense, run.example, ignore=settings.ignore)
-        run.check_reachable(gated)
-        dense = run.dense_stage(dense)
+        _check_reachable(run, gated)
+        dense = _dense_stage(run, dense)
         if settings.by_scores:
             small = scored_stage(run, dense)
         else:
-            gated = run.gated_stage(dense)
-            small = run.finetune_stage(gated, dense)
+            gated = _gated_stage(run, dense)
+            small = _finetune_stage(run, gated, dense)
+        if settings.baseline:
+            _baseline_stage(run, dense)
     return Outcome(
         dense=dense,
         small=small,
@@ -100,200 +95,90 @@ def run_experiment(
     )
 
 
-@dataclass(slots=True)
-class _Run:
-    """One run: what it works with, and what its checkpoint keeps."""
+def _dense_stage(run: Run, model: nn.Module) -> nn.Module:
+    file = run.folder / "dense.swan"
+    if "dense" in run.scores:
+        model = load(file, model).to(run.device)
+    else:
+        run.train("dense", model, run.settings.dense_epochs)
+        run.store(model, file.name)
+    run.finish("dense", model)
+    return model
 
-    settings: TrainSettings
-    data: Data
-    folder: Path
-    narrator: Narrator
-    device: torch.device
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    history: list[Row] = field(default_factory=list)
-    probabilities: dict[str, Tensor] = field(default_factory=dict)
-    now: dict[str, Any] = field(default_factory=dict)
-    before: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
 
-    @property
-    def example(self) -> Tensor:
-        return self.data.example().to(self.device)
+def _gated_stage(run: Run, dense: nn.Module) -> GatedModel:
+    file = run.folder / "gated.swan"
+    if "gated" in run.scores:
+        gated = load(file, dense).to(run.device)
+        assert isinstance(gated, GatedModel)  # noqa: S101 - that is what was saved
+    else:
+        gated = swanify(dense, run.example, ignore=run.settings.ignore)
+        objective = _objective_of(run, gated)
+        run.train("gated", gated, run.settings.gate_epochs, teacher=dense, objective=objective)
+        objective(run.settings.gate_epochs)  # the last step moved weights, and perhaps gates
+        _calibrate(run, gated)
+        run.store(gated, file.name)
+    run.finish("gated", gated)
+    return gated
 
-    @property
-    def file(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
 
-    def seconds(self) -> float:
-        return self.before + time.perf_counter() - self.started
+def _objective_of(run: Run, gated: GatedModel) -> Objective:
+    settings = run.settings
+    gated.gates.min_width = settings.min_width
+    return Objective(
+        gated,
+        **run.settings.budgets,
+        learning=settings.learning,  # type: ignore[arg-type]  # checked by the settings
+        ramp=CosineRamp(length=settings.ramp * settings.gate_epochs),
+        freeze_after=(1 - settings.freeze) * settings.gate_epochs,
+    )
 
-    # --- the checkpoint ---
 
-    def resume_(self) -> None:
-        if not self.file.exists():
-            return
-        state = read_checkpoint(self.file)
-        check_same_run(state["settings"], asdict(self.settings), self.folder)
-        self.scores, self.history, self.now = state["scores"], state["history"], state["now"]
-        self.probabilities, self.before = state["probabilities"], state["seconds"]
-        self.narrator.say(f"Going on after epoch {len(self.history)} of the run in {self.folder}.")
+def _finetune_stage(run: Run, gated: GatedModel, dense: nn.Module) -> nn.Module:
+    file = run.folder / "pruned.swan"
+    if "finetuned" in run.scores:
+        small = load(file, dense).to(run.device)
+    else:
+        small = _cut(run, gated)
+        run.train("finetuned", small, run.settings.finetune_epochs, teacher=dense)
+        run.store(small.eval(), file.name)
+    run.finish("finetuned", small)
+    return small
 
-    def keep(self) -> None:
-        state = {
-            "settings": asdict(self.settings),
-            "scores": self.scores,
-            "history": self.history,
-            "probabilities": self.probabilities,
-            "now": self.now,
-            "seconds": self.seconds(),
-        }
-        write_checkpoint(self.file, state)
 
-    def finish(self, stage: str, model: nn.Module) -> None:
-        """Note a stage's accuracy; it will not be run again."""
-        if self.note(stage, model):
-            self.now = {}
-            self.keep()
+def _baseline_stage(run: Run, dense: nn.Module) -> None:
+    """The dense model with the epochs that the small one had, so that the comparison is fair."""
+    if "baseline" not in run.scores:
+        longer = copy_of(dense)
+        run.train("baseline", longer, run.settings.gate_epochs + run.settings.finetune_epochs)
+        run.store(longer.eval(), "baseline.swan")
+        run.finish("baseline", longer)
 
-    def note(self, stage: str, model: nn.Module) -> bool:
-        """Note a stage's accuracy, and tell it; whether it was new."""
-        if is_new := stage not in self.scores:
-            self.scores[stage] = score(model, self.data, self.settings)
-        right = self.scores[stage]["accuracy"]
-        self.narrator.say(f"{TOLD[stage]}: {right:.2f} % of the test images.")
-        return is_new
 
-    # --- the stages ---
+def _check_reachable(run: Run, gated: GatedModel) -> None:
+    """The budgets, by gates alone and with rounded widths."""
+    _objective_of(run, gated)
+    limits = limits_of(gated, **run.settings.budgets)
+    widest_mask(gated, ranking(gated), limits, round_to=run.settings.round_to)
 
-    def dense_stage(self, model: nn.Module) -> nn.Module:
-        file = self.folder / "dense.swan"
-        if "dense" in self.scores:
-            model = load(file, model).to(self.device)
-        else:
-            self.train("dense", model, self.settings.dense_epochs)
-            save(model, file)
-        self.finish("dense", model)
-        return model
 
-    def gated_stage(self, dense: nn.Module) -> GatedModel:
-        file = self.folder / "gated.swan"
-        if "gated" in self.scores:
-            gated = load(file, dense).to(self.device)
-            assert isinstance(gated, GatedModel)  # noqa: S101 - that is what was saved
-        else:
-            gated = swanify(dense, self.example, ignore=self.settings.ignore)
-            objective = self.objective_of(gated)
-            self.train(
-                "gated", gated, self.settings.gate_epochs, teacher=dense, objective=objective
-            )
-            objective(self.settings.gate_epochs)  # the last step moved weights, and perhaps gates
-            self.calibrate(gated)
-            save(gated, file)
-        self.finish("gated", gated)
-        return gated
+def _cut(run: Run, gated: GatedModel) -> nn.Module:
+    settings = run.settings
+    if settings.round_to == 1:
+        small = prune(gated)
+    else:
+        small = prune(gated, round_to=settings.round_to, **run.settings.budgets)
+        _calibrate(run, small)
+    run.finish("pruned", small)
+    return small
 
-    def objective_of(self, gated: GatedModel) -> Objective:
-        settings = self.settings
-        gated.gates.min_width = settings.min_width
-        return Objective(
-            gated,
-            **self.settings.budgets,
-            learning=settings.learning,  # type: ignore[arg-type]  # checked by the settings
-            ramp=CosineRamp(length=settings.ramp * settings.gate_epochs),
-            freeze_after=(1 - settings.freeze) * settings.gate_epochs,
-        )
 
-    def finetune_stage(self, gated: GatedModel, dense: nn.Module) -> nn.Module:
-        file = self.folder / "pruned.swan"
-        if "finetuned" in self.scores:
-            small = load(file, dense).to(self.device)
-        else:
-            small = self.cut(gated)
-            self.train("finetuned", small, self.settings.finetune_epochs, teacher=dense)
-            save(small.eval(), file)
-        self.finish("finetuned", small)
-        return small
+def _calibrate(run: Run, model: nn.Module) -> None:
+    """By the same batches in every process."""
+    if run.settings.calibration and norms_of(model):
+        batches = ((x.to(run.device), y) for x, y in run.batches("calibration", 0))
+        calibrate(model, batches, run.settings.calibration)
+        run.processes.agree_(model)
 
-    def check_reachable(self, gated: GatedModel) -> None:
-        """The budgets, by gates alone and with rounded widths."""
-        self.objective_of(gated)
-        limits = limits_of(gated, **self.settings.budgets)
-        widest_mask(gated, ranking(gated), limits, round_to=self.settings.round_to)
 
-    def cut(self, gated: GatedModel) -> nn.Module:
-        settings = self.settings
-        if settings.round_to == 1:
-            small = prune(gated)
-        else:
-            small = prune(gated, round_to=settings.round_to, **self.settings.budgets)
-            self.calibrate(small)
-        self.finish("pruned", small)
-        return small
-
-    def calibrate(self, model: nn.Module) -> None:
-        if self.settings.calibration and norms_of(model):
-            batches = self.batches("calibration", 0)
-            calibrate(model, (x.to(self.device) for x, _ in batches), self.settings.calibration)
-
-    # --- training and testing ---
-
-    def batches(self, stage: str, epoch: int) -> Any:
-        """The epoch's batches; all randomness starts from seed, stage and epoch."""
-        number = [*TRAINING, "calibration"].index(stage)
-        seed = (self.settings.seed * 16 + number) * 100_003 + epoch
-        torch.manual_seed(seed)
-        return loader(self.data.train, self.settings, torch.Generator().manual_seed(seed))
-
-    def train(
-        self,
-        stage: str,
-        model: nn.Module,
-        epochs: int,
-        *,
-        teacher: nn.Module | None = None,
-        objective: Objective | None = None,
-        span: range | None = None,
-        cut: int = 0,
-    ) -> None:
-        """Train in place, from where the checkpoint is; `span` of the epochs after one of several cuts."""
-        optimizer = optimizer_of(model, self.settings, is_last=stage == "finetuned")
-        parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
-        if objective is not None:
-            parts["objective"] = objective
-        span = range(epochs) if span is None else span
-        first = span.start
-        if self.now.get("stage") == stage and "model" in self.now:
-            first = self.now["epoch"]
-            for name, part in parts.items():
-                part.load_state_dict(self.now[name])
-        step = Step(model, optimizer, self.settings, teacher)
-        with self.narrator.epochs(TRAINING[stage], len(span)) as advance:
-            for epoch in span:
-                if epoch >= first:
-                    self.one_epoch(stage, epoch, epochs, step=step, objective=objective)
-                    states = {name: part.state_dict() for name, part in parts.items()}
-                    self.now = {"stage": stage, "cut": cut, "epoch": epoch + 1, **states}
-                    self.keep()
-                advance(f"{self.history[-1]['accuracy']:.2f} %" if self.history else "")
-
-    def one_epoch(
-        self, stage: str, epoch: int, epochs: int, *, step: Step, objective: Objective | None
-    ) -> None:
-        batches = self.batches(stage, epoch)
-        step.model.train()
-        number = len(batches)
-        losses, rate = [], 0.0
-        for index, (x, y) in enumerate(batches):
-            place = epoch + index / number
-            rate = step.set_rate(place, epochs)
-            penalty = None if objective is None else objective(place)
-            losses.append(step(x.to(self.device), y.to(self.device), penalty))
-        row = row_of(step.model, self.data, self.settings, self.example)
-        row = {"stage": stage, "epoch": epoch + 1, "lr": rate, **row}
-        row["train_loss"] = float(torch.stack(losses).mean())
-        if isinstance(step.model, GatedModel) and (
-            epoch % max(1, epochs // 4) == 0 or epoch == epochs - 1
-        ):
-            p = step.model.gates.probabilities().detach().cpu()
-            self.probabilities[f"epoch {epoch + 1}"] = p
-        self.history.append(row)
+__all__ = ["run_experiment"]

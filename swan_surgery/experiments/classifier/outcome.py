@@ -1,12 +1,15 @@
 """What a run tells while it goes, and what it leaves."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import csv
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from swan_surgery.environment.writing import replacing
 from swan_surgery.gates import GatedModel
 
 
@@ -18,10 +21,47 @@ TOLD = {
     "gated": "With hard gates",
     "pruned": "Right after the cut",
     "finetuned": "Fine-tuned",
+    "baseline": "The dense model, trained as long",
 }
 
 # What is trained, in order -> how its epochs are told.
-TRAINING = {"dense": "dense", "gated": "weights and gates", "finetuned": "fine-tuning"}
+TRAINING = {
+    "dense": "dense",
+    "gated": "weights and gates",
+    "finetuned": "fine-tuning",
+    "baseline": "dense, as long",
+}
+
+_COLUMNS = (
+    *("stage", "epoch", "lr", "train_loss", "loss", "accuracy", "hard_macs_share", "open_share"),
+)
+
+
+def write_log(history: Sequence[Row], path: Path) -> None:
+    """A line per epoch, as CSV.
+
+    Raises:
+        WritingError: the file could not be written.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+class Silent:
+    """The narrator of the processes that are not the first."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def epochs(
+        self,
+        text: str,  # noqa: ARG002 - as every narrator has it
+        total: int,  # noqa: ARG002
+    ) -> AbstractContextManager[Callable[[str], None]]:
+        """Nothing either."""
+        return nullcontext(lambda _: None)
 
 
 class Narrator(Protocol):
@@ -44,7 +84,7 @@ class Outcome:
         gated: the gated model as it was cut; of a cut by scores the given one, with gates that play no part.
         example: the inputs that it was mapped with, [1, C, H, W].
         scores: per stage, accuracy in percent and mean loss on the test images: dense, gated (hard
-            gates), pruned (right after the cut), finetuned.
+            gates), pruned (right after the cut), finetuned, and baseline where it was asked for.
         macs, params: of the dense and the smaller model, per image.
         history: a row per epoch.
         probabilities: of the gates, at a few epochs, by name.

@@ -1,6 +1,5 @@
 """The files that a run leaves beside the models: log, report, result."""
 
-import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,15 +9,10 @@ from swan_surgery.environment.machine import device_of, environment
 from swan_surgery.environment.writing import replacing
 from swan_surgery.experiments.classifier.config import write_settings
 from swan_surgery.experiments.classifier.data import Data
-from swan_surgery.experiments.classifier.outcome import Outcome
+from swan_surgery.experiments.classifier.outcome import Outcome, write_log
 from swan_surgery.experiments.classifier.settings import TrainSettings
 from swan_surgery.experiments.classifier.steps import score
 from swan_surgery.reporting import Report, report
-
-
-_COLUMNS = (
-    *("stage", "epoch", "lr", "train_loss", "loss", "accuracy", "hard_macs_share", "open_share"),
-)
 
 
 def write_outputs(
@@ -33,11 +27,11 @@ def write_outputs(
         outcome.dense,
         outcome.small,
         outcome.example,
-        evaluate=lambda model: score(model, data, settings)["accuracy"],
+        evaluate=lambda model: score(model, data.test, settings)["accuracy"],
     )
     result = _result(outcome, settings, data)
     write_settings(settings, folder / "config.toml")
-    _write_log(outcome, folder / "log.csv")
+    write_log(outcome.history, folder / "log.csv")
     texts = {
         "report.html": _page(found, outcome),
         "report.md": found.to_markdown(),
@@ -51,35 +45,36 @@ def write_outputs(
 
 
 def _page(found: Report, outcome: Outcome) -> str:
-    scores, (before, after) = outcome.scores, outcome.macs
+    before, after = outcome.macs
+    shares = {
+        "dense": ("dense", 1.0),
+        "baseline": ("dense, trained as long", 1.0),
+        "pruned": ("right after the cut", after / before),
+        "finetuned": ("fine-tuned", after / before),
+    }
+    runs = [
+        (*told, outcome.scores[stage]["accuracy"])
+        for stage, told in shares.items()
+        if stage in outcome.scores
+    ]
     return found.to_html(
-        channels=outcome.gated.channels,
-        probabilities=outcome.probabilities,
-        runs=[
-            ("dense", 1.0, scores["dense"]["accuracy"]),
-            ("right after the cut", after / before, scores["pruned"]["accuracy"]),
-            ("fine-tuned", after / before, scores["finetuned"]["accuracy"]),
-        ],
+        channels=outcome.gated.channels, probabilities=outcome.probabilities, runs=runs
     )
 
 
 def _result(outcome: Outcome, settings: TrainSettings, data: Data) -> dict[str, Any]:
     where = environment(device_of(outcome.small))
     (dense_macs, macs), (dense_params, params) = outcome.macs, outcome.params
+    gates = outcome.gated.gates
+    units = {"dense": gates.num_units, "pruned": int(gates.open_mask().sum())}
+    kinds = next(iter(outcome.scores.values()))
     return {
-        "accuracy": {stage: own["accuracy"] for stage, own in outcome.scores.items()},
-        "loss": {stage: own["loss"] for stage, own in outcome.scores.items()},
+        **{kind: {stage: own[kind] for stage, own in outcome.scores.items()} for kind in kinds},
         "macs": {"dense": dense_macs, "pruned": macs, "left": macs / dense_macs},
         "params": {"dense": dense_params, "pruned": params, "left": params / dense_params},
+        **({"units": units} if "gated" in outcome.scores else {}),
         "data": data.about,
         "seconds": round(outcome.seconds, 1),
         "settings": asdict(settings),
         "environment": asdict(where),
     }
-
-
-def _write_log(outcome: Outcome, path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(outcome.history)

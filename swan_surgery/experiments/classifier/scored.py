@@ -1,59 +1,16 @@
 """Units chosen by scores: one cut or several, weights behind each solved for anew, training in between and after."""
 
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swan_surgery.artifacts import load, save
+from swan_surgery.artifacts import load
 from swan_surgery.compressing.cutter import Budget, Choice, Cutter
-from swan_surgery.experiments.classifier.outcome import Narrator
-from swan_surgery.experiments.classifier.settings import TrainSettings
+from swan_surgery.experiments.classifier.run import Run
 from swan_surgery.learning.stages import stages
 from swan_surgery.models.batches import run_on_batch
-
-
-class Run(Protocol):
-    """What a run in stages needs of the whole."""
-
-    settings: TrainSettings
-    folder: Path
-    device: torch.device
-    narrator: Narrator
-    now: dict[str, Any]
-    scores: dict[str, dict[str, float]]
-
-    @property
-    def example(self) -> Tensor:
-        """Inputs to map the model with."""
-
-    def batches(self, stage: str, epoch: int) -> Iterable[Any]:
-        """Batches to train on."""
-
-    def note(self, stage: str, model: nn.Module) -> bool:
-        """Note a stage's accuracy."""
-
-    def finish(self, stage: str, model: nn.Module) -> None:
-        """Note a stage's accuracy; it will not be run again."""
-
-    def keep(self) -> None:
-        """Write the checkpoint."""
-
-    def train(
-        self,
-        stage: str,
-        model: nn.Module,
-        epochs: int,
-        *,
-        teacher: nn.Module | None,
-        span: range,
-        cut: int,
-    ) -> None:
-        """Train in place."""
 
 
 def scored_stage(run: Run, dense: nn.Module) -> nn.Module:
@@ -63,7 +20,7 @@ def scored_stage(run: Run, dense: nn.Module) -> nn.Module:
         small = load(file, dense).to(run.device)
     else:
         small = _cut_and_train(run, dense)
-        save(small.eval(), file)
+        run.store(small.eval(), file.name)
     run.finish("finetuned", small)
     return small
 
@@ -94,10 +51,12 @@ def _cut_and_train(run: Run, dense: nn.Module) -> nn.Module:
         if index > done:
             model = cutter.cut(model, (index + 1) / len(plan))
             run.narrator.say(f"Cut {index + 1} of {len(plan)}: {cutter.done[-2]}.")
-            save(model, _file(run, index))
+            run.store(model, _file(run, index).name)
+            if not run.processes.is_first:  # scores may round otherwise there
+                model = load(_file(run, index), dense).to(run.device)
             if index + 1 == len(plan):
                 run.note("pruned", model)
-            run.now = {"stage": "finetuned", "cut": index, "epoch": plan[index].step}
+            run.now = {"stage": "finetuned", "cut": index}
             run.keep()
         stop = plan[index + 1].step if index + 1 < len(plan) else total
         span = range(plan[index].step, stop)

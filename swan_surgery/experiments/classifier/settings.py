@@ -36,15 +36,29 @@ class TrainSettings:
     size: int = _setting(0, "side in pixels that images are resized to; 0: as they are")
     mean: tuple[float, ...] = _setting((0.5,), "of the images in [0, 1], per channel or for all")
     std: tuple[float, ...] = _setting((0.5,), "of the images in [0, 1], per channel or for all")
+    crop: bool = _setting(
+        False,  # noqa: FBT003
+        "training images are random parts, scaled to size, and test images the middle, as usual for ImageNet; "
+        "false: whole images",
+    )
     shift: int = _setting(0, "random moves in pixels while training")
     flip: bool = _setting(False, "random mirror images while training")  # noqa: FBT003
     held_out: float = _setting(
         0.2, "share of the images to test on, where the data has no test part"
     )
+    validation: float = _setting(
+        0.0,
+        "share of the training images that epochs are scored on in place of the test images, to choose settings "
+        "by; 0: none",
+    )
     workers: int = _setting(0, "processes that decode images; 0: none besides this one")
     dense_epochs: int = _setting(10, "before the gates; 0 for a model that is trained already")
     gate_epochs: int = _setting(10, "weights and gates together, while the budget falls")
     finetune_epochs: int = _setting(10, "of the cut model")
+    baseline: bool = _setting(
+        False,  # noqa: FBT003
+        "train the dense model as long as the cut one, too (gate_epochs and finetune_epochs), to compare with",
+    )
     macs: float = _setting(0.5, "share of the multiply-adds to keep; 0: no such budget")
     params: float = _setting(0.0, "share of the parameters to keep; 0: no such budget")
     min_width: int | float | dict[str, Any] = field(
@@ -65,7 +79,7 @@ class TrainSettings:
     learning: str = _setting("curvature", "how gates learn: curvature or gradient")
     ramp: float = _setting(0.6, "share of gate_epochs in which the budget falls: longer is gentler")
     freeze: float = _setting(0.1, "last share of gate_epochs, in which gates stay as they are")
-    batch: int = _setting(64, "images per step")
+    batch: int = _setting(64, "images per step, over all processes")
     optimizer: str = _setting("adamw", "adamw, or sgd with Nesterov momentum 0.9")
     lr: float = _setting(1e-3, "peak learning rate; every stage has a cosine of its own")
     gate_lr: float = _setting(1e-2, "of the gates, where they learn by gradient")
@@ -77,7 +91,13 @@ class TrainSettings:
     temperature: float = _setting(4.0, "of distillation: higher shows more of the wrong classes")
     calibration: int = _setting(50, "batches for batch-norm statistics before the cut")
     precision: str = _setting("fp32", "fp32, or bf16 for forward and backward passes")
-    device: str = _setting("auto", "auto, cpu, cuda, cuda:1, ...")
+    device: str = _setting(
+        "auto", "auto, cpu, cuda, cuda:1, ...; of several processes each takes one GPU"
+    )
+    save_every: int = _setting(
+        0,
+        "steps between checkpoints inside an epoch, where epochs are long; 0: after each epoch alone",
+    )
     threads: int = _setting(0, "of torch on the CPU; 0: its own choice")
     seed: int = _setting(0, "of weights, order and augmentation; report more than one")
 
@@ -94,7 +114,16 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        shares = ("macs", "params", "held_out", "ramp", "freeze", "distillation", "label_smoothing")
+        shares = (
+            "macs",
+            "params",
+            "held_out",
+            "validation",
+            "ramp",
+            "freeze",
+            "distillation",
+            "label_smoothing",
+        )
         faults = [
             f"{name} is a share in [0, 1]; got {getattr(self, name)}"
             for name in shares
@@ -113,6 +142,8 @@ class TrainSettings:
         ]
         if not (self.macs or self.params):
             faults.append("say how small the model shall get: macs or params")
+        if self.crop and not self.size:
+            faults.append("crop needs size")
         if not (0 < self.lr < float("inf") and self.temperature > 0):
             faults.append("lr and temperature must be above 0")
         if faults:
@@ -121,7 +152,7 @@ class TrainSettings:
 
 _COUNTS = (
     *("classes", "size", "shift", "workers", "dense_epochs", "finetune_epochs", "calibration"),
-    *("threads", "warmup", "weight_decay", "finetune_lr", "gate_lr"),
+    *("threads", "save_every", "warmup", "weight_decay", "finetune_lr", "gate_lr"),
 )
 _AT_LEAST_ONE = ("gate_epochs", "batch", "round_to", "compensation")
 _CHOICES = {

@@ -1,6 +1,6 @@
-"""One step of training and one pass over the test images."""
+"""What is minimised, by what, and how a model is scored."""
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,26 +9,14 @@ from torch import Tensor, nn
 
 from swan_surgery.costs.macs import count_macs, hard_macs
 from swan_surgery.errors import InputError, ModelError
-from swan_surgery.experiments.classifier.data import Data, loader
+from swan_surgery.experiments.classifier.batches import Images, in_order
 from swan_surgery.experiments.classifier.outcome import Row
 from swan_surgery.experiments.classifier.settings import TrainSettings
+from swan_surgery.experiments.loop import Loss
+from swan_surgery.experiments.processes import Processes
 from swan_surgery.gates import GatedModel
 from swan_surgery.learning.distillation import distillation_loss
 from swan_surgery.learning.parameter_groups import parameter_groups
-
-
-def device_of(settings: TrainSettings) -> torch.device:
-    """The device that settings ask for.
-
-    Raises:
-        InputError: torch knows no such device.
-    """
-    if settings.device != "auto":
-        try:
-            return torch.device(settings.device)
-        except RuntimeError as err:
-            raise InputError(f"device={settings.device!r} is not known to torch") from err
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check_logits(model: nn.Module, example: Tensor, *, num_classes: int) -> None:
@@ -60,7 +48,7 @@ def check_logits(model: nn.Module, example: Tensor, *, num_classes: int) -> None
 def optimizer_of(
     model: nn.Module, settings: TrainSettings, *, is_last: bool = False
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD; each group keeps its peak learning rate as `peak`.
+    """AdamW or SGD, with peak learning rates.
 
     Args:
         model: gated or plain.
@@ -72,74 +60,58 @@ def optimizer_of(
     if isinstance(model, GatedModel):
         decay = settings.weight_decay
         groups = parameter_groups(model, lr=lr, gate_lr=settings.gate_lr, weight_decay=decay)
-    optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr)
-    for group in optimizer.param_groups:
-        group["peak"] = group["lr"]
-    return optimizer
+        return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr)
 
 
-class Step:
-    """Forward, backward, update; called with a batch, returns the loss without the penalty."""
+def loss_of(settings: TrainSettings, teacher: nn.Module | None) -> Loss:
+    """Cross entropy with labels, and with `distillation` a teacher's outputs, where the batch brings none."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        settings: TrainSettings,
-        teacher: nn.Module | None,
-    ) -> None:
-        self.model = model
-        self._optimizer, self._settings = optimizer, settings
-        self._teacher = teacher.eval() if teacher is not None and settings.distillation else None
-
-    def set_rate(self, place: float, epochs: int) -> float:
-        """Set the learning rates at a place in a stage, in epochs; returns that of the weights."""
-        warm = min(1.0, (place + 1e-3) / self._settings.warmup) if self._settings.warmup else 1.0
-        factor = warm * 0.5 * (1 + math.cos(math.pi * place / max(epochs, 1)))
-        for group in self._optimizer.param_groups:
-            group["lr"] = factor * group["peak"]
-        return float(self._optimizer.param_groups[0]["lr"])
-
-    def __call__(self, x: Tensor, y: Tensor, penalty: Tensor | None) -> Tensor:
-        """One update on images [B, C, H, W] and labels [B]."""
-        settings = self._settings
+    def loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        device = next(model.parameters()).device
+        x, y, *outputs = (own.to(device, non_blocking=True) for own in batch)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            logits = self.model(x)
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=settings.label_smoothing)
-        if self._teacher is not None:
+            logits = _precise(model(x))
+        own = F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+        if teacher is None or not settings.distillation:
+            return own
+        if not outputs:
             with torch.no_grad():
-                wanted = self._teacher(x)
-            follow = distillation_loss(logits.float(), wanted, temperature=settings.temperature)
-            loss = (1 - settings.distillation) * loss + settings.distillation * follow
-        total = loss if penalty is None else loss + penalty
-        self._optimizer.zero_grad()
-        total.backward()
-        self._optimizer.step()
-        return loss.detach()
+                outputs = [teacher(x)]
+        follow = distillation_loss(logits, outputs[0], temperature=settings.temperature)
+        return (1 - settings.distillation) * own + settings.distillation * follow
+
+    return loss
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @torch.no_grad()
-def score(model: nn.Module, data: Data, settings: TrainSettings) -> dict[str, float]:
-    """Accuracy in percent and mean loss on the test images, in eval mode: hard gates."""
+def score(
+    model: nn.Module, images: Images, settings: TrainSettings, processes: Processes | None = None
+) -> dict[str, float]:
+    """Accuracy in percent and mean loss on images, in eval mode: hard gates."""
     model.eval()
     device = next(model.parameters()).device
-    loss, right, count = 0.0, 0, 0
-    for x, y in loader(data.test, settings, None):
+    sums = torch.zeros(3, dtype=torch.float64)
+    shared = Processes(device) if processes is None else processes
+    for x, y in in_order(images, settings, shared):
         logits, labels = model(x.to(device)), y.to(device)
-        loss += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
-        right += int((logits.argmax(1) == labels).sum())
-        count += len(labels)
+        loss = F.cross_entropy(_precise(logits), labels, reduction="sum")
+        right = (logits.argmax(1) == labels).sum()
+        sums += torch.tensor([float(loss), int(right), len(labels)])
+    loss, right, count = shared.total(sums.to(device)).tolist()
     return {"accuracy": 100 * right / count, "loss": loss / count}
 
 
-def row_of(model: nn.Module, data: Data, settings: TrainSettings, example: Tensor) -> Row:
-    """What the log says of a model after an epoch: test accuracy and loss, and of gates what is open."""
-    row: Row = {**score(model, data, settings)}
-    if isinstance(model, GatedModel):
-        row["hard_macs_share"] = hard_macs(model) / count_macs(model, example)
-        row["open_share"] = float(model.gates.open_mask().double().mean())
-    return row
+def gates_of(model: nn.Module, example: Tensor) -> Row:
+    """What the log says of gates."""
+    if not isinstance(model, GatedModel):
+        return {}
+    return {
+        "hard_macs_share": hard_macs(model) / count_macs(model, example),
+        "open_share": float(model.gates.open_mask().double().mean()),
+    }

@@ -1,6 +1,5 @@
 """Scikit-learn's handwritten digits: 1,797 real 8x8 images, split once and for all."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -61,12 +60,10 @@ def load_digits(num_train: int = _TRAIN) -> Digits:
 
 def shuffled_batches(
     images: Images, size: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> list[tuple[Tensor, Tensor]]:
     """One epoch in random order, every image moved by up to one pixel."""
     order = torch.randperm(len(images), generator=generator)
-    for first in range(0, len(images), size):
-        chosen = order[first : first + size]
-        yield shift(images.x[chosen], generator), images.y[chosen]
+    return [(shift(images.x[chosen], generator), images.y[chosen]) for chosen in order.split(size)]
 
 
 def shift(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,6 @@
 """One seed of the demo: four ways to spend the same epochs, all from the same dense network."""
 
 import copy
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swan_surgery.calibration import calibrate
@@ -18,8 +18,9 @@ from swan_surgery.cutting.plan import PruningPlan, make_plan
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.experiments.digits.data import Digits, shuffled_batches
 from swan_surgery.experiments.digits.network import DigitsNet
+from swan_surgery.experiments.digits.scores import accuracy
 from swan_surgery.experiments.digits.settings import DemoSettings
-from swan_surgery.experiments.digits.training import accuracy, train
+from swan_surgery.experiments.loop import Loop, cosine
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.conversion import swanify
 from swan_surgery.learning.objective import Objective
@@ -209,39 +210,36 @@ class _Bench:
     ) -> None:
         """Train in place; the same seed draws the same batches for every method."""
         settings = self.settings
-        groups = [
-            {
-                "params": list(model.parameters()),
-                "lr": settings.lr,
-                "weight_decay": settings.weight_decay,
-            }
-        ]
-        if isinstance(model, GatedModel):
-            groups = parameter_groups(
-                model,
-                lr=settings.lr,
-                gate_lr=settings.gate_lr,
-                weight_decay=settings.weight_decay,
-            )
-        done = itertools.count(1)
+        generator = torch.Generator().manual_seed(seed)
+        length = schedule_epochs or epochs
+        loop = Loop(
+            model,
+            self._optimizer(model),
+            lambda own, batch: F.cross_entropy(own(batch[0]), batch[1]),
+            share=lambda place: cosine(start + place, length),
+            objective=objective,
+        )
         with self.narrator.epochs(text, epochs) as advance:
 
-            def on_epoch() -> None:
-                after_epoch(next(done))
+            def on_epoch(epoch: int, _loss: float) -> None:
+                after_epoch(epoch + 1)
                 advance()
 
-            train(
-                model,
-                groups,
-                self.digits.train,
-                epochs=epochs,
-                batch=settings.batch,
-                generator=torch.Generator().manual_seed(seed),
-                start=start,
-                schedule_epochs=schedule_epochs,
-                objective=objective,
-                on_epoch=on_epoch,
+            loop.run(
+                range(epochs),
+                lambda _epoch, _first: shuffled_batches(
+                    self.digits.train, settings.batch, generator
+                ),
+                after_epoch=on_epoch,
             )
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        settings = self.settings
+        lr, decay = settings.lr, settings.weight_decay
+        if isinstance(model, GatedModel):
+            groups = parameter_groups(model, lr=lr, gate_lr=settings.gate_lr, weight_decay=decay)
+            return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(model.parameters(), lr, weight_decay=decay)
 
     def calibrate(self, model: nn.Module, seed: int) -> None:
         """Batch-norm statistics of one epoch of training images, shifts included."""

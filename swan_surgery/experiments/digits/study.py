@@ -21,8 +21,8 @@ from swan_surgery.experiments.digits.experiment import (
     SeedResult,
     run_seed,
 )
+from swan_surgery.experiments.digits.scores import accuracy
 from swan_surgery.experiments.digits.settings import DemoSettings
-from swan_surgery.experiments.digits.training import accuracy
 from swan_surgery.reporting import Environment, Report, report
 
 
@@ -32,11 +32,12 @@ _REPORT_BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Results of all seeds under one setting."""
+    """Results of all seeds under one setting; `num_test` images were tested for each."""
 
     settings: DemoSettings
     results: tuple[SeedResult, ...]
     environment: Environment
+    num_test: int
 
     def mean_test(self, method: str) -> float:
         """Mean test accuracy over the seeds, in percent."""
@@ -46,6 +47,12 @@ class Study:
         """Sample standard deviation of the test accuracy over the seeds; 0 for a single seed."""
         values = [result.test[method] for result in self.results]
         return stdev(values) if len(values) > 1 else 0.0
+
+    def wrong(self, method: str) -> int:
+        """Test images that are classified wrong, over all seeds."""
+        return sum(
+            round(self.num_test * (1 - result.test[method] / 100)) for result in self.results
+        )
 
     def mean_macs(self, method: str) -> float:
         """Mean MACs per image over the seeds."""
@@ -88,7 +95,7 @@ def run_study(
             narrator.say("Measuring both networks.")
             reports.append(_report(networks, digits))
             _write(own, networks, reports[-1], runs=_runs(result))
-        study = Study(settings, tuple(results), environment(torch.device("cpu")))
+        study = Study(settings, tuple(results), environment(torch.device("cpu")), len(digits.test))
         (folder / "results.json").write_text(study.to_json() + "\n", encoding="utf-8")
     return study, reports[0]
 
