@@ -72,14 +72,13 @@ def per_sample(values: Any, batch: int, what: str) -> Tensor:
 def switch_loss(switch: Any, predicted: Tensor, actual: Tensor) -> Tensor:
     """Eq. 3: the switch regresses the discrepancy (no gradient flows into the branches), in log(1 + d / scale)."""
     actual = actual.detach().to(predicted.dtype)
-    scale = (
-        switch.scale.clone()
-    )  # needed backward, and the buffer goes on in place, where DDP looks for it
+    scale = switch.scale
     found = F.mse_loss(torch.log1p(predicted / scale), torch.log1p(actual / scale))
     if switch.training:
+        # A new tensor, because the old one is needed backward.
         weight = (1 / (switch.seen + 1)).clamp(min=_MOMENTUM).to(scale)
-        switch.scale.copy_(scale.lerp(actual.mean().to(scale).clamp(min=1e-12), weight))
-        switch.seen.add_(1)
+        switch.scale = scale.lerp(actual.mean().to(scale).clamp(min=1e-12), weight)
+        switch.seen = switch.seen + 1
     return found
 
 

@@ -45,7 +45,7 @@ class Switch(nn.Module):
         )
         pooled = torch.cat([rows.mean(2), rows.amax(2)], dim=1)
         found = self.out(nn.functional.silu(self.hidden(self._normed(pooled)))).squeeze(1)
-        return found if self.is_logit else nn.functional.softplus(found) * self.scale.clone()
+        return found if self.is_logit else nn.functional.softplus(found) * self.scale
 
     def _normed(self, pooled: Tensor) -> Tensor:
         norm = self.norm
