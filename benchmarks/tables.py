@@ -616,6 +616,33 @@ def adaptive_accuracy_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+def gated_compression_markdown(results: Sequence[Result]) -> str:
+    """Negatives that end at a switch: per data and way of training, over digits and seeds."""
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for result in results:
+        for key, rows in result["rows"].items():
+            for how, row in rows.items():
+                cells.setdefault((key.split("/")[0], how), []).append(row)
+    columns = {
+        "accuracy %": "test",
+        "of the digit %": "recall",
+        "negatives stopped %": "negatives_stopped",
+        "positives stopped %": "positives_stopped",
+        "harm %": "harm",
+    }
+    header = ["data", "what", "runs", *columns, "largest harm %", "mean MACs %"]
+    lines = []
+    for (data, how), own in cells.items():
+        shown = [
+            mean_and_deviation([row[key] for row in own]) if key in own[0] else ""
+            for key in columns.values()
+        ]
+        most = f"{max(row['harm'] for row in own):.2f}" if "harm" in own[0] else ""
+        macs = mean_and_deviation([100 * row["macs"] for row in own])
+        lines.append([data, how, str(len(own)), *shown, most, macs])
+    return f"{markdown(header, lines)}\n\n{source_line(results)}"
+
+
 def activations_markdown(results: Sequence[Result]) -> str:
     """Other activations: identity at the start, sizes, times."""
     rows = [row for result in results for row in result["rows"]]
@@ -647,6 +674,7 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "activations_training": activations_training_markdown,
     "compensation": compensation_markdown,
     "demo": demo_markdown,
+    "gated_compression": gated_compression_markdown,
     "pretrained": pretrained_markdown,
     "stages": stages_markdown,
     "gpu": gpu_markdown,

@@ -28,7 +28,7 @@ from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap, channel_map, register_rule
 from swan_surgery.compressing import Compressed, TradeoffCurve, compress, tradeoff_curve
 from swan_surgery.costs.latency_table import LatencyTable
-from swan_surgery.costs.macs import count_macs, expected_macs, hard_macs, marginal_macs
+from swan_surgery.costs.macs import count_macs, marginal_macs
 from swan_surgery.costs.params import count_params, expected_params, hard_params
 from swan_surgery.cutting.compensation import Compensation, compensate
 from swan_surgery.cutting.kept import kept
@@ -68,6 +68,7 @@ from swan_surgery.reporting import Report, report
 from swan_surgery.routing.adding import add_switch
 from swan_surgery.routing.calibrating import calibrate_switch
 from swan_surgery.routing.certificate import Certificate
+from swan_surgery.routing.expected import expected_macs, hard_macs
 from swan_surgery.routing.exporting import export_routed
 from swan_surgery.routing.masking import cut_mask
 from swan_surgery.routing.placing import Placement

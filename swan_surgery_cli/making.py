@@ -187,6 +187,9 @@ def route_command(
     ] = None,
     decide: Annotated[str, typer.Option(help="predicted, margin or auto.")] = "auto",
     steps: Annotated[int, typer.Option(help="Training steps of switch and light branch.")] = 0,
+    html: Annotated[
+        Path | None, typer.Option(help="Write what inputs take as one HTML file; needs --data.")
+    ] = None,
     weights: Weights = None,
     shapes: Shapes = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line

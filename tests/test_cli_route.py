@@ -51,11 +51,13 @@ def test_with_data_the_threshold_is_set(tmp_path, data) -> None:
 
 def test_the_place_is_found_and_the_harm_is_kept(tmp_path, data) -> None:
     options = ("--data", data, "--harm", 0.1, "--light", 0.1, "--decide", "margin")
-    text = done("route", NAME, *SHAPE, *options, "-o", tmp_path / "r.swan")
+    page = tmp_path / "r.html"
+    text = done("route", NAME, *SHAPE, *options, "-o", tmp_path / "r.swan", "--html", page)
     assert text.count("of the MACs, ") >= 2  # places
     assert "harm <= 0.1 with confidence 0.9" in text
     assert "accuracy" in text
     assert "all on the full way: mean" in text
+    assert "Places for a switch" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -65,9 +67,10 @@ def test_the_place_is_found_and_the_harm_is_kept(tmp_path, data) -> None:
         ((), "name --after"),
         (("--data", "x.safetensors", "--after", "3"), "one of --harm"),
         (("--after", "3", "--steps", 2), "need --data"),
+        (("--after", "3", "--html", "r.html"), "need --data"),
         (("--after", "nowhere"), "no module 'nowhere'"),
     ],
-    ids=map(str, range(5)),
+    ids=map(str, range(6)),
 )
 def test_refusals(options, message: str, tmp_path) -> None:
     assert message in refused("route", NAME, *SHAPE, *options, "-o", tmp_path / "r.swan")

@@ -53,7 +53,7 @@ def train_step(gated: GatedModel, forward: nn.Module, x: torch.Tensor) -> None:
     optimizer.step()
 
 
-def state(gated: GatedModel) -> dict[str, list]:
+def state(gated: nn.Module) -> dict[str, list]:
     return {name: tensor.tolist() for name, tensor in gated.state_dict().items()}
 
 
@@ -88,6 +88,7 @@ def rank_of_two(rank: int, folder: str) -> None:
     with process_group(rank, 2, folder):
         found = {"step": step_worker(rank, 2), "finish": finish_worker(rank)}
         found |= {learning: train_worker(rank, 2, learning) for learning in LEARNINGS}
+        found["routed"] = routed_worker(rank, 2)
         (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
 
 
@@ -202,6 +203,39 @@ def finish_worker(rank: int) -> dict[str, list]:
 def test_ranks_finish_alike_on_different_data(two_ranks) -> None:
     first, second = (found["finish"] for found in two_ranks)
     assert first == second
+
+
+def routed_worker(rank: int, world_size: int) -> dict[str, list]:
+    torch.manual_seed(rank)
+    x = torch.randn(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    layers = (nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = nn.Sequential(*layers).double()
+    routed = swan.add_switch(model, "1", example_inputs=x, light=0.5, mask=True).train()
+    start = state(routed)
+    wrapped = DistributedDataParallel(routed.body)
+    objective = swan.Objective(routed.gated, macs=0.8)
+    optimizer = torch.optim.SGD(swan.parameter_groups(routed.gated, lr=0.1))
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = routed.loss(x.chunk(world_size)[rank], run=wrapped) + objective(float(step))
+        loss.backward()
+        optimizer.step()
+    wrapped(x)  # the statistics of rank 0 count for all
+    found = state(routed)
+    return found | {"moved": [name for name in found if found[name] != start.get(name)]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_ranks_train_one_routed_model(two_ranks) -> None:
+    first, second = (found["routed"] for found in two_ranks)
+    moved = first.pop("moved")
+    second.pop("moved")
+    assert first == second  # bit for bit, although each rank drew other weights at first
+    for part in (".switch.out.weight", ".light.", ".switch.scale", ".switch.norm.running_mean"):
+        assert any(part in name for name in moved), part
+    assert "body.gates.logits" in moved
+    assert not any(".trunk." in name or ".full." in name for name in moved)
 
 
 @pytest.fixture

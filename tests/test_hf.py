@@ -112,6 +112,47 @@ def test_the_pruned_model_is_what_the_gated_one_became(learning, tmp_path) -> No
     assert all(row["swan/hard_macs_ratio"] <= row["swan/macs_budget"] for row in rows)
 
 
+class RoutedClassifier(nn.Module):
+    """What the Trainer wants around a routed model: a forward that returns the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+            nn.Flatten(), nn.Linear(8 * 4 * 4, 4),
+        )  # fmt: skip
+        example = {"input": torch.zeros(2, 3, 8, 8)}
+        self.routed = swan.add_switch(net, "2", example_inputs=example, light=0.5, mask=True)
+
+    def forward(self, pixels, labels):
+        return {"loss": self.routed.loss({"input": pixels, "labels": labels})}
+
+
+def test_a_routed_model_is_trained_with_its_mask_and_the_mask_is_cut(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = RoutedClassifier()
+    routed = model.routed
+    objective = swan.Objective(routed.gated, macs=0.6, ramp=swan.CosineRamp(0, 1))
+    callback = SwanTrainerCallback(objective, inputs_of=lambda batch: {"input": batch["pixels"]})
+    trainer = Trainer(
+        model,
+        arguments(tmp_path),
+        train_dataset=images(),
+        data_collator=collate,
+        callbacks=[callback],
+        optimizers=(torch.optim.AdamW(swan.parameter_groups(routed.gated, lr=0.01)), None),
+    )
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert rows[-1]["swan/hard_macs_ratio"] <= 0.6
+    small = callback.pruned
+    assert isinstance(small, swan.RoutedModel)
+    assert small.crossing_bytes() < routed.crossing_bytes()
+    x = collate(images(5))["pixels"]
+    small.thresholds = routed.thresholds = [float("inf")]
+    torch.testing.assert_close(small.eval()(x), routed.eval()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_other_callbacks_see_the_values(tmp_path) -> None:
     seen = []
 

@@ -188,6 +188,48 @@ def test_another_model_is_refused(tmp_path) -> None:
         fit(Module(), callback, tmp_path, max_epochs=1)
 
 
+def test_a_routed_model_is_trained_with_its_mask_and_the_mask_is_cut(tmp_path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8),
+        nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 4, 4),
+    ).double()  # fmt: skip
+
+    class Routed(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            example = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+            self.net = swan.add_switch(net, "2", example_inputs=example, light=0.5, mask=True)
+
+        def training_step(self, batch, batch_idx):
+            return self.net.loss(batch)
+
+        def on_train_batch_end(self, *_):
+            pass
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(swan.parameter_groups(self.net.gated, lr=0.01))
+
+    module = Routed()
+    routed = module.net
+    before = {name: own.clone() for name, own in routed.parts.light.named_parameters()}
+    callback = SwanCallback(swan.Objective(routed.gated, macs=0.6, ramp=swan.CosineRamp(0, 1)))
+    fit(module, callback, tmp_path, max_epochs=2)
+    small = callback.pruned
+    assert isinstance(small, swan.RoutedModel)
+    assert swan.hard_macs(routed.gated) <= 0.6 * swan.count_macs(
+        routed.gated, routed.example_inputs
+    )
+    assert small.crossing_bytes() < routed.crossing_bytes()
+    assert not any(
+        torch.equal(own, before[name]) for name, own in routed.parts.light.named_parameters()
+    )
+    x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    for threshold in (float("inf"), float("-inf")):
+        small.thresholds = routed.thresholds = [threshold]
+        torch.testing.assert_close(small.eval()(x), routed.eval()(x), rtol=1e-9, atol=1e-12)
+
+
 def test_a_module_gated_whole_is_told_the_line_that_works() -> None:
     class Whole(pl.LightningModule):
         def __init__(self) -> None:

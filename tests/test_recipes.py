@@ -57,6 +57,21 @@ def test_a_pruned_vit_is_within_its_budget_and_finetuning_improves_it(tmp_path) 
 
 
 @pytest.mark.thorough
+def test_an_audio_encoder_gets_a_switch_without_labels(tmp_path) -> None:
+    output = tmp_path / "audio.json"
+    python(RECIPES / "route_audio.py", "--smoke", "--output", output)
+    found = json.loads(output.read_text())
+    assert found["light_fewer_macs"] > 20
+    shares = [found[kind]["light_share"] for kind in ("speech", "silence")]
+    assert 0 < sum(shares) < 2
+    for kind in ("speech", "silence"):
+        row = found[kind]
+        full, light = row["full_spectral_distance"], row["light_spectral_distance"]
+        assert full != light
+        assert row["latency_saving"] == 1 - row["latency_ms"] / row["full_latency_ms"]
+
+
+@pytest.mark.thorough
 def test_a_cifar_network(tmp_path) -> None:
     told = python(RECIPES / "train_cifar.py", "--smoke", "--out", tmp_path)
     assert "right after the cut" in told

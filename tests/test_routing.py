@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -32,6 +33,12 @@ def same(one: object, two: object) -> bool:
 def frozen(model: nn.Module) -> nn.Module:
     """Torch takes other kernels for attention whose weights ask for no gradient."""
     return copy.deepcopy(model).requires_grad_(False)
+
+
+def one_by_one(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of every sample by itself."""
+    alone = [leaves(model(*[x[i : i + 1] for x in inputs])) for i in range(len(inputs[0]))]
+    return [torch.cat(own) for own in zip(*alone, strict=True)]
 
 
 def shaken_(module: nn.Module) -> None:
@@ -107,7 +114,9 @@ def test_parts_are_the_model_and_a_split_batch_is_its_samples(case: Case) -> Non
         )
     except swan.InputError as err:
         told = str(err)
-        assert "is read behind it" in told or "batch on the first axis" in told
+        assert any(
+            why in told for why in ("is read behind it", "batch on the first axis", "mixes samples")
+        )
         return
     finally:
         assert_same_fingerprint(before, fingerprint(case.model))
@@ -119,8 +128,18 @@ def test_parts_are_the_model_and_a_split_batch_is_its_samples(case: Case) -> Non
         if routed.thresholds[0] in routed.parts.switch(routed.parts.trunk(*more)):
             return  # all alike
         together = routed(*more)
-        alone = [leaves(routed(*[x[i : i + 1] for x in more])) for i in range(len(more[0]))]
-        assert error(together, [torch.cat(own) for own in zip(*alone, strict=True)]) <= 1e-9
+        crossing = routed.parts.trunk(*more)
+        is_easy = routed.parts.switch(crossing) <= routed.thresholds[0]
+        ways = zip(
+            leaves(routed.parts.light(crossing)), leaves(routed.parts.full(crossing)), strict=True
+        )
+        rows = [torch.cat([a[is_easy], b[~is_easy]]) for a, b in ways]
+        order = torch.cat([is_easy.nonzero()[:, 0], is_easy.logical_not().nonzero()[:, 0]])
+        assert error([own[order] for own in leaves(together)], rows) <= 1e-9
+        if (
+            error(one_by_one(case.model, more), case.model(*more)) <= 1e-9
+        ):  # else the trunk mixes them
+            assert error(together, one_by_one(routed, more)) <= 1e-9
 
 
 @pytest.mark.law
@@ -187,6 +206,42 @@ def test_code_that_cannot_be_traced_is_cut_as_it_runs() -> None:
 def test_what_else_crosses_is_named() -> None:
     with pytest.raises(swan.InputError, match="'stem' is read behind it"):
         swan.add_switch(Loop(skip=True).double(), "blocks.0", example_inputs=images())
+
+
+class BatchStatistics(nn.Sequential):
+    """A batch-norm without running statistics, which mixes samples in every mode."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Linear(4, 6),
+            nn.ReLU(),
+            nn.BatchNorm1d(6, track_running_stats=False),
+            nn.Linear(6, 3),
+        )
+
+
+def test_samples_are_independent_behind_a_switch() -> None:
+    """The full branch gave other outputs for a part of the batch, in silence."""
+    model, x = BatchStatistics().eval(), torch.randn(6, 4)
+    with pytest.raises(swan.InputError, match="behind '0' mixes samples"):
+        swan.add_switch(model, "0", example_inputs=x, light=0.5)
+    behind = swan.add_switch(model, "2", example_inputs=x, light=1.0)
+    assert torch.equal(behind(x), frozen(model)(x))
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    light = nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3))
+    with pytest.raises(swan.InputError, match="the light branch mixes samples"):
+        swan.add_switch(net, "1", example_inputs=x, light=light)
+
+
+def test_a_branch_that_draws_at_random_is_not_taken_for_one_that_mixes() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), Noise(), nn.Linear(6, 3)).eval()
+    light = nn.Sequential(Noise(), nn.Linear(6, 3))
+    routed = swan.add_switch(model, "0", example_inputs=torch.randn(6, 4), light=light)
+    assert routed(torch.randn(6, 4)).shape == (6, 3)
 
 
 def test_gradients_are_those_of_the_samples() -> None:

@@ -4,11 +4,65 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import swan_surgery as swan
 from swan_surgery.routing.exporting import export_routed
-from tests.test_routing import Loop, halfway_, images, plain
+from tests.strategies import Case, build, networks
+from tests.test_routing import Loop, halfway_, images, plain, same
+
+
+# What says of a random network that no switch can stand there.
+REFUSED = (swan.InputError, swan.NoGateableChannelsError, swan.BudgetError)
+
+
+@pytest.mark.thorough
+@settings(max_examples=max(2, settings.default.max_examples // 8))
+@given(networks(), st.sampled_from([1.0, 0.5]), st.booleans())
+def test_random_networks_come_back_bitwise(
+    tmp_path_factory: pytest.TempPathFactory, case: Case, light: float, mask: bool
+) -> None:
+    try:
+        routed = swan.add_switch(
+            case.model,
+            "blocks.0",
+            example_inputs=case.inputs,
+            light=light,
+            mask=mask,
+            decide="predicted",
+        )
+    except REFUSED:
+        return
+    if mask:
+        with torch.no_grad():
+            routed.gated.gates.logits[::3] = -3.0
+    halfway_(routed, *case.inputs)
+    path = tmp_path_factory.mktemp("law") / "routed.swan"
+    swan.save(routed, path)
+    found = swan.load(path, build(case.description).model)
+    with torch.no_grad():
+        assert same(found(*case.inputs), routed(*case.inputs))
+    assert found.thresholds == routed.thresholds
+
+
+@pytest.mark.thorough
+@settings(max_examples=max(2, settings.default.max_examples // 200))
+@given(networks())
+def test_random_networks_are_exported_as_they_are(
+    tmp_path_factory: pytest.TempPathFactory, case: Case
+) -> None:
+    model, inputs = case.model.float(), tuple(x.float() for x in case.inputs)
+    try:
+        routed = swan.add_switch(
+            model, "blocks.0", example_inputs=inputs, light=1.0, decide="predicted"
+        )
+        halfway_(routed, *inputs)
+        path = tmp_path_factory.mktemp("law") / "routed.onnx"
+        found = swan.export(routed, path, inputs)
+    except (*REFUSED, swan.ExportError):
+        return
+    assert found.relative_error <= 1e-5
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """MACs of one forward pass in eval mode, counted as a copy runs.
 
     Args:
-        model: any module; of a gated model the base model is counted.
+        model: any module; of a gated model the base model is counted, of a routed one what these inputs take.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments. The result
             is for this batch size.
 
@@ -144,23 +144,12 @@ def module_macs(terms: Iterable[CostTerm]) -> Mapping[str, int]:
 
 
 def expected_macs(gated: GatedModel) -> Tensor:
-    """MACs at the current probabilities: a float64 scalar, differentiable, bilinear in p.
-
-    Sum over layers of macs * (open in / in) * (open out / out), with p in place of 0/1.
-    """
+    """MACs at the current probabilities: a float64 scalar, differentiable, bilinear in p."""
     return cost_table(gated).at(gated.gates.probabilities().double())
 
 
 def hard_macs(gated: GatedModel) -> int:
-    """MACs at `open_mask()`: what the pruned model will cost, exactly.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> gated = swan.swanify(net, torch.zeros(1, 3))
-        >>> gated.gates.logits.data[:5] = -3.0
-        >>> swan.hard_macs(gated)
-        15
-    """
+    """MACs at `open_mask()`: what the pruned model will cost, exactly."""
     table = cost_table(gated)
     return int(table.at(gated.gates.open_mask().double()))
 

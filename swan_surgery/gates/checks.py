@@ -23,9 +23,9 @@ def check_gated(gated: object) -> None:
             f"(.module, or ._orig_mod of a compiled one)"
         )
     if not isinstance(gated, GatedModel):
-        raise ModelError(
-            f"expected a gated model, got {type(gated).__name__}; call swan.swanify(model) first"
-        )
+        why = getattr(type(gated), "comes_last", None)
+        advice = f"it {why}" if why else "call swan.swanify(model) first"
+        raise ModelError(f"expected a gated model, got {type(gated).__name__}; {advice}")
     check_whole(gated)
 
 

@@ -91,12 +91,7 @@ class GatedModel(nn.Module):
 
     def own_inputs(self) -> Inputs:
         """The example inputs on the model's device and in its floating-point type."""
-        device, dtype = self.device, self.dtype
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-
-        return self.example_inputs.map(move)
+        return self.example_inputs.on(self.device, self.dtype)
 
     def run_graph(self, graph: fx.Graph) -> None:
         """Run a graph whose targets are relative to this model, instead of the model's own code."""

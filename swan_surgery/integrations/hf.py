@@ -37,7 +37,8 @@ class SwanTrainerCallback(TrainerCallback, ExportableState):
 
     Attributes:
         objective: what was given.
-        pruned: the pruned model once training has ended; None before.
+        pruned: the pruned model once training has ended, a routed model without its mask where the objective is of
+            `routed.gated`; None before.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class SwanTrainerCallback(TrainerCallback, ExportableState):
             kwargs["train_dataloader"],
             inputs_of=self._inputs_of,
             num_batches=self._calibration_batches,
+            trained=kwargs["model"],
         )
 
     def state(self) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class SwanCallback(Callback):
 
     Attributes:
         objective: what was given.
-        pruned: the pruned network once training has ended; None before.
+        pruned: the pruned network once training has ended, a routed model without its mask where the objective is of
+            `routed.gated`; None before.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class SwanCallback(Callback):
             trainer.train_dataloader,
             inputs_of=self._inputs_of,
             num_batches=self._calibration_batches,
+            trained=pl_module,
         )
 
     def state_dict(self) -> dict[str, Any]:

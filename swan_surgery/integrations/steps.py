@@ -1,6 +1,7 @@
 """What every training framework's callback does: before an optimizer step, and when training ends."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from swan_surgery.calibration import calibrate, norms_of
 from swan_surgery.cutting.pruning import prune
 from swan_surgery.errors import ModelError
 from swan_surgery.learning.objective import Objective
+from swan_surgery.routing.masking import cut_mask
+from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.rows import arguments_of
 from swan_surgery.selection.ordering import ranking
 from swan_surgery.selection.widest_mask import widest_mask
 
@@ -54,6 +58,7 @@ def finish(
     *,
     inputs_of: Callable[[Any], Any] | None,
     num_batches: int | None,
+    trained: nn.Module | None = None,
 ) -> nn.Module:
     """Meet the budgets in full, calibrate batch-norm under hard gates, cut.
 
@@ -62,20 +67,30 @@ def finish(
     Args:
         objective: whose gated model is finished.
         loader: the training batches; only used where there are batch-norm statistics.
-        inputs_of: what `calibrate` takes, from a batch.
+        inputs_of: what `calibrate` takes, from a batch; of a routed model by default the batch without labels.
         num_batches: how many to use at most.
+        trained: the model with the gated one inside, where that may be the mask of a routed model.
 
     Returns:
-        The pruned model; it computes what the gated one now does in eval mode.
+        The pruned model; it computes what the gated one now does in eval mode. A routed model, if the gates are its mask.
     """
     gated = objective.gated
+    owners = (own for own in (trained or gated).modules() if isinstance(own, RoutedModel))
+    routed = next((own for own in owners if own.body is gated), None)
+    if routed is not None and inputs_of is None:
+        inputs_of = partial(_without_labels, routed)
     _meet_budgets_(objective)
     norms = norms_of(gated)
     if norms and loader is not None:
         batches = loader if inputs_of is None else map(inputs_of, loader)
         calibrate(gated, batches, num_batches)
         _share_(norms)
-    return prune(gated)
+    return prune(gated) if routed is None else cut_mask(routed)
+
+
+def _without_labels(routed: RoutedModel, batch: Any) -> Any:
+    args, kwargs = arguments_of(batch, routed.device)
+    return kwargs or args
 
 
 def _meet_budgets_(objective: Objective) -> None:

@@ -29,6 +29,10 @@ class Inputs:
         """Floating-point tensors without data; integers stay: they may be positions to look up."""
         return self.map(lambda t: torch.empty_like(t, device="meta") if _has_no_use(t) else t.cpu())
 
+    def on(self, device: torch.device, dtype: torch.dtype) -> "Inputs":
+        """On a device, and in a floating-point type where they are of one."""
+        return self.map(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
+
     def map(self, function: Any) -> "Inputs":
         """Apply a function to every tensor inside."""
 

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: bars of widths, histograms of probabilities, a scatter of runs. No scripts."""
+"""Charts as inline SVG: bars, histograms of probabilities, a scatter of runs, samples in order. No scripts."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -26,6 +26,64 @@ def bars(before: int, after: int, most: int) -> str:
         f'aria-label="{after} of {before}">'
         f'<rect class="was" width="{old:.2f}" height="8"/>'
         f'<rect class="now" width="{new:.2f}" height="8"/></svg>'
+    )
+
+
+def bar(value: float, most: float, label: str) -> str:
+    """One bar, out of `most`."""
+    wide = 100 * value / most if most > 0 else 0.0
+    return (
+        f'<svg class="bars" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(label)}"><rect class="now" width="{wide:.2f}" height="8"/></svg>'
+    )
+
+
+# Of the chart of samples in order: width, height, and what is kept free for text on the left and above.
+_PLOT, _TALL, _LEFT, _TOP = 400, 150, 72, 24
+
+
+def ordered(
+    title: str, bins: Sequence[tuple[float, float, float]], mark: float, labels: tuple[str, str]
+) -> str:
+    """A value of samples that stand in an order: its median, in a band, and a line where they are parted.
+
+    Args:
+        title: below the chart.
+        bins: lower end, median and upper end of the band, from the first samples to the last.
+        mark: share of the samples in front of the line.
+        labels: of the axis below, and of the line.
+    """
+    wide, bottom = _PLOT - _LEFT - 8, _TOP + _TALL
+    top = max((high for _, _, high in bins), default=0.0) or 1.0
+    step = wide / max(len(bins), 1)
+
+    def line(column: int) -> list[str]:
+        return [
+            f"{_LEFT + step * (index + 0.5):.1f},{bottom - _TALL * values[column] / top:.1f}"
+            for index, values in enumerate(bins)
+        ]
+
+    place = _LEFT + wide * mark
+    anchor = "start" if mark < 0.5 else "end"
+    ticks = "".join(
+        f'<text x="{_LEFT + wide * part:.1f}" y="{bottom + 16}" text-anchor="{side}">{part:.0%}</text>'
+        for part, side in ((0.0, "start"), (0.5, "middle"), (1.0, "end"))
+    )
+    ticks += "".join(
+        f'<text x="{_LEFT - 6}" y="{height}" text-anchor="end">{value:.3g}</text>'
+        for value, height in ((0.0, bottom), (top, _TOP + 8))
+    )
+    band = " ".join([*line(0), *reversed(line(2))])
+    return (
+        f'<figure><svg class="plot" viewBox="0 0 {_PLOT} {bottom + 38}" role="img" '
+        f'aria-label="{escape(title)}"><polygon class="was" points="{band}"/>'
+        f'<polyline class="median" points="{" ".join(line(1))}"/>'
+        f'<line class="axis" x1="{_LEFT}" x2="{_LEFT + wide}" y1="{bottom}" y2="{bottom}"/>'
+        f'<line class="axis" x1="{_LEFT}" x2="{_LEFT}" y1="{_TOP}" y2="{bottom}"/>'
+        f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="{_TOP}" y2="{bottom}"/>'
+        f'<text x="{place:.1f}" y="{_TOP - 8}" text-anchor="{anchor}">{escape(labels[1])}</text>{ticks}'
+        f'<text x="{_LEFT + wide / 2:.1f}" y="{bottom + 33}" text-anchor="middle">{escape(labels[0])}</text>'
+        f"</svg><figcaption>{escape(title)}</figcaption></figure>"
     )
 
 

@@ -34,6 +34,10 @@ svg text{fill:var(--soft);font-size:12px}
 .bars{width:100%;height:10px;border-radius:2px}
 .was{fill:var(--was)}.now{fill:var(--now)}
 .scatter{min-width:600px}.coupling{max-width:none}
+.plot{width:100%;max-width:440px}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:16px}
+.median{fill:none;stroke:var(--now);stroke-width:2}
+.mark{stroke:var(--good);stroke-width:1.5;stroke-dasharray:4 3}
 .axis{stroke:var(--line)}.front{fill:none;stroke:var(--good);stroke-width:1.5}
 .many{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:16px}
 figure{margin:0}figcaption,li{color:var(--soft);font-size:.85rem}
@@ -73,15 +77,8 @@ def page(
         quality: what the accuracies are, with their unit.
     """
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        '<div class="tiles">',
-        *(
-            f'<div class="tile"><span>{escape(label)}</span><b>{escape(number)}</b>'
-            f"<span>{escape(remark)}</span></div>"
-            for label, number, remark in shown
-        ),
-        "</div>",
-        _table(rendering.SUMMARY_HEADER, summary),
+        tiled(shown),
+        table(rendering.SUMMARY_HEADER, summary),
         "<h2>Widths, layer by layer</h2>",
         "<p>Output channels: pale before, full after.</p>",
         _widths(layers),
@@ -101,8 +98,12 @@ def page(
         ]
     if channels is not None:
         parts += _coupling(channels)
-    parts += ["<h2>Notes</h2>", "<ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
-    body = "\n".join(parts)
+    return document(title, [*parts, noted(notes)])
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """One HTML file of a title and what stands below it."""
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -132,12 +133,33 @@ def tiles(old: Figures, new: Figures, unit: str) -> list[tuple[str, str, str]]:
     return found
 
 
-def _table(header: Sequence[str], rows: rendering.Rows) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return (
-        f'<div class="scroll"><table class="summary"><tr>{head}</tr>{"".join(lines)}</table></div>'
+def tiled(tiles: Sequence[tuple[str, str, str]]) -> str:
+    """Tiles of label, number and remark."""
+    inner = "\n".join(
+        f'<div class="tile"><span>{escape(label)}</span><b>{escape(number)}</b>'
+        f"<span>{escape(remark)}</span></div>"
+        for label, number, remark in tiles
     )
+    return f'<div class="tiles">\n{inner}\n</div>'
+
+
+def noted(notes: Sequence[str]) -> str:
+    """Sentences at the end."""
+    return "\n".join(
+        ["<h2>Notes</h2>", "<ul>", *(f"<li>{escape(note)}</li>" for note in notes), "</ul>"]
+    )
+
+
+def table(header: Sequence[str], rows: rendering.Rows, *, bars: Sequence[str] = ()) -> str:
+    """A table; `bars`: a chart for each row, behind its first cell."""
+    head = [f"<th>{escape(cell)}</th>" for cell in header]
+    lines = [[f"<td>{escape(cell)}</td>" for cell in row] for row in rows]
+    if bars:
+        head.insert(1, "<th></th>")
+        for line, own in zip(lines, bars, strict=True):
+            line.insert(1, f'<td class="bar">{own}</td>')
+    written = "".join(f"<tr>{''.join(cells)}</tr>" for cells in (head, *lines))
+    return f'<div class="scroll"><table class="summary">{written}</table></div>'
 
 
 def _widths(layers: Sequence[LayerChange]) -> str:

@@ -22,7 +22,7 @@ from swan_surgery.routing.masking import masked
 from swan_surgery.routing.parts import Ending, OnCopy, Parts, Switch, check_branches
 from swan_surgery.routing.placing import data_of, depths_of, least_apart, placements
 from swan_surgery.routing.routed_model import Decide, RoutedModel
-from swan_surgery.routing.rows import arguments_of, margin_score, writes_to_input
+from swan_surgery.routing.rows import arguments_of, check_apart, margin_score, writes_to_input
 from swan_surgery.routing.splitting import Split, inner_name, split_at
 from swan_surgery.routing.step import route_step
 
@@ -237,6 +237,9 @@ class _Making:
                 if data is None
                 else [Inputs((split.trunk(*b.args, **b.kwargs),), {}) for b in data]
             )
+        if model is self.model:
+            check_branches(self.output, self.output, crossing.shape[0])
+            check_apart(split.rest, crossing, f"what runs behind {names[0]!r}")
         given = lights[0]
         if given is None:
             assert self.default is not None  # noqa: S101 - checked at the edge
@@ -265,6 +268,7 @@ class _Making:
                 f"{type(err).__name__}: {first}"
             ) from err
         check_branches(found, self.output, crossing.shape[0])
+        check_apart(light, crossing, "the light branch")
 
     def _switch(self, split: Split, crossing: Tensor, *, is_logit: bool) -> Switch:
         axis = channel_axis_of(split.trunk, crossing)

@@ -25,6 +25,7 @@ class RoutedCosts:
         light_params: parameters of each light branch.
         rest_params: parameters of what each light branch stands for.
         decide: how each switch decides: one that decides by the margin runs its light branch first.
+        batch: samples in the example inputs, on which the parts were counted.
     """
 
     given: float
@@ -35,6 +36,7 @@ class RoutedCosts:
     light_params: tuple[int, ...]
     rest_params: tuple[int, ...]
     decide: tuple[str, ...]
+    batch: int
 
     def expected(self, shares: Sequence[float]) -> float:
         """Mean MACs of one input.
@@ -42,15 +44,10 @@ class RoutedCosts:
         Args:
             shares: of all inputs that leave at each switch; what the full way takes is the rest.
         """
-        reaching, total = 1.0, 0.0
-        for level, share in enumerate(shares[: len(self.trunks)]):
-            total += reaching * self.trunks[level]
-            if self.decide[level] == "margin":
-                total += reaching * self.lights[level]
-            else:
-                total += reaching * self.switches[level] + share * self.lights[level]
-            reaching -= share
-        return total + reaching * self.full
+        ways = zip(self.trunks, self.switches, self.lights, strict=True)
+        macs = [*(own for level in ways for own in level), self.full]
+        runs = running_shares(self.decide, shares).values()
+        return sum(own * share for own, share in zip(macs, runs, strict=True))
 
     @property
     def worst(self) -> float:
@@ -82,6 +79,7 @@ def routed_costs(routed: RoutedModel, decide: Sequence[str] | None = None) -> Ro
         light_params=tuple(count_params(own.light) for own in chain),
         rest_params=tuple(_rest_params(own) for own in chain),
         decide=tuple(ways),
+        batch=batch,
     )
 
 
@@ -92,12 +90,22 @@ def _rest_params(own: Parts) -> int:
     return count_params(inner.trunk) + _rest_params(inner)
 
 
-def expected_routed_macs(routed: RoutedModel, shares: Sequence[float] | None = None) -> float:
-    """Mean MACs of one input at the shares given, or those that `calibrate_switch` saw."""
-    if shares is None:
-        certificate = routed.certificate
-        shares = [0.0] * routed.num_switches if certificate is None else certificate.shares[:-1]
-    return routed_costs(routed).expected(shares)
+def running_shares(decide: Sequence[str], shares: Sequence[float]) -> dict[str, float]:
+    """How often each part runs, by its name in `Parts`; trunk, switch and light branch of each switch, then the full one.
+
+    Args:
+        decide: how each switch decides: by the margin, the light branch runs for all, and the switch for none.
+        shares: of all inputs that leave at each switch.
+    """
+    found: dict[str, float] = {}
+    reaching, inside = 1.0, ""
+    for way, share in zip(decide, shares, strict=False):
+        is_margin = way == "margin"
+        found[f"{inside}trunk"] = reaching
+        found[f"{inside}switch"] = 0.0 if is_margin else reaching
+        found[f"{inside}light"] = reaching if is_margin else share
+        reaching, inside = max(reaching - share, 0.0), f"{inside}full."
+    return found | {inside.removesuffix("."): reaching}
 
 
-__all__ = ["RoutedCosts", "expected_routed_macs", "routed_costs"]
+__all__ = ["RoutedCosts", "routed_costs", "running_shares"]

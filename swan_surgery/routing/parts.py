@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.errors import InputError
+from swan_surgery.models import Inputs
+from swan_surgery.models.modes import evaluating
 
 
 class Switch(nn.Module):
@@ -113,6 +115,14 @@ class Parts(nn.Module):
         """This switch and those behind it."""
         own = self.full
         return (self, *own.chain) if isinstance(own, Parts) else (self,)
+
+    def crossings(self, inputs: Inputs) -> list[Tensor]:
+        """What crosses at each switch, in eval mode."""
+        with evaluating(self), torch.no_grad():
+            found = [self.trunk(*inputs.args, **inputs.kwargs)]
+            for inner in self.chain[1:]:
+                found.append(inner.trunk(found[-1]))
+        return found
 
     @property
     def last(self) -> nn.Module:

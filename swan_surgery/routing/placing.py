@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swan_surgery.environment.notebooks import html_table
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import BudgetError, InputError, SwanError
 from swan_surgery.models import Inputs, as_inputs
@@ -14,8 +15,8 @@ from swan_surgery.models.batches import batches_in, first_samples
 from swan_surgery.models.checks import check_arguments, check_data
 from swan_surgery.routing.calibrating import calibrate_switch
 from swan_surgery.routing.observing import observe
-from swan_surgery.routing.route_stats import apart_of, ways_taken
 from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.takes import apart_of, ways_taken
 
 
 # Of the given model's: the mean cost at which places are compared.
@@ -50,6 +51,37 @@ class Placement:
             f"{self.after}: {self.share:.1%} leave, {self.macs:.1%} of the MACs, {self.apart:.3g} from the full way "
             f"in the mean"
         )
+
+
+class Scan(tuple[Placement, ...]):
+    """Places in the order in which they were tried; a notebook shows them as a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    def _repr_html_(self) -> str:
+        rows, notes = place_rows(self), place_notes(self)
+        return html_table("Places for a switch", PLACES_HEADER, rows, notes=notes)
+
+
+PLACES_HEADER = ("switch behind", "discrepancy", "leave", "MACs")
+
+
+def place_rows(found: Sequence[Placement]) -> list[tuple[str, ...]]:
+    """A row for each place."""
+    return [
+        (own.after, "-", "-", "-")
+        if own.refused
+        else (own.after, f"{own.apart:.3g}", f"{own.share:.1%}", f"{own.macs:.1%}")
+        for own in found
+    ]
+
+
+def place_notes(found: Sequence[Placement]) -> list[str]:
+    """Why there is no switch, for each place where there can be none."""
+    return [str(own) for own in found if own.refused]
 
 
 def data_of(
@@ -125,7 +157,7 @@ def placements(
     batches: Sequence[Any],
     *,
     macs: float = MACS,
-) -> tuple[Placement, ...]:
+) -> Scan:
     """Try switches at several places, at the same mean cost.
 
     Args:
@@ -135,7 +167,7 @@ def placements(
         macs: mean MACs of a sample, over those of the given model.
     """
     making, judging = batches[::2], batches[1::2] or batches
-    return tuple(_tried(name, make, making, judging, macs) for name in names)
+    return Scan(_tried(name, make, making, judging, macs) for name in names)
 
 
 def _tried(
@@ -172,4 +204,15 @@ def least_apart(found: Sequence[Placement]) -> Placement:
     return min(possible, key=lambda own: own.apart)
 
 
-__all__ = ["MACS", "Placement", "data_of", "depths_of", "least_apart", "placements"]
+__all__ = [
+    "MACS",
+    "PLACES_HEADER",
+    "Placement",
+    "Scan",
+    "data_of",
+    "depths_of",
+    "least_apart",
+    "place_notes",
+    "place_rows",
+    "placements",
+]

@@ -2,76 +2,29 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from swan_surgery.environment.machine import wait_for
+from swan_surgery.environment.machine import environment, wait_for
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.models.modes import evaluating
+from swan_surgery.routing.certificate import Certificate
 from swan_surgery.routing.costs import routed_costs
+from swan_surgery.routing.figures import Curve, RouteStats
 from swan_surgery.routing.finding import shares_of
-from swan_surgery.routing.observing import Harm, Observed, observe
+from swan_surgery.routing.observing import Harm, Observed, observe, weights_digest
 from swan_surgery.routing.parts import Ending
 from swan_surgery.routing.routed_model import RoutedModel
 from swan_surgery.routing.rows import arguments_of
+from swan_surgery.routing.takes import apart_of, mean_of_those_who_leave, ways_taken
 
 
-@dataclass(frozen=True, slots=True)
-class RouteStats:
-    """What the samples of a loader take.
-
-    Attributes:
-        samples: how many.
-        decide: how each switch decides.
-        shares: of the samples that leave at each switch, and that take the full way.
-        harm: mean of what is lost by those who leave (light wrong where full is right); None without labels.
-        accuracy: of the routed and of the given model; None without labels of classes.
-        apart: mean discrepancy to the full branch, over all samples; those that take the full way count 0.
-        macs: mean MACs of a sample, over those of the given model.
-        worst_macs: of a sample that takes the full way.
-        mean_ms: wall time per sample, mean over batches.
-        p95_ms: 95 % of the batches take at most this per sample.
-        full_mean_ms: the same with every sample on the full way, measured in turns.
-        full_p95_ms: likewise.
-    """
-
-    samples: int
-    decide: tuple[str, ...]
-    shares: tuple[float, ...]
-    harm: float | None
-    accuracy: tuple[float, float] | None
-    apart: float
-    macs: float
-    worst_macs: float
-    mean_ms: float
-    p95_ms: float
-    full_mean_ms: float
-    full_p95_ms: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        leaving = ", ".join(f"{share:.1%}" for share in self.shares[:-1])
-        lines = [
-            f"{leaving} of {self.samples:,} samples leave early ({'/'.join(self.decide)})",
-            f"mean discrepancy to the full way {self.apart:.3g}",
-            f"MACs mean {self.macs:.1%} of the given model's, worst {self.worst_macs:.1%}",
-            f"ms per sample mean {self.mean_ms:.3f}, p95 {self.p95_ms:.3f}",
-            f"all on the full way: mean {self.full_mean_ms:.3f}, p95 {self.full_p95_ms:.3f}",
-        ]
-        if self.harm is not None:
-            lines.insert(1, f"harm {self.harm:.2%}")
-        if self.accuracy is not None:
-            routed, full = self.accuracy
-            lines.insert(1, f"accuracy {routed:.2%}, of the given model {full:.2%}")
-        return "\n".join(lines)
+# Of the chart of discrepancies: parts of the samples, and the quantiles shown of each.
+_BINS, _BAND = 40, (0.05, 0.5, 0.95)
 
 
 def route_stats(
@@ -108,12 +61,12 @@ def route_stats(
     shares = shares_of(observed, decide, routed.thresholds)
     takes = ways_taken(observed, decide, routed.thresholds)
     costs = routed_costs(routed, decide)
-    own, full = _times(routed, batches)
+    own, full, size = _times(routed, batches)
     return RouteStats(
         samples=observed.num_samples,
         decide=tuple(decide),
         shares=(*shares, 1 - sum(shares)),
-        harm=None if observed.harm is None else _mean_of_those_who_leave(observed.harm, takes),
+        harm=None if observed.harm is None else mean_of_those_who_leave(observed.harm, takes),
         accuracy=_accuracy(observed, takes),
         apart=apart_of(observed, takes),
         macs=costs.expected(shares) / costs.given,
@@ -122,31 +75,18 @@ def route_stats(
         p95_ms=float(own.quantile(0.95)),
         full_mean_ms=float(full.mean()),
         full_p95_ms=float(full.quantile(0.95)),
+        batch=size,
+        after=routed.after,
+        thresholds=tuple(routed.thresholds),
+        curves=tuple(_curve(observed, decide, takes, level) for level in levels),
+        certificate=_certificate(routed),
+        environment=environment(routed.device),
     )
 
 
 def _own_decision(routed: RoutedModel, level: int) -> str:
     is_ending = isinstance(routed.parts.chain[level].light, Ending)
     return "label" if is_ending else routed.decision(level)
-
-
-def ways_taken(observed: Observed, decide: Sequence[str], thresholds: Sequence[float]) -> Tensor:
-    """By sample the switch at which it leaves; as many as there are switches for the full way. int64 [N]."""
-    takes = torch.full((observed.num_samples,), len(decide))
-    for level in reversed(range(len(decide))):
-        takes[observed.scores[decide[level]][level] <= thresholds[level]] = level
-    return takes
-
-
-def apart_of(observed: Observed, takes: Tensor) -> float:
-    """Mean discrepancy to the full branch."""
-    return _mean_of_those_who_leave(observed.apart, takes)
-
-
-def _mean_of_those_who_leave(values: Tensor, takes: Tensor) -> float:
-    """Over all samples; the full way counts 0. `values` [switches, N]."""
-    table = torch.cat([values, torch.zeros_like(values[:1])])
-    return float(table.gather(0, takes[None]).mean())
 
 
 def _accuracy(observed: Observed, takes: Tensor) -> tuple[float, float] | None:
@@ -156,14 +96,36 @@ def _accuracy(observed: Observed, takes: Tensor) -> tuple[float, float] | None:
     return float(right.gather(0, takes[None]).mean()), float(right[-1].mean())
 
 
-def _times(routed: RoutedModel, batches: list[Any]) -> tuple[Tensor, Tensor]:
-    """Milliseconds per sample of every batch: routed, and with all on the full way; in turns."""
+def _certificate(routed: RoutedModel) -> Certificate | None:
+    """The one found, where thresholds and weights are still those it is of."""
+    found: Certificate | None = routed.certificate
+    if found is None or list(found.thresholds) != routed.thresholds:
+        return None
+    return found if found.model == weights_digest(routed.parts) else None
+
+
+def _curve(observed: Observed, decide: Sequence[str], takes: Tensor, level: int) -> Curve:
+    """The discrepancy of those who reach a switch, in the order of their scores."""
+    reach = (takes >= level).nonzero()[:, 0]
+    order = observed.scores[decide[level]][level][reach].argsort(stable=True)
+    apart = observed.apart[level][reach][order]
+    parts = apart.tensor_split(min(_BINS, len(apart))) if len(apart) else ()
+    quantiles = torch.tensor(_BAND, dtype=torch.float64)
+    bins = tuple(tuple(part.nan_to_num().quantile(quantiles).tolist()) for part in parts)
+    left = float((takes[reach] == level).double().mean()) if len(reach) else 0.0
+    return Curve(len(reach), left, bins)
+
+
+def _times(routed: RoutedModel, batches: list[Any]) -> tuple[Tensor, Tensor, int]:
+    """Milliseconds per sample of every batch, routed, and with all on the full way; in turns. And samples in the largest."""
+    size = 0
     found: tuple[list[float], list[float]] = ([], [])
     with evaluating(routed), torch.no_grad(), streams_kept(), routed.acting() as parts:
         runs: tuple[nn.Module, nn.Module] = (routed, _FullWay(parts))
         for index, batch in enumerate([batches[0], *batches]):  # the first one twice: to warm up
             args, kwargs = arguments_of(batch, routed.device)
             first = next(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+            size = max(size, len(first))
             for times, run in zip(found, runs, strict=True):
                 start = time.perf_counter()
                 run(*args, **kwargs)
@@ -171,7 +133,7 @@ def _times(routed: RoutedModel, batches: list[Any]) -> tuple[Tensor, Tensor]:
                 if index:
                     times.append((time.perf_counter() - start) * 1e3 / len(first))
     own, full = (torch.tensor(times, dtype=torch.float64) for times in found)
-    return own, full
+    return own, full, size
 
 
 class _FullWay(nn.Module):
@@ -191,4 +153,4 @@ class _FullWay(nn.Module):
         return self.last(crossing)
 
 
-__all__ = ["RouteStats", "apart_of", "route_stats", "ways_taken"]
+__all__ = ["RouteStats", "route_stats"]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from swan_surgery.environment.notebooks import html_table
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel, acting_gates
 from swan_surgery.models import Inputs
-from swan_surgery.models.modes import evaluating
 from swan_surgery.routing.arguments import check_kinds
 from swan_surgery.routing.fronts import Front, TrunkAndSwitch
 from swan_surgery.routing.losses import (
@@ -56,7 +56,8 @@ class RoutedModel(nn.Module):
     """
 
     comes_last: ClassVar[str] = (
-        "has a switch: gate, cut and swap the model first, then add the switch (mask=True gates what crosses)"
+        "has a switch: gate, cut and swap the model first, then add the switch (mask=True gates what crosses, as "
+        "routed.gated)"
     )
 
     def __init__(
@@ -269,31 +270,28 @@ class RoutedModel(nn.Module):
 
     def crossings(self) -> list[Tensor]:
         """What crosses at each switch on the example inputs."""
-        own = self.own_inputs()
-        parts = self.parts
-        with evaluating(parts), torch.no_grad():
-            found = [parts.trunk(*own.args, **own.kwargs)]
-            for inner in parts.chain[1:]:
-                found.append(inner.trunk(found[-1]))
-        return found
+        return self.parts.crossings(self.own_inputs())
 
     def own_inputs(self) -> Inputs:
         """The example inputs on the model's device and in its floating-point type."""
         like = next((p for p in self.parts.parameters() if p.is_floating_point()), None)
+        own = self.example_inputs
+        return own if like is None else own.on(like.device, like.dtype)
 
-        def move(tensor: Tensor) -> Tensor:
-            if like is None:
-                return tensor
-            return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
+    def _switches(self) -> list[tuple[str, str, str]]:
+        return [
+            (name, self.decision(level), f"{self.thresholds[level]:.4g}")
+            for level, name in enumerate(self.after)
+        ]
 
-        return self.example_inputs.map(move)
+    def _repr_html_(self) -> str:
+        notes = [] if self.certificate is None else [str(self.certificate)]
+        header = ("switch behind", "decides by", "threshold")
+        return html_table("RoutedModel", header, self._switches(), notes=notes)
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
-        return ", ".join(
-            f"after {name!r}: {self.decision(level)} <= {self.thresholds[level]:.4g}"
-            for level, name in enumerate(self.after)
-        )
+        return ", ".join(f"after {name!r}: {way} <= {at}" for name, way, at in self._switches())
 
 
 __all__ = ["Decide", "RoutedModel"]

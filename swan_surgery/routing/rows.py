@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from swan_surgery.adaptive.probing import close
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models import copy_of, doubled
@@ -82,6 +83,30 @@ def writes_to_input(branch: nn.Module, crossing: Tensor) -> bool:
     return False
 
 
+def check_apart(branch: nn.Module, crossing: Tensor, what: str) -> None:
+    """Refuse a branch that mixes samples: on a part of a batch it would give something else. In eval mode.
+
+    Raises:
+        InputError: `what` the branch is, and what to do.
+    """
+    others = crossing.flip(tuple(range(1, crossing.ndim)))
+    with torch.no_grad(), streams_kept():
+        alone, again = branch(crossing), branch(crossing)
+        if not _alike(alone, again):
+            return  # draws at random, so that nothing can be told
+        together = branch(torch.cat([crossing, others]))
+    if not _alike(alone, rows_of(together, torch.arange(len(crossing), device=crossing.device))):
+        raise InputError(
+            f"{what} mixes samples: a sample comes out otherwise when others are beside it (batch-norm without running "
+            f"statistics?), so that no part of a batch can take another way; switch behind what mixes them"
+        )
+
+
+def _alike(one: Any, two: Any) -> bool:
+    pairs = zip(tree_flatten(one)[0], tree_flatten(two)[0], strict=True)
+    return all(close(a.nan_to_num(), b.nan_to_num()) for a, b in pairs if isinstance(a, Tensor))
+
+
 def detached(output: Any) -> Any:
     """The output without gradients."""
     leaves, structure = tree_flatten(output)
@@ -111,6 +136,7 @@ def labels_of(batch: Any) -> Any:
 
 __all__ = [
     "arguments_of",
+    "check_apart",
     "detached",
     "labels_of",
     "margin_score",

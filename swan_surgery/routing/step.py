@@ -59,7 +59,7 @@ def _apply(model: nn.Module, step: Step) -> nn.Module:
         device = torch.device("cpu") if like.is_meta else like.device
         kind = like.dtype
         model = with_values_(model) if like.is_meta else model
-        inputs = inputs.map(lambda t: t.to(device, kind if t.is_floating_point() else t.dtype))
+        inputs = inputs.on(device, kind)
     model.eval()
     parts = _parts(model, inputs, data["after"], data["switches"])
     wanted = {str(name): tuple(shape) for name, shape in data["shapes"].items()}

@@ -10,6 +10,7 @@ import typer
 from torch import Tensor
 
 from swan_surgery.artifacts import save
+from swan_surgery.environment.writing import replacing
 from swan_surgery.errors import InputError
 from swan_surgery.routing.adding import add_switch
 from swan_surgery.routing.calibrating import calibrate_switch
@@ -40,6 +41,7 @@ def route_command(
     macs: float | None,
     decide: str,
     steps: int,
+    html: Path | None,
     weights: Path | None,
     shapes: list[str] | None,
     as_json: bool,
@@ -47,7 +49,7 @@ def route_command(
     """Give a model a short way for easy inputs: a switch, a light branch, a threshold."""
     targets = {"harm": harm, "share": share, "macs": macs}
     target: dict[str, Any] = {name: value for name, value in targets.items() if value is not None}
-    _check(after, data, target, steps)
+    _check(after, data, target, steps, html)
     with waiting(f"routing {model}"):
         making, judging = ([], []) if data is None else _halves(data, labelled=harm is not None)
         base, inputs = subject_of(
@@ -62,6 +64,9 @@ def route_command(
         if judging:
             certificate = calibrate_switch(routed.eval(), judging, confidence=confidence, **target)
             stats = route_stats(routed, judging)
+            if html is not None:
+                with replacing(html) as temporary:
+                    temporary.write_text(stats.to_html(scan=places), encoding="utf-8")
         save(routed.eval(), out)
         costs = routed_costs(routed)
     if as_json:
@@ -87,12 +92,16 @@ def route_command(
 
 
 def _check(
-    after: list[str] | None, data: Path | None, target: dict[str, float], steps: int
+    after: list[str] | None,
+    data: Path | None,
+    target: dict[str, float],
+    steps: int,
+    html: Path | None,
 ) -> None:
-    if data is None and (target or steps or not after):
+    if data is None and (target or steps or html or not after):
         raise InputError(
-            "thresholds, training and the choice of a place need --data; without it name --after, and every input "
-            "takes the full way"
+            "thresholds, training, a report and the choice of a place need --data; without it name --after, and every "
+            "input takes the full way"
         )
     if data is not None and len(target) != 1:
         raise InputError("say what the threshold is set for: one of --harm, --share, --macs")

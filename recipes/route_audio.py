@@ -1,0 +1,262 @@
+"""A switch in an audio encoder, without labels: silence takes a short way, speech the full one (arXiv:2407.05442).
+
+    pip install espeakng-loader          # espeak-ng 1.52 and its voices, as PyPI ships them; without it: formants
+    python recipes/route_audio.py        # a few minutes on one thread
+    python recipes/route_audio.py --smoke
+
+A small SoundStream-like autoencoder (strided convolutions, and their transposes back) learns segments of 0.37 s. A switch
+behind its encoder's first convolution then learns how far a light encoder's embeddings will be from the full one's. Speech is
+made by espeak-ng; "silence" is what AudioSet files under it: nearly nothing, quiet tones, quiet coloured noise.
+"""
+
+import argparse
+import ctypes
+import json
+import math
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.signal import lfilter
+from torch import Tensor, nn
+
+import swan_surgery as swan
+from swan_surgery.routing.costs import routed_costs
+
+
+RATE, LENGTH = 22_050, 8192
+WORDS = (
+    "one",
+    "two",
+    "seven",
+    "quick foxes",
+    "lazy dogs",
+    "rain falls",
+    "on the open sea",
+    "nobody speaks",
+)
+VOICES = ("en", "en-us+f3", "en+m3", "de", "fr+f2", "es")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is traded: time against quality."""
+
+    sentences: int = 40  # of about 3 s: two thirds train, the rest is held out and tested
+    epochs: int = 6  # of the autoencoder
+    light_epochs: int = 12  # of light encoder and switch: a quarter of the cost each
+    light: float = 0.038  # of the MACs behind the switch; the paper has 1/12.3
+    share: float = 0.65  # of held-out segments, half of them speech, that take the short way
+    seed: int = 0
+
+
+def spoken(sentences: list[str]) -> list[np.ndarray]:
+    """What espeak-ng says, in turns by several voices."""
+    if find_spec("espeakng_loader") is None:
+        return [formants(index) for index in range(len(sentences))]
+    loader = import_module("espeakng_loader")
+    engine, heard = ctypes.CDLL(loader.get_library_path()), []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    def hear(samples: Any, count: int, _: Any) -> int:
+        if samples and count:
+            heard.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+    engine.espeak_Initialize(
+        2, 0, loader.get_data_path().encode(), 0
+    )  # 2: synchronous, no sound card
+    engine.espeak_SetSynthCallback(hear)
+    found = []
+    for index, sentence in enumerate(sentences):
+        engine.espeak_SetVoiceByName(VOICES[index % len(VOICES)].encode())
+        text = sentence.encode() + b"\0"
+        heard.clear()
+        engine.espeak_Synth(text, len(text), 0, 0, 0, 1, None, None)
+        engine.espeak_Synchronize()
+        found.append(np.concatenate(heard) / 32768)
+    return found
+
+
+def formants(seed: int) -> np.ndarray:
+    """Where there is no espeak-ng: three seconds of pulses through resonators that move from vowel to vowel, with pauses."""
+    draw, parts = np.random.default_rng(seed), []
+    for _ in range(12):
+        count = int(draw.uniform(0.15, 0.35) * RATE)
+        pitch = draw.uniform(90, 220) * (1 + 0.1 * np.linspace(0, draw.uniform(-1, 1), count))
+        sound = np.diff(np.floor(np.cumsum(pitch) / RATE), prepend=0) + 0.01 * draw.standard_normal(
+            count
+        )
+        for centre in draw.uniform((300, 900, 2200), (800, 2000, 3200)):
+            pole = np.exp(-np.pi * 90 / RATE + 2j * np.pi * centre / RATE)
+            sound = lfilter([1 - abs(pole)], [1, -2 * pole.real, abs(pole) ** 2], sound)
+        silent = draw.random() < 0.25
+        parts.append(
+            0 * sound if silent else 0.3 * np.hanning(count) * sound / (abs(sound).max() + 1e-9)
+        )
+    return np.concatenate(parts)
+
+
+def segments(settings: Settings) -> dict[str, list[Tensor]]:
+    """Speech and silence [N, 1, LENGTH]: to train, held out, to test."""
+    draw = np.random.default_rng(settings.seed)
+    sentences = [" ".join(draw.choice(WORDS, 6)) for _ in range(settings.sentences)]
+    speech, silence = [], []
+    for sound in spoken(sentences):
+        noisy = draw.uniform(0.4, 1.2) * sound + 10 ** draw.uniform(
+            -4, -2.5
+        ) * draw.standard_normal(len(sound))
+        speech.append(noisy[: len(noisy) // LENGTH * LENGTH].reshape(-1, 1, LENGTH))
+        for _ in speech[-1]:
+            time = np.arange(LENGTH) / RATE
+            noise = lfilter([1], [1, -draw.uniform(0, 0.98)], draw.standard_normal(LENGTH))
+            tone = np.sin(2 * np.pi * draw.uniform(80, 3000) * time) * (draw.random() < 0.3)
+            quiet = 10 ** draw.uniform(-4, -2) * (noise / noise.std() + 2 * tone)
+            silence.append(quiet[None, None])
+    ends = (2 * len(speech) // 3, 5 * len(speech) // 6)
+    found = {"speech": [torch.tensor(np.concatenate(part)).float() for part in (
+        speech[: ends[0]], speech[ends[0] : ends[1]], speech[ends[1] :])]}  # fmt: skip
+    sizes = [len(part) for part in found["speech"]]
+    found["silence"] = list(torch.tensor(np.concatenate(silence)).float().split(sizes))
+    return found
+
+
+def encoder() -> nn.Sequential:
+    """[B, 1, LENGTH] -> embeddings [B, 32, LENGTH / 128]."""
+    layers: list[nn.Module] = []
+    for before, width, kernel, stride in (
+        (1, 16, 8, 2), (16, 32, 8, 4), (32, 64, 8, 4), (64, 128, 8, 4), (128, 128, 3, 1)
+    ):  # fmt: skip
+        layers += [
+            nn.Conv1d(before, width, kernel, stride, padding=(kernel - stride + 1) // 2),
+            nn.ELU(),
+        ]
+    return nn.Sequential(*layers, nn.Conv1d(128, 32, 3, padding=1))
+
+
+def decoder() -> nn.Sequential:
+    """The way back."""
+    layers: list[nn.Module] = [nn.Conv1d(32, 128, 3, padding=1), nn.ELU()]
+    for before, width, stride in ((128, 64, 4), (64, 32, 4), (32, 16, 4)):
+        layers += [nn.ConvTranspose1d(before, width, 8, stride, padding=2), nn.ELU()]
+    return nn.Sequential(*layers, nn.ConvTranspose1d(16, 1, 8, 2, padding=3))
+
+
+def spectral_distance(found: Tensor, wanted: Tensor) -> Tensor:
+    """Multi-scale: L1 of magnitudes and of their logarithms over three windows, [B]."""
+    total = torch.zeros(len(found))
+    for size in (128, 512, 2048):
+        window = torch.hann_window(size)
+        one, two = (
+            torch.stft(x[:, 0], size, size // 4, window=window, return_complex=True).abs()
+            / math.sqrt(size)
+            for x in (found, wanted)
+        )
+        total = (
+            total
+            + (one - two).abs().mean((1, 2))
+            + 0.1 * ((one + 1e-4).log() - (two + 1e-4).log()).abs().mean((1, 2))
+        )
+    return total
+
+
+def si_sdr(found: Tensor, wanted: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB, [B]."""
+    one, two = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (found, wanted))
+    target = (one * two).sum(1, keepdim=True) / (two.square().sum(1, keepdim=True) + 1e-12) * two
+    return (
+        10 * ((target.square().sum(1) + 1e-12) / ((one - target).square().sum(1) + 1e-12)).log10()
+    )
+
+
+def train(loss: Any, parameters: Any, data: Tensor, epochs: int, seed: int) -> None:
+    """Adam, the learning rate on a cosine."""
+    generator, size = torch.Generator().manual_seed(seed), 16
+    optimizer = torch.optim.Adam(parameters, 2e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, epochs * math.ceil(len(data) / size)
+    )
+    for _ in range(epochs):
+        for rows in torch.randperm(len(data), generator=generator).split(size):
+            optimizer.zero_grad()
+            loss(data[rows]).backward()
+            optimizer.step()
+            decay.step()
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Train the autoencoder, then light encoder and switch; measure on speech and on silence."""
+    torch.manual_seed(settings.seed)
+    data = segments(settings)
+    learn, held, _ = (torch.cat(parts) for parts in zip(*data.values(), strict=True))
+    full, back = encoder(), decoder()
+
+    def reconstruction(x: Tensor) -> Tensor:
+        found = back(full(x))
+        return spectral_distance(found, x).mean() + 10 * (found - x).abs().mean()
+
+    own = [*full.parameters(), *back.parameters()]
+    train(reconstruction, own, learn, settings.epochs, settings.seed)
+    batches = learn[torch.randperm(len(learn))].split(32)
+    routed = swan.add_switch(
+        full.eval(),
+        "1",
+        example_inputs=learn[:1],
+        light=settings.light,
+        batches=batches[:8],
+        discrepancy="l2",
+    ).train()
+    own = [p for p in routed.parameters() if p.requires_grad]
+    train(routed.loss, own, learn, settings.light_epochs, settings.seed + 1)
+    swan.calibrate_switch(routed.eval(), held.split(32), share=settings.share)
+    costs = routed_costs(routed)
+    found: dict[str, Any] = {
+        "settings": asdict(settings), "segments": len(learn), "voices": bool(find_spec("espeakng_loader")),
+        "light_fewer_macs": costs.full / costs.lights[0], "light_fewer_params": costs.rest_params[0] / costs.light_params[0],
+    }  # fmt: skip
+    for kind, (_, _, test) in data.items():
+        stats = swan.route_stats(routed, test.split(1))
+        found[kind] = {
+            "light_share": stats.shares[0], "macs": stats.macs,
+            "latency_ms": stats.mean_ms, "full_latency_ms": stats.full_mean_ms,
+            "latency_saving": 1 - stats.mean_ms / stats.full_mean_ms,
+        }  # fmt: skip
+        with torch.no_grad():
+            ways = {
+                "full": full(test),
+                "mixed": routed(test),
+                "light": routed.parts.light(routed.parts.trunk(test)),
+            }
+            for way, embedding in ways.items():
+                sound = back(embedding)
+                found[kind][f"{way}_spectral_distance"] = float(
+                    spectral_distance(sound, test).mean()
+                )
+                found[kind][f"{way}_si_sdr_db"] = float(si_sdr(sound, test).mean())
+    return found
+
+
+def main() -> None:
+    """One run; `--output` keeps it as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="seconds, to see that it runs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="keep what was reached as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = Settings(seed=options.seed)
+    if options.smoke:
+        settings = Settings(sentences=6, epochs=1, light_epochs=1, seed=options.seed)
+    found = run(settings)
+    text = json.dumps(found, indent=1)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
