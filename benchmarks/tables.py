@@ -120,13 +120,14 @@ def zoo_totals(rows: Mapping[str, Any]) -> str:
     classified = [gated_share(row) for row in good if row["kind"] == "classification"]
     verdicts = Counter(row["torch_pruning"]["verdict"] for row in rows.values())
     peer = ", ".join(f"{count} {name}" for name, count in verdicts.most_common())
+    beside = "" if set(verdicts) == {"not run"} else f" Torch-Pruning on the same models: {peer}."
     forgotten = sum(row["forgotten_channels"] for row in good)
     return (
         f"{len(rows)} models: closed equals cut on {len(good)} ({len(cuts)} cuts, worst relative "
         f"error in float64 {max(errors, default=0):.0e}), cost exact on {costs}; mean gated share "
         f"{sum(shares) / max(len(shares), 1):.1f} % (classification "
         f"{sum(classified) / max(len(classified), 1):.1f} %); channels neither gated nor pinned with "
-        f"a reason: {forgotten}. Torch-Pruning on the same models: {peer}."
+        f"a reason: {forgotten}.{beside}"
     )
 
 
@@ -687,6 +688,8 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "shipping_totals": totals_markdown,
     "speed": speed_markdown,
     "vit": vit_markdown,
+    "zoo_libraries": zoo_markdown,
+    "zoo_libraries_totals": totals_markdown,
     "zoo_timm": zoo_markdown,
     "zoo_timm_totals": totals_markdown,
     "zoo_torchvision": zoo_markdown,

@@ -108,6 +108,12 @@ def asks_for_gradients(m, x):
     return m.last(y if torch.is_grad_enabled() else y.tanh())
 
 
+def asks_for_a_tensor(m, x):
+    """What torch.fx hands around is none; the layer behind does not fit what the trace then does."""
+    y = hidden(m, x)
+    return m.last(y if torch.jit.isinstance(y, Tensor) else y[:, :2])
+
+
 REASONS = {
     custom_norm: "arithmetic on tensors of its own",
     running_average: "arithmetic on tensors of its own",
@@ -122,6 +128,7 @@ REASONS = {
     torchs: "random numbers|arithmetic on tensors",
     temperature: r"attribute \(tau\)",
     asks_its_mode: "mode",
+    asks_for_a_tensor: "another way through its code",
     asks_for_gradients: "other outputs than its trace, in eval mode",
 }
 
