@@ -121,12 +121,12 @@ def zoo_totals(rows: Mapping[str, Any]) -> str:
     verdicts = Counter(row["torch_pruning"]["verdict"] for row in rows.values())
     peer = ", ".join(f"{count} {name}" for name, count in verdicts.most_common())
     beside = "" if set(verdicts) == {"not run"} else f" Torch-Pruning on the same models: {peer}."
+    of_these = f" (classification {sum(classified) / len(classified):.1f} %)" if classified else ""
     forgotten = sum(row["forgotten_channels"] for row in good)
     return (
         f"{len(rows)} models: closed equals cut on {len(good)} ({len(cuts)} cuts, worst relative "
         f"error in float64 {max(errors, default=0):.0e}), cost exact on {costs}; mean gated share "
-        f"{sum(shares) / max(len(shares), 1):.1f} % (classification "
-        f"{sum(classified) / max(len(classified), 1):.1f} %); channels neither gated nor pinned with "
+        f"{sum(shares) / max(len(shares), 1):.1f} %{of_these}; channels neither gated nor pinned with "
         f"a reason: {forgotten}.{beside}"
     )
 
