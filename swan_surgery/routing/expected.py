@@ -1,6 +1,7 @@
 """MACs of gated and of routed models in the mean: `expected_macs` and `hard_macs` of either."""
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -41,6 +42,14 @@ def expected_macs(model: GatedModel | RoutedModel, shares: Sequence[float] | Non
         return _mean(model, shares, is_hard=False)
     _refuse(shares)
     return of_gates.expected_macs(model)
+
+
+@overload
+def hard_macs(model: GatedModel, shares: None = None) -> int: ...
+
+
+@overload
+def hard_macs(model: RoutedModel, shares: Sequence[float] | None = None) -> float: ...
 
 
 def hard_macs(model: GatedModel | RoutedModel, shares: Sequence[float] | None = None) -> float:
