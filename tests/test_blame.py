@@ -2,6 +2,7 @@
 
 import random
 from math import gcd
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 import swan_surgery as swan
 from swan_surgery.channels import PINNED
 from swan_surgery.channels.labels.makers import Makers
-from swan_surgery.channels.rehearsal.closing_patterns import _close_to_coprime_
+from swan_surgery.channels.rehearsal.closing_patterns import (
+    _close_to_coprime_,
+    _close_to_half_,
+    closing_pattern,
+)
 from swan_surgery.channels.rehearsal.failures import Diverged, failure_of
 from swan_surgery.channels.solving.mapping import record, start_labels
 from swan_surgery.models import as_inputs, shell_of
@@ -267,3 +272,39 @@ def test_a_failure_is_blamed_on_the_innermost_module_and_the_tensors_it_holds() 
     assert "raise OverflowError(x.shape)" in found.raised.line
     assert found.raised.at_hand == ((3, 0),)
     assert failure_of(Diverged(2), 4, names=names, makers=makers).index == 2
+
+
+@pytest.mark.parametrize(
+    ("members", "kept", "least", "left"), [(4, 3, 2, 2), (5, 4, 2, 2), (3, 3, 2, 2), (8, 1, 2, 1)]
+)
+def test_half_of_a_kind_stays_at_most(members, kept, least, left) -> None:
+    """With three of four heads of two channels, `8 // heads` is two, as with all."""
+    stays = np.zeros(members, bool)
+    stays[:kept] = True
+    _close_to_half_(stays, np.arange(members), least)
+    assert stays.sum() == left
+
+
+@pytest.mark.parametrize("pair", [(2, 3), (16, 17)])
+def test_two_turns_show_every_kind_by_half(pair) -> None:
+    """`pair`: with many kinds, which chance alone would not close so far."""
+    sizes = (4, 4, 8) * 6
+    solution = solution_of_kinds(sizes)
+    kept = [
+        np.add.reduceat(closing_pattern(solution, turn, 2), np.cumsum((0, *sizes[:-1])))
+        for turn in pair
+    ]
+    if pair[0] == 2:
+        assert (np.minimum(*kept) <= np.array(sizes) // 2).all()
+    else:  # each turn closes those whose rank has one bit, and no others
+        assert all(((own <= np.array(sizes) // 2) | (own == sizes)).all() for own in kept)
+
+
+def solution_of_kinds(sizes):
+    """What a closing pattern looks at, of axes that share nothing."""
+    starts = np.cumsum((0, *sizes[:-1])).tolist()
+    labelled = SimpleNamespace(axes=[(f"w{i}", 0, n) for i, n in enumerate(sizes)], starts=starts)
+    count = sum(sizes)
+    return SimpleNamespace(
+        prunable=np.ones(count, bool), component=np.arange(count), labelled=labelled
+    )

@@ -14,6 +14,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 _NARROW = 64
 # Turns from here on close half of the kinds of components and leave the others whole.
 _APART = 16
+# From here on kinds that lose any lose half.
+_HALVED = 2
 
 
 def turns(solution: Solution) -> list[tuple[int, int]]:
@@ -54,7 +56,7 @@ def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
     half in the next turn) loses at least one. From turn `_APART` on, only those lose any, and every
     two kinds of equally many components are told apart in some turn: else `c.expand_as(x)` would look
     right as long as both happen to keep as many. Even turns before keep numbers without a factor in
-    common with the whole.
+    common with the whole; from turn 2 on, kinds that lose any keep at most half.
     """
     rng = np.random.default_rng(turn)
     prunable = solution.prunable
@@ -78,6 +80,9 @@ def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
     if turn < _APART and turn % 2 == 0:
         for kind in range(len(share)):
             _close_to_coprime_(stays, candidates[kinds == kind], least)
+    if turn >= _HALVED:
+        for kind in np.flatnonzero(losing):
+            _close_to_half_(stays, candidates[kinds == kind], least)
     for own in axes:
         members = distinct(own)
         while stays[members].sum() < min(least, len(members)):
@@ -99,6 +104,15 @@ def _close_to_coprime_(stays: Flags, members: Ints, least: int) -> None:
         if gcd(last, len(members)) == 1:
             stays[kept[last:]] = False
             return
+
+
+def _close_to_half_(stays: Flags, members: Ints, least: int) -> None:
+    """Close more of a kind, until half of it stays at most.
+
+    With three of four heads of two, `width // heads` is two as with all four; with two of them it is not.
+    """
+    kept = members[stays[members]]
+    stays[kept[max(least, len(members) // 2) :]] = False
 
 
 def _kinds(solution: Solution) -> tuple[list[Ints], Floats, Ints]:
