@@ -70,8 +70,11 @@ def tradeoff_command(
         str | None, typer.Option(help="Shares of the parameters, in place of --macs.")
     ] = None,
     round_to: Annotated[
-        int, typer.Option(min=1, help="Widths become multiples of this number.")
-    ] = 1,
+        str,
+        typer.Option(
+            help="Widths become multiples of this number; auto takes 8, or less where 8 would leave much of a budget unused."
+        ),
+    ] = "auto",
     labels: Annotated[  # noqa: FBT002 - a flag on the command line
         bool,
         typer.Option(

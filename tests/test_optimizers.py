@@ -43,6 +43,16 @@ def train_step(model: nn.Module, optimizer, gated, seed: int) -> None:
     optimizer.step()
 
 
+def assert_both_move_alike(gated: swan.GatedModel, first, small: nn.Module, second) -> None:
+    """Three steps of each, and the slots that stay are those of the cut model."""
+    for step in range(3, 6):
+        train_step(gated, first, gated, step)
+        train_step(small, second, gated, step)
+    wanted = dict(swan.prune(gated).named_parameters())
+    for key, found in small.named_parameters():
+        torch.testing.assert_close(found, wanted[key], rtol=1e-9, atol=1e-12)
+
+
 class TestLaw:
     @pytest.mark.parametrize("name", ["resnet_projection", "densenet", "shuffle"])
     @pytest.mark.parametrize("method", sorted(MAKERS))
@@ -53,12 +63,7 @@ class TestLaw:
         small = swan.prune(gated)
         new = swan.optimizer_after(optimizer, gated, small)
         assert type(new) is type(optimizer)
-        for step in range(2, 5):
-            train_step(gated, optimizer, gated, step)
-            train_step(small, new, gated, step)
-        wanted = dict(swan.prune(gated).named_parameters())
-        for key, found in small.named_parameters():
-            torch.testing.assert_close(found, wanted[key], rtol=1e-9, atol=1e-12)
+        assert_both_move_alike(gated, optimizer, small, new)
 
 
 class Sequences(nn.Module):
@@ -119,12 +124,8 @@ def test_one_optimizer_through_cuts_and_gates_again_and_again(method) -> None:
     directly = swan.optimizer_after(optimizer, small, plain)  # no step was made in between
     other = copy.deepcopy(plain)
     assert str(second.state_dict()) == str(directly.state_dict())
-    for step in range(3, 6):
-        train_step(again, first, gated, step)
-        train_step(plain, second, gated, step)
-    wanted = dict(swan.prune(again).named_parameters())
+    assert_both_move_alike(again, first, plain, second)
     for key, found in plain.named_parameters():
-        torch.testing.assert_close(found, wanted[key], rtol=1e-9, atol=1e-12)
         assert not torch.equal(found, other.get_parameter(key))
     first.add_param_group({"params": [again.gates.logits]})
 

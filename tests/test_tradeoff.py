@@ -37,7 +37,8 @@ def test_each_point_is_the_cut_by_the_same_scores() -> None:
     assert gated.training
     assert [own.budget for own in curve.points] == [0.5, 0.25]
     for point in curve.points:
-        small = swan.prune_by_score(gated, scores, macs=point.budget, compensate=data).eval()
+        own = {"macs": point.budget, "round_to": "auto", "compensate": data}
+        small = swan.prune_by_score(gated, scores, **own).eval()
         assert point.macs == swan.count_macs(small, data[0][:1])
         assert point.params == swan.count_params(small)
         assert point.quality == pytest.approx(

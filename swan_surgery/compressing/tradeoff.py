@@ -127,7 +127,7 @@ def tradeoff_curve(
     loss: Loss | Literal["self"] = "self",
     scores: Tensor | None = None,
     compensate: bool = True,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = "auto",
     uniform: bool = False,
     num_batches: int = 16,
     quality: str = "quality",
@@ -149,7 +149,7 @@ def tradeoff_curve(
         loss: "self", or `loss(model, batch)`, by which units are scored.
         scores: one per unit, in place of that.
         compensate: whether weights are solved for after each cut.
-        round_to: widths become multiples of this.
+        round_to: widths become multiples of this; "auto" of 8, 4, 2 or 1, as in `swan.compress` where no runtime is named.
         uniform: the same width in all layers of one role, as in `swan.prune`.
         num_batches: how many batches to use at most.
         quality: what `evaluate` gives, with its unit, as in "accuracy in %".

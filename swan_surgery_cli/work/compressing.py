@@ -14,9 +14,8 @@ from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
-from swan_surgery_cli.work.models import build_model
-from swan_surgery_cli.work.samples import checked_labels, samples_of
-from swan_surgery_cli.work.subjects import read_rounding, with_weights
+from swan_surgery_cli.work.samples import checked_labels, model_with_samples
+from swan_surgery_cli.work.subjects import read_rounding
 from swan_surgery_cli.work.waiting import foreign_code, on_threads, warnings_told
 
 
@@ -43,9 +42,7 @@ def compress_command(
     if macs is params is latency_ms is None:
         raise InputError("say how small it shall get: --macs 0.5, --params 0.5 or --latency-ms 20")
     with warnings_told(), foreign_code(), on_threads(threads):
-        given = build_model(model, with_data=True).model
-        given = given if weights is None else with_weights(given, weights)
-        samples = samples_of(data, assignments, given)
+        given, samples = model_with_samples(model, weights, data, assignments)
         if labels:
             checked_labels(samples, data)
         done = compress(

@@ -20,7 +20,8 @@ from swan_surgery.experiments.classifier import (
 from swan_surgery.experiments.classifier.unlabelled import images_below
 from swan_surgery.models import Inputs
 from swan_surgery.models.batches import first_samples
-from swan_surgery_cli.work.subjects import inputs_in, tensors_in
+from swan_surgery_cli.work.models import build_model
+from swan_surgery_cli.work.subjects import inputs_in, tensors_in, with_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,19 @@ class Samples:
     batches: Iterable[Any]
     test: Iterable[Any] | None
     example: Any
+
+
+def model_with_samples(
+    name: str, weights: Path | None, data: str, assignments: list[str] | None
+) -> tuple[nn.Module, Samples]:
+    """The model of a name, with weights from a file if one is given, and what `--data` names.
+
+    Raises:
+        InputError: no such model, file or data.
+    """
+    model = build_model(name, with_data=True).model
+    model = model if weights is None else with_weights(model, weights)
+    return model, samples_of(data, assignments, model)
 
 
 def samples_of(data: str, assignments: list[str] | None, model: nn.Module) -> Samples:
@@ -153,4 +167,4 @@ class TensorBatches:
                 yield self._given[index], self._labels[index]
 
 
-__all__ = ["Samples", "checked_labels", "samples_of"]
+__all__ = ["Samples", "checked_labels", "model_with_samples", "samples_of"]

@@ -14,9 +14,8 @@ from swan_surgery.errors import InputError
 from swan_surgery.gates.conversion import swanify
 from swan_surgery.models.batches import run_on_batch
 from swan_surgery_cli.work.compressing import cross_entropy
-from swan_surgery_cli.work.models import build_model
-from swan_surgery_cli.work.samples import checked_labels, samples_of
-from swan_surgery_cli.work.subjects import with_weights
+from swan_surgery_cli.work.samples import checked_labels, model_with_samples
+from swan_surgery_cli.work.subjects import read_rounding
 from swan_surgery_cli.work.waiting import foreign_code, on_threads, warnings_told
 
 
@@ -27,7 +26,7 @@ def tradeoff_command(
     weights: Path | None,
     macs: str | None,
     params: str | None,
-    round_to: int,
+    round_to: str,
     labels: bool,
     svg: Path | None,
     assignments: list[str] | None,
@@ -42,9 +41,7 @@ def tradeoff_command(
     if macs is not None and params is not None:
         raise InputError("--macs and --params: a curve has budgets of one kind")
     with warnings_told(), foreign_code(), on_threads(threads):
-        given = build_model(model, with_data=True).model
-        given = given if weights is None else with_weights(given, weights)
-        samples = samples_of(data, assignments, given)
+        given, samples = model_with_samples(model, weights, data, assignments)
         if labels:
             test = checked_labels(samples, data)
             options |= {
@@ -53,7 +50,9 @@ def tradeoff_command(
                 "loss": cross_entropy,
             }
         gated = swanify(given.eval(), samples.example)
-        curve = tradeoff_curve(gated, samples.batches, round_to=round_to, progress=True, **options)
+        curve = tradeoff_curve(
+            gated, samples.batches, round_to=read_rounding(round_to), progress=True, **options
+        )
         if svg is not None:
             with replacing(svg) as temporary:
                 temporary.write_text(curve.to_svg(), encoding="utf-8")

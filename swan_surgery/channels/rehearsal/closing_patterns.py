@@ -81,7 +81,7 @@ def closing_pattern(solution: Solution, turn: int, least: int) -> Flags:
         for kind in range(len(share)):
             _close_to_coprime_(stays, candidates[kinds == kind], least)
     if turn >= _HALVED:
-        for kind in np.flatnonzero(losing):
+        for kind in np.flatnonzero(losing).tolist():
             _close_to_half_(stays, candidates[kinds == kind], least)
     for own in axes:
         members = distinct(own)
