@@ -204,8 +204,8 @@ class TestSpeedNotes:
 
     def test_a_speed_up_far_below_the_macs_is_explained(self, report) -> None:
         text = str(self.slower(report, 1.5))
-        assert "times fewer MACs, but only 1.50 times at batch 2" in text
-        assert "2 of 2 layers have a width that is no multiple of 8" in text
+        assert "times fewer MACs, but only 1.50 times as fast at batch 2" in text
+        assert "1 of 2 layers were cut to a width that is no multiple of 8" in text
 
     def test_one_that_keeps_up_is_not(self, report) -> None:
         assert "times fewer MACs" not in str(self.slower(report, 10.0))

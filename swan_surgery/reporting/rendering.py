@@ -179,13 +179,18 @@ def speed_notes(before: Figures, after: Figures, layers: Sequence[LayerChange]) 
     ]
     if not slow:
         return []
-    found = ", ".join(f"{gain:.2f} times at batch {batch}" for batch, gain in slow)
-    notes = [f"{before.macs / after.macs:.2f} times fewer MACs, but only {found} as fast:"]
-    widths = [x.after.out_channels for x in layers if x.after and x.after.out_channels]
-    odd = sum(width % 8 != 0 for width in widths)
+    found = ", ".join(f"{gain:.2f} times as fast at batch {batch}" for batch, gain in slow)
+    notes = [f"{before.macs / after.macs:.2f} times fewer MACs, but only {found}:"]
+    widths = [
+        (x.before.out_channels, x.after.out_channels)
+        for x in layers
+        if x.before and x.after and x.before.out_channels
+    ]
+    # What was not cut, a classifier's outputs among it, no other cut would round.
+    odd = sum(new != old and new % 8 != 0 for old, new in widths)
     if odd:
         notes.append(
-            f"{odd} of {len(widths)} layers have a width that is no multiple of 8; kernels run those as if "
+            f"{odd} of {len(widths)} layers were cut to a width that is no multiple of 8; kernels run those as if "
             f"they were wider: prune with round_to=8"
         )
     left = after.peak_activation_bytes / max(before.peak_activation_bytes, 1)
@@ -194,10 +199,9 @@ def speed_notes(before: Figures, after: Figures, layers: Sequence[LayerChange]) 
             f"activations shrank to {left:.0%} only: layers that wait for memory (normalisation, "
             f"depthwise convolution, residual sums) gain by that, not by MACs"
         )
-    kept = [x for x in layers if x.before and x.after and x.before.out_channels]
-    same = sum(x.before.out_channels == x.after.out_channels for x in kept if x.before and x.after)
+    same = sum(old == new for old, new in widths)
     if same > 1:
-        notes.append(f"{same} of {len(kept)} layers kept their full width")
+        notes.append(f"{same} of {len(widths)} layers kept their full width")
     if len(notes) == 1:
         notes.append(
             "the time for calling each layer stays, and weighs more the less there is to do"
