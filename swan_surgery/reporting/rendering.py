@@ -184,7 +184,7 @@ def speed_notes(before: Figures, after: Figures, layers: Sequence[LayerChange]) 
     widths = [
         (x.before.out_channels, x.after.out_channels)
         for x in layers
-        if x.before and x.after and x.before.out_channels
+        if x.before and x.after and x.before.out_channels and x.after.out_channels
     ]
     # What was not cut, a classifier's outputs among it, no other cut would round.
     odd = sum(new != old and new % 8 != 0 for old, new in widths)
