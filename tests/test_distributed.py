@@ -221,6 +221,8 @@ def routed_worker(rank: int, world_size: int) -> dict[str, list]:
         loss.backward()
         optimizer.step()
     wrapped(x)  # the statistics of rank 0 count for all
+    with pytest.warns(swan.SwanWarning, match=r"run=ddp"):
+        DistributedDataParallel(routed).module.loss(x)
     found = state(routed)
     return found | {"moved": [name for name in found if found[name] != start.get(name)]}
 

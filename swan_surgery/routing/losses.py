@@ -1,14 +1,16 @@
 """How far the light branch is from the full one, per sample, and the losses of a switch layer (Eq. 2 to 5)."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from swan_surgery.errors import InputError
+from swan_surgery.errors import InputError, SwanWarning
 
 
 # (light output, full output) -> one number >= 0 per sample, shape [B].
@@ -91,6 +93,23 @@ def _mean(light: Any, full: Any, function: Callable[[Tensor], Tensor]) -> Tensor
     return torch.stack([function(a - b).flatten(1).mean(1) for a, b in pairs]).mean(0)
 
 
+def name_unsynchronised() -> None:
+    """Warn where several processes train and each keeps its gradients: DistributedDataParallel averages in its forward only."""
+    if (
+        torch.is_grad_enabled()
+        and dist.is_available()
+        and dist.is_initialized()
+        and dist.get_world_size() > 1
+    ):
+        warnings.warn(
+            f"{dist.get_world_size()} processes run, and this loss goes around DistributedDataParallel: no process sees "
+            f"the others' gradients. Wrap the parts and hand them in: ddp = DistributedDataParallel(routed.body); "
+            f"routed.loss(batch, run=ddp)",
+            SwanWarning,
+            stacklevel=3,
+        )
+
+
 def _first(output: Any) -> Tensor:
     first: Tensor = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
     return first
@@ -101,6 +120,7 @@ __all__ = [
     "Discrepancy",
     "DiscrepancyName",
     "discrepancy_of",
+    "name_unsynchronised",
     "per_sample",
     "switch_loss",
 ]

@@ -18,6 +18,7 @@ from swan_surgery.routing.losses import (
     Discrepancy,
     DiscrepancyName,
     discrepancy_of,
+    name_unsynchronised,
     per_sample,
     switch_loss,
 )
@@ -198,6 +199,8 @@ class RoutedModel(nn.Module):
             )
         args, kwargs = arguments_of(batch, self.device)
         check_kinds(self.parts.trunk, self.example_inputs, args, kwargs)
+        if run is None:
+            name_unsynchronised()
         full, lights, predicted = (run or self.body)(*args, **kwargs)
         target = detached(full)
         terms: list[Tensor] = []
