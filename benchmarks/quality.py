@@ -42,6 +42,7 @@ from _measure import (
     write,
 )
 from quality_candidates import CANDIDATES, READINGS
+from quality_correlated import correlated
 from quality_data import Images, Splits, batches, load, normalised, synthetic
 from quality_networks import build, load_pretrained_
 from quality_peers import as_units, nearest_cut, pruner
@@ -57,6 +58,7 @@ RATES = (0.01, 0.02, 0.04, 0.08)
 COMPENSATED_RATES = (0.01, 0.02, 0.04)  # what was solved for wants smaller steps
 TUNED_AT = 0.25
 COMPENSATED = "-compensated"
+CORRELATED = "-correlated"
 # Cuts of a staged method at each budget: about one per halving, also where `swan.stages` makes one.
 STAGES = {0.5: 2, 0.39: 2, 0.25: 2, 0.1: 3, 0.05: 4}
 METHODS = (
@@ -73,10 +75,12 @@ METHODS = (
     "score-magnitude",
     "score-magnitude-additive",
     "score-fisher-compensated",
+    "score-fisher-correlated-compensated",
     "score-self",
     "score-self-compensated",
     "staged-fisher",
     "staged-fisher-compensated",
+    "staged-fisher-correlated-compensated",
     "ours-compensated",
     "tp-l2-compensated",
     "tp-taylor-compensated",
@@ -284,8 +288,15 @@ class Run:
         )
         self.finish(swan.prune(gated, macs=self.row.budget), joint)
 
-    def scores(self, gated: swan.GatedModel, score: str) -> Tensor:
-        """One of our scores, of few batches; "self": by the outputs instead of the labels."""
+    def scores(self, gated: swan.GatedModel, score: str, model: nn.Module) -> Tensor:
+        """One of our scores, of few batches; "self": by the outputs instead of the labels.
+
+        "-correlated": which channels of a layer go is chosen anew, by what its reader loses.
+        """
+        if score.endswith(CORRELATED):
+            plain = self.scores(gated, score.removesuffix(CORRELATED), model)
+            few = self.few_batches(8, self.schedule.batch)
+            return correlated(gated, model, plain, few, self.row.seed)
         own = score == "self"
         return swan.importance(
             gated,
@@ -306,7 +317,7 @@ class Run:
         model = self.dense
         for index, stage in enumerate(plan):
             gated = swan.swanify(model, self.example)
-            scores = self.scores(gated, score)
+            scores = self.scores(gated, score, model)
             small = swan.prune_by_score(gated, scores, macs=stage.share, of="original")
             if index == len(plan) - 1:
                 self.finish(small, stage.step, model)
@@ -319,7 +330,7 @@ class Run:
         """One-shot by one of our scores; "-additive": without diminishing returns."""
         diminishing, score = not score.endswith("-additive"), score.removesuffix("-additive")
         gated = self.gated()
-        scores = self.scores(gated, score)
+        scores = self.scores(gated, score, self.dense)
         self.finish(
             swan.prune_by_score(
                 gated, scores, macs=self.row.budget, per_cost=per_cost, diminishing=diminishing
