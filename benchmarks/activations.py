@@ -11,9 +11,11 @@ the times that a tensor as large as what the activation is given goes through me
 file already are not measured again.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -235,38 +237,38 @@ def block(name: str, batch: int, repeats: int, how: str) -> dict[str, Any]:
     }
 
 
+def jobs_of(*, smoke: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What there is to run, by name."""
+    jobs: dict[str, Callable[[], dict[str, Any]]] = {}
+    for suite, names in ({"torchvision": ("squeezenet1_1",)} if smoke else IDENTITY).items():
+        jobs |= {f"identity/{suite}/{name}": partial(identity, suite, name) for name in names}
+    if smoke:
+        return jobs
+    jobs |= {f"size/{name}": partial(size, name) for name in PAPER}
+    for batch, repeats in ((1, 15), (8, 5)):
+        for name in ("resnet50", "vit_b_16"):
+            jobs[f"cost/{name}/fles/{batch}"] = partial(cost, name, batch, repeats, "fles")
+    for how, name, (batch, repeats) in itertools.product(
+        ("eager", "compiled"), BLOCKS, ((1, 31), (8, 11))
+    ):
+        jobs[f"block/{name}/{how}/{batch}"] = partial(block, name, batch, repeats, how)
+    return jobs
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", help="jobs that start so: identity, size/swin_t, ...")
-    parser.add_argument("--identity", action="store_true", help="only these")
+    parser.add_argument(
+        "--identity", dest="only", action="store_const", const=["identity"], help="only these"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     out = output_path("activations", options)
-    jobs: dict[str, Callable[[], dict[str, Any]]] = {}
-    for name in () if options.smoke else PAPER:
-        jobs[f"size/{name}"] = lambda name=name: size(name)
-    for batch, repeats in () if options.smoke else ((1, 11), (8, 5)):
-        for name in ("resnet50", "vit_b_16"):
-            jobs[f"cost/{name}/fles/{batch}"] = lambda name=name, batch=batch, repeats=repeats: (
-                cost(name, batch, repeats, "fles")
-            )
-    for how in () if options.smoke else ("eager", "compiled"):
-        for name in BLOCKS:
-            for batch in (1, 8):
-                jobs[f"block/{name}/{how}/{batch}"] = lambda name=name, batch=batch, how=how: block(
-                    name, batch, 31 if batch == 1 else 11, how
-                )
-    chosen = {"torchvision": ("squeezenet1_1",)} if options.smoke else IDENTITY
-    for suite, names in chosen.items():
-        for name in names:
-            jobs[f"identity/{suite}/{name}"] = lambda suite=suite, name=name: identity(suite, name)
     rows: dict[str, dict[str, Any]] = {}
     if out is not None and out.exists():
         rows = {row["job"]: row for row in json.loads(out.read_text())["rows"]}
     screen = console()
-    for job, run in jobs.items():
-        if options.identity and not job.startswith("identity"):
-            continue
+    for job, run in jobs_of(smoke=options.smoke).items():
         if job in rows or (options.only and not job.startswith(tuple(options.only))):
             continue
         rows[job] = {"job": job, **run()}

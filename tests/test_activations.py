@@ -62,6 +62,17 @@ class Mlp(nn.Module):
         return self.down(self.act(self.up(x)))
 
 
+class Translator(nn.Module):
+    """Reads a whole text, and writes one token by token: causal in the second input only."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = Mlp("both"), Mlp("causal")
+
+    def forward(self, read: Tensor, written: Tensor) -> Tensor:
+        return self.decoder(written + self.encoder(read).mean(1, keepdim=True))
+
+
 class SequenceFirst(nn.Module):
     """Tokens [T, B, D]: the first axis is not the batch."""
 
@@ -227,6 +238,31 @@ def test_fles_is_the_formula():
     assert torch.allclose(swapped(x), wanted, atol=1e-12)
 
 
+@pytest.mark.parametrize("given", [nn.ReLU(), nn.LeakyReLU(), nn.GELU(), nn.SiLU(), nn.PReLU(8)])
+@pytest.mark.parametrize("activation", ["fles", "fles-dg", "fles-pn", "fles-token"])
+def test_without_gradients_it_works_in_place_on_its_own_tensors_only(activation, given):
+    net, x = prepared(nn.Sequential(nn.Conv2d(3, 8, 1), given)), image(3, 3, 4, 4)
+    act = shake_(swapped_in(net, activation, x)).get_submodule("1")
+    x = image(3, 8, 4, 4)
+    before, with_gradients = x.clone(), act(x)
+    with torch.no_grad():
+        without = act(x)
+    assert torch.equal(x, before)
+    assert torch.equal(without, with_gradients)
+    with torch.inference_mode():
+        assert torch.equal(act(x), with_gradients)
+
+
+def test_gates_of_a_swapped_model_learn_and_cut_as_they_evaluate():
+    """The same calls are made with gradients and without."""
+    net, x = prepared(Calls()), image(2, 3, 8, 8)
+    gated = swan.swanify(shake_(swapped_in(net, "fles", x)), x).eval()
+    wanted = gated(x)
+    wanted.square().sum().backward()
+    with torch.no_grad():
+        assert torch.equal(gated(x), wanted)
+
+
 @pytest.mark.parametrize("activation", ["fles", "fles-pn", "meta-acon"])
 def test_statistics_are_of_one_sample(activation):
     net, x = prepared(Calls()), image(3, 3, 8, 8)
@@ -320,6 +356,12 @@ def test_statistics_over_tokens_of_causal_models_are_refused():
         later[:, 3:] += 1.0
         assert torch.equal(swapped(x)[:, :3], swapped(later)[:, :3])
         assert not torch.equal(swapped(x)[:, 3:], swapped(later)[:, 3:])
+
+
+def test_a_decoder_is_refused_though_its_encoder_reads_a_text_of_the_same_length():
+    net, inputs = prepared(Translator()), (image(2, 5, 4), image(2, 5, 4) + 1)
+    with pytest.raises(swan.InputError, match=r"is causal.*decoder"):
+        swan.swap_activations(net, "fles", inputs)
 
 
 def test_a_leak_is_what_the_refusal_is_about():
