@@ -142,7 +142,9 @@ def test_each_call_runs_its_own_activation(training):
 
 
 @pytest.mark.parametrize("model", [Calls, Around])
-@pytest.mark.parametrize("activation", ["fles", "acon-c", "meta-acon", "bounded", "fles-token"])
+@pytest.mark.parametrize(
+    "activation", ["fles", "acon-c", "ap", "meta-acon", "bounded", "fles-token"]
+)
 def test_outputs_and_gradients_start_as_the_given_models(model, activation):
     net, x = prepared(model()), image(2, 3, 8, 8)
     swapped = swapped_in(net, activation, x)
@@ -167,6 +169,7 @@ _EXACT = {
 }
 _ALWAYS = {
     "acon-c",
+    "ap",
     "bounded",
     "fles",
     "fles-dg",
@@ -211,7 +214,7 @@ def test_blend_and_fresh_starts(name):
         blended.get_submodule("1").share.fill_(0.5)
     fresh = swapped_in(net, name, x, start="fresh")
     assert bool(fresh(x).isfinite().all())
-    if name not in ("bounded", "polyrelu"):  # these start as ReLU anyway
+    if name not in ("ap", "bounded", "polyrelu"):  # these start as ReLU anyway
         assert not torch.equal(net(x), fresh(x))
         assert not torch.equal(net(x), blended(x))
 
@@ -415,7 +418,7 @@ def test_where_says_which():
 def test_wrong_names_and_starts_are_refused():
     net, x = prepared(Calls()), image(2, 3, 8, 8)
     with pytest.raises(
-        swan.InputError, match=r"no activation 'flees'; there are acon-c, bounded, fles"
+        swan.InputError, match=r"no activation 'flees'; there are acon-c, ap, bounded, fles"
     ):
         swapped_in(net, "flees", x)
     with pytest.raises(swan.InputError, match="start='warm'"):
@@ -609,3 +612,29 @@ def test_what_works_in_place_on_something_that_is_read_again_is_refused(start) -
         swan.swap_activations(
             PreActivation().double(), "fles", torch.randn(3, 4).double(), start=start
         )
+
+
+def test_only_the_channels_that_are_dead_most_often_are_activated(tmp_path):
+    net, x = prepared(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))), image(64, 3)
+    with torch.no_grad():
+        net[0].bias.copy_(torch.tensor([9.0, -9, 9, 9, -9, 9, 9, 9]))
+    swapped = swapped_in(net, "ap", x)
+    swan.activate_dead(swapped, [x[:40], (x[40:], None)], part=0.25, slope=0.1)
+    own = swapped.get_submodule("1")
+    assert own.chosen.nonzero().flatten().tolist() == [1, 4]
+    h = net[0](x)
+    wanted = h.relu()
+    wanted[:, [1, 4]] = nn.functional.leaky_relu(h[:, [1, 4]], 0.1)
+    assert torch.allclose(swapped(x), net[2](wanted), atol=1e-12)
+    swapped(x).square().sum().backward()
+    assert own.slope.grad.nonzero().flatten().tolist() == [1, 4]
+    swan.save(swapped, tmp_path / "ap.swan")
+    assert torch.equal(swan.load(tmp_path / "ap.swan", net)(x), swapped(x))
+    swan.activate_dead(swapped, [x], part=0)
+    assert torch.equal(swapped(x), net(x))
+    with pytest.raises(swan.InputError, match="no batch"):
+        swan.activate_dead(swapped, [])
+    with pytest.raises(swan.InputError, match="from 0 to 1"):
+        swan.activate_dead(swapped, [x], part=1.5)
+    with pytest.raises(swan.InputError, match='no "ap"'):
+        swan.activate_dead(net, [x])
