@@ -4,13 +4,12 @@
     python recipes/swap_then_cut.py             # digits, 3 seeds, minutes on one core
 
 One flat script to copy and change (`pip install 'swan-surgery[demo]'`). Three branches start from the same dense network
-and get the same epochs, batches and learning rates; each ends at the same number of MACs or below, FleS's MLPs counted:
+and get the same epochs, batches and learning rates; each ends at the same number of MACs or below, FleS's MLPs counted;
+FleS starts as exactly the ReLU that was there; no setting was tuned:
 
     cut             train on, cut, fine-tune
     swap then cut   FleS in, train on, cut, fine-tune
     cut then swap   train on, cut, FleS in, fine-tune
-
-FleS starts as exactly the ReLU that was there. No setting was tuned.
 """
 
 import argparse
@@ -146,6 +145,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     parser.add_argument("--smoke", action="store_true", help="everything, in seconds")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     knobs = SMOKE if options.smoke else Knobs()
     rows = [run(seed, *digits(knobs.num_train), knobs) for seed in range(knobs.seeds)]
     for name in rows[0]["accuracy"]:
