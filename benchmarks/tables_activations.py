@@ -28,14 +28,24 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, Cells | None]]:
         worst = max(row["output_error"] for row in identity)
         gradient = max(row["gradient_error"] for row in identity)
         said = (
-            f"Identity: {len(identity)} models, {swapped} activations swapped for FleS ({calls} of them calls or "
+            f"Identity: {len(identity)} models, {swapped} activations swapped for FleS, of causal models per token ({calls} of them calls or "
             f"several runs of one module); largest difference in float64, of outputs {worst:.1e}, of gradients "
             f"of the given models' parameters {gradient:.1e}, relative to the largest value."
         )
-        header = ["model", "swapped", "calls", "stay", "outputs", "gradients", "swap s"]
+        header = [
+            "model",
+            "activation",
+            "swapped",
+            "calls",
+            "stay",
+            "outputs",
+            "gradients",
+            "swap s",
+        ]
         cells = [
             [
-                row["model"],
+                f"{row['suite']}: {row['model']}",
+                row["activation"],
                 str(row["swapped"]),
                 str(row["calls"]),
                 str(row["num_kept"]),
@@ -73,6 +83,29 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, Cells | None]]:
             for row in times
         ]
         found.append(("Time of a forward pass, eager, one thread, in turns:", (header, cells)))
+    blocks = [row for row in rows if row["kind"] == "block"]
+    if blocks:
+        header = ["block", "run", "batch", "passes", "with FleS", "FleS / given", "SiLU / given"]
+        cells = [
+            [
+                row["model"],
+                row["how"],
+                str(row["batch"]),
+                *(str(row["passes"][name]) for name in ("given", "fles")),
+                *(
+                    "{median:.2f} [{q1:.2f}, {q3:.2f}]".format(**row["cpu_ratio"][name])
+                    if name in row["cpu_ratio"]
+                    else ""
+                    for name in ("fles", "silu")
+                ),
+            ]
+            for row in blocks
+        ]
+        said = (
+            "Blocks, one thread, in turns; *passes*: how often a tensor of at least a quarter of the block's input is "
+            "read or written in eager mode; *SiLU*: in place of ReLU, without any scales:"
+        )
+        found.append((said, (header, cells)))
     return found
 
 

@@ -22,7 +22,7 @@ from tests.test_activations import Around, Calls, Mlp, leaky, shake_, swapped_in
 
 # Mapping a swapped network takes seconds: each activation brings three layers.
 EXAMPLES = 200 if PROFILE == "thorough" else 4
-ACTIVATIONS = ("fles", "fles-token", "acon-c", "meta-acon", "bounded")
+ACTIVATIONS = ("fles", "fles-token", "acon-c", "meta-acon", "bounded", "ap")
 
 
 def check_laws(

@@ -62,6 +62,17 @@ class Mlp(nn.Module):
         return self.down(self.act(self.up(x)))
 
 
+class Translator(nn.Module):
+    """Reads a whole text, and writes one token by token: causal in the second input only."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = Mlp("both"), Mlp("causal")
+
+    def forward(self, read: Tensor, written: Tensor) -> Tensor:
+        return self.decoder(written + self.encoder(read).mean(1, keepdim=True))
+
+
 class SequenceFirst(nn.Module):
     """Tokens [T, B, D]: the first axis is not the batch."""
 
@@ -131,7 +142,9 @@ def test_each_call_runs_its_own_activation(training):
 
 
 @pytest.mark.parametrize("model", [Calls, Around])
-@pytest.mark.parametrize("activation", ["fles", "acon-c", "meta-acon", "bounded", "fles-token"])
+@pytest.mark.parametrize(
+    "activation", ["fles", "acon-c", "ap", "meta-acon", "bounded", "fles-token"]
+)
 def test_outputs_and_gradients_start_as_the_given_models(model, activation):
     net, x = prepared(model()), image(2, 3, 8, 8)
     swapped = swapped_in(net, activation, x)
@@ -156,6 +169,7 @@ _EXACT = {
 }
 _ALWAYS = {
     "acon-c",
+    "ap",
     "bounded",
     "fles",
     "fles-dg",
@@ -200,7 +214,7 @@ def test_blend_and_fresh_starts(name):
         blended.get_submodule("1").share.fill_(0.5)
     fresh = swapped_in(net, name, x, start="fresh")
     assert bool(fresh(x).isfinite().all())
-    if name not in ("bounded", "polyrelu"):  # these start as ReLU anyway
+    if name not in ("ap", "bounded", "polyrelu"):  # these start as ReLU anyway
         assert not torch.equal(net(x), fresh(x))
         assert not torch.equal(net(x), blended(x))
 
@@ -225,6 +239,31 @@ def test_fles_is_the_formula():
     ]
     wanted = vertical * torch.sigmoid(horizontal * given) * given
     assert torch.allclose(swapped(x), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("given", [nn.ReLU(), nn.LeakyReLU(), nn.GELU(), nn.SiLU(), nn.PReLU(8)])
+@pytest.mark.parametrize("activation", ["fles", "fles-dg", "fles-pn", "fles-token"])
+def test_without_gradients_it_works_in_place_on_its_own_tensors_only(activation, given):
+    net, x = prepared(nn.Sequential(nn.Conv2d(3, 8, 1), given)), image(3, 3, 4, 4)
+    act = shake_(swapped_in(net, activation, x)).get_submodule("1")
+    x = image(3, 8, 4, 4)
+    before, with_gradients = x.clone(), act(x)
+    with torch.no_grad():
+        without = act(x)
+    assert torch.equal(x, before)
+    assert torch.equal(without, with_gradients)
+    with torch.inference_mode():
+        assert torch.equal(act(x), with_gradients)
+
+
+def test_gates_of_a_swapped_model_learn_and_cut_as_they_evaluate():
+    """The same calls are made with gradients and without."""
+    net, x = prepared(Calls()), image(2, 3, 8, 8)
+    gated = swan.swanify(shake_(swapped_in(net, "fles", x)), x).eval()
+    wanted = gated(x)
+    wanted.square().sum().backward()
+    with torch.no_grad():
+        assert torch.equal(gated(x), wanted)
 
 
 @pytest.mark.parametrize("activation", ["fles", "fles-pn", "meta-acon"])
@@ -322,6 +361,12 @@ def test_statistics_over_tokens_of_causal_models_are_refused():
         assert not torch.equal(swapped(x)[:, 3:], swapped(later)[:, 3:])
 
 
+def test_a_decoder_is_refused_though_its_encoder_reads_a_text_of_the_same_length():
+    net, inputs = prepared(Translator()), (image(2, 5, 4), image(2, 5, 4) + 1)
+    with pytest.raises(swan.InputError, match=r"is causal.*decoder"):
+        swan.swap_activations(net, "fles", inputs)
+
+
 def test_a_leak_is_what_the_refusal_is_about():
     """The same statistics put in past the check do let later tokens change earlier outputs."""
     x = image(2, 5, 4)
@@ -373,7 +418,7 @@ def test_where_says_which():
 def test_wrong_names_and_starts_are_refused():
     net, x = prepared(Calls()), image(2, 3, 8, 8)
     with pytest.raises(
-        swan.InputError, match=r"no activation 'flees'; there are acon-c, bounded, fles"
+        swan.InputError, match=r"no activation 'flees'; there are acon-c, ap, bounded, fles"
     ):
         swapped_in(net, "flees", x)
     with pytest.raises(swan.InputError, match="start='warm'"):
@@ -567,3 +612,29 @@ def test_what_works_in_place_on_something_that_is_read_again_is_refused(start) -
         swan.swap_activations(
             PreActivation().double(), "fles", torch.randn(3, 4).double(), start=start
         )
+
+
+def test_only_the_channels_that_are_dead_most_often_are_activated(tmp_path):
+    net, x = prepared(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))), image(64, 3)
+    with torch.no_grad():
+        net[0].bias.copy_(torch.tensor([9.0, -9, 9, 9, -9, 9, 9, 9]))
+    swapped = swapped_in(net, "ap", x)
+    swan.activate_dead(swapped, [x[:40], (x[40:], None)], part=0.25, slope=0.1)
+    own = swapped.get_submodule("1")
+    assert own.chosen.nonzero().flatten().tolist() == [1, 4]
+    h = net[0](x)
+    wanted = h.relu()
+    wanted[:, [1, 4]] = nn.functional.leaky_relu(h[:, [1, 4]], 0.1)
+    assert torch.allclose(swapped(x), net[2](wanted), atol=1e-12)
+    swapped(x).square().sum().backward()
+    assert own.slope.grad.nonzero().flatten().tolist() == [1, 4]
+    swan.save(swapped, tmp_path / "ap.swan")
+    assert torch.equal(swan.load(tmp_path / "ap.swan", net)(x), swapped(x))
+    swan.activate_dead(swapped, [x], part=0)
+    assert torch.equal(swapped(x), net(x))
+    with pytest.raises(swan.InputError, match="no batch"):
+        swan.activate_dead(swapped, [])
+    with pytest.raises(swan.InputError, match="from 0 to 1"):
+        swan.activate_dead(swapped, [x], part=1.5)
+    with pytest.raises(swan.InputError, match='no "ap"'):
+        swan.activate_dead(net, [x])

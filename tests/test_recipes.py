@@ -72,6 +72,19 @@ def test_an_audio_encoder_gets_a_switch_without_labels(tmp_path) -> None:
 
 
 @pytest.mark.thorough
+def test_other_activations_before_and_after_a_cut_keep_the_budget(tmp_path) -> None:
+    output = tmp_path / "swap.json"
+    told = python(RECIPES / "swap_then_cut.py", "--smoke", "--output", output)
+    assert "cut then swap, before fine-tuning" in told
+    (row,) = json.loads(output.read_text())["rows"]
+    assert set(row["macs"]) == {"cut", "swap then cut", "cut then swap"}
+    assert all(0.8 * row["budget"] < macs <= row["budget"] for macs in row["macs"].values())
+    # Put in after the cut, FleS starts as what the cut left.
+    same = ("cut", "cut then swap")
+    assert all(row["accuracy"][f"{name}, before fine-tuning"] > 0 for name in same)
+
+
+@pytest.mark.thorough
 def test_a_cifar_network(tmp_path) -> None:
     told = python(RECIPES / "train_cifar.py", "--smoke", "--out", tmp_path)
     assert "right after the cut" in told

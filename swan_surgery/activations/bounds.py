@@ -6,11 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swan_surgery.activations.hearing_data import run_hooked
 from swan_surgery.activations.learnt import Bounded
-from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
-from swan_surgery.models.batches import run_on_batch
-from swan_surgery.models.modes import evaluating
 
 
 def fit_bounds(model: nn.Module, batches: Iterable[Any], *, margin: float = 1.0) -> None:
@@ -39,14 +37,7 @@ def fit_bounds(model: nn.Module, batches: Iterable[Any], *, margin: float = 1.0)
     if not margin > 0:
         raise InputError(f"margin must be above 0; got {margin}")
     reached: dict[int, Tensor] = {}
-    handles = [module.base.register_forward_hook(_noting(module, reached)) for module in bounded]
-    try:
-        with evaluating(model), torch.no_grad(), streams_kept():
-            for batch in batches:
-                run_on_batch(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(model, {module.base: _noting(module, reached) for module in bounded}, batches)
     if not reached:
         raise InputError("no batch ran through a bounded activation")
     for own_module in bounded:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from swan_surgery.activations.learnt import (
     ACON,
     SMU,
+    Activated,
     Bounded,
     MetaACON,
     PolyNorm,
@@ -130,6 +131,10 @@ def _bounded(site: ActivationSite) -> nn.Module:
     return Bounded(site.base, channels=site.channels, axes=_axes(site))
 
 
+def _activated(site: ActivationSite) -> nn.Module:
+    return Activated(site.base, channels=site.channels, axes=_axes(site))
+
+
 _SELF_GATED = "at any; at ReLU and its like through a blend with SiLU that starts at 0"
 
 
@@ -139,6 +144,7 @@ def _per_channel(make: Factory, statistics: Literal["none", "positions", "batch"
 
 KINDS: dict[str, Kind] = {
     "acon-c": _per_channel(_acon),
+    "ap": Kind(_activated, needs_channels=True, identity="at any"),
     "bounded": Kind(_bounded, needs_channels=True, identity="at any"),
     "fles": _per_channel(_fles("positive"), "positions"),
     "fles-dg": _per_channel(_learnt_scales),

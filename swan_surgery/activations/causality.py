@@ -1,11 +1,12 @@
 """May an activation look at all positions of a sample, and does the first axis count samples? Tried out.
 
 In a causal model no later token changes an earlier value. Means over tokens would. So the middle of each
-axis of the inputs is changed in a run of the given model: where only what stands there and later changes,
+axis of each input is changed in a run of the given model: where only what stands there and later changes,
 the model is causal along that axis. The same with whole samples tells whether the axis that grows with
 the batch is one of samples that know nothing of each other.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -47,14 +48,17 @@ def check_statistics(
     with evaluating(model):
         trials = _Trials(model, inputs, activation, modules)
         trials.of_samples()
-        for size, axis in _axes_of(inputs, activation):
-            trials.of_tokens(size, axis)
+        for number, axis in _axes_of(inputs, activation):
+            trials.of_tokens(number, axis)
 
 
 def _axes_of(inputs: Inputs, activation: str) -> list[tuple[int, int]]:
-    """(size, axis) of what may be tokens or pixels: all axes but the batch, and an image's channels."""
-    found = set()
-    for tensor in _tensors(inputs):
+    """(tensor, axis) of what may be tokens or pixels: all axes but the batch, and an image's channels.
+
+    Each tensor by itself: a decoder is causal in its own tokens, and not in those of the encoder.
+    """
+    found = []
+    for number, tensor in enumerate(_tensors(inputs)):
         is_text = tensor.ndim == 2 and not tensor.is_floating_point()
         if is_text and tensor.shape[1] < _FEWEST:
             raise InputError(
@@ -62,12 +66,10 @@ def _axes_of(inputs: Inputs, activation: str) -> list[tuple[int, int]]:
                 f"{activation!r} takes statistics over tokens: pass example inputs of {_FEWEST} or more"
             )
         first = 1 if tensor.ndim < 4 else 2
-        found |= {
-            (tensor.shape[axis], axis)
-            for axis in range(first, tensor.ndim)
-            if tensor.shape[axis] >= _FEWEST
-        }
-    return sorted(found)
+        found += [
+            (number, axis) for axis in range(first, tensor.ndim) if tensor.shape[axis] >= _FEWEST
+        ]
+    return found
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
@@ -85,10 +87,11 @@ class _Trials:
         self._activation, self._modules = activation, modules
         self._before = self._values(inputs)
 
-    def of_tokens(self, size: int, axis: int) -> None:
-        """Refuse if the middle of an axis of the inputs changes what is there and later, and nothing else."""
+    def of_tokens(self, number: int, axis: int) -> None:
+        """Refuse if the middle of an axis of an input changes what is there and later, and nothing else."""
+        size = _tensors(self._inputs)[number].shape[axis]
         middle = size // 2
-        after = self._values(_changed(self._inputs, size, axis, middle))
+        after = self._values(_changed(self._inputs, size, axis, middle, only=number))
         for (name, one), (_, two) in zip(self._before, after, strict=False):
             if one.shape != two.shape:
                 return  # what the inputs hold decides what runs
@@ -151,11 +154,15 @@ def _other_half_moved(once: Tensor, one: Tensor, two: Tensor, *, is_first: bool)
     return False
 
 
-def _changed(inputs: Inputs, size: int, axis: int, position: int) -> Inputs:
-    """Other values at one position of every axis of that size."""
-    generator = torch.Generator().manual_seed(0)
+def _changed(
+    inputs: Inputs, size: int, axis: int, position: int, *, only: int | None = None
+) -> Inputs:
+    """Other values at one position of every axis of that size, or of that of one tensor."""
+    generator, numbers = torch.Generator().manual_seed(0), itertools.count()
 
     def change(tensor: Tensor) -> Tensor:
+        if next(numbers) != only and only is not None:
+            return tensor
         if tensor.ndim <= axis or tensor.shape[axis] != size or tensor.dtype is torch.bool:
             return tensor
         other = tensor.clone()

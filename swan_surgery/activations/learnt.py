@@ -1,7 +1,7 @@
-"""Activations with parameters: PReLU, ACON, StarReLU, polynomials, SMU, bounds.
+"""Activations with parameters: PReLU, ACON, StarReLU, polynomials, SMU, bounds, selective activation.
 
 Sources: ACON-C and Meta-ACON, Ma et al. 2021; StarReLU, Yu et al. 2024; PolyReLU and PolyNorm, Zhuo et al. 2025;
-SMU and Serf, Biswas et al. 2022, Nag et al. 2023; bounds per channel, as ProAct's.
+SMU and Serf, Biswas et al. 2022, Nag et al. 2023; bounds per channel, as ProAct's; selective activation, Liu et al. 2023.
 """
 
 import math
@@ -181,3 +181,23 @@ class Bounded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [..., C, ...] -> the same
         """The activation."""
         return torch.minimum(self.base(x), along(self.bound, self.axes, x))
+
+
+class Activated(nn.Module):
+    """AP: f(x) + s (x - f(x)) on chosen channels, f on all others; none is chosen at the start.
+
+    `activate_dead` chooses those that are dead most often on data.
+    """
+
+    def __init__(self, base: nn.Module, *, channels: int, axes: Axes) -> None:
+        """`base`: f."""
+        super().__init__()
+        self.base, self.axes = base, axes
+        self.slope = nn.Parameter(torch.zeros(channels))
+        self.chosen: Tensor
+        self.register_buffer("chosen", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., C, ...] -> the same
+        """The activation."""
+        given = self.base(x)
+        return torch.lerp(given, x, along(self.slope * self.chosen, self.axes, given))

@@ -62,9 +62,12 @@ class Function(nn.Module):
         super().__init__()
         self.function, self.settings = name, dict(settings)
 
-    def forward(self, x: Tensor) -> Tensor:  # [...] -> [...]
-        """The function of it, never in place."""
-        return FUNCTIONS[self.function].run(x, **self.settings)
+    def forward(self, x: Tensor, *, in_place: bool = False) -> Tensor:  # [...] -> [...]
+        """The function of it; with `in_place`, x may be lost."""
+        known = FUNCTIONS[self.function]
+        if in_place and "inplace" in known.settings:
+            return known.run(x, **self.settings, inplace=True)
+        return known.run(x, **self.settings)
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
