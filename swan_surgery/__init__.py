@@ -20,6 +20,7 @@ from swan_surgery.adaptive import (
     calibrate_widths,
     compact,
     fit_widths,
+    gate_penalty,
     sandwich_loss,
     width_stats,
 )
@@ -144,6 +145,7 @@ __all__ = [
     "export_routed",
     "fit_bounds",
     "fit_widths",
+    "gate_penalty",
     "hard_macs",
     "hard_params",
     "importance",
