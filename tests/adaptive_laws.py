@@ -240,23 +240,32 @@ def check_constant(adapted: swan.AdaptiveModel, inputs: Inputs, mask: Tensor) ->
         for name, block in adapted.blocks().items():
             block.effort.weight.zero_()
             block.effort.bias.copy_(torch.where(chosen[name], 3.0, -3.0))
-        cut = adapted.dense_model()
-        for group in adapted.structure.groups:
-            block = adapted.blocks()[group.block]
-            own = next(g for g in block.groups if g.units == group.units)
-            for reader, short, times in zip(group.readers, own.readers, own.runs, strict=True):
-                layer = cut.get_submodule(reader)
-                give_bias_(layer)
-                closed = ~chosen[group.block][own.start : own.stop].repeat_interleave(times)
-                (level,) = block.statistics
-                mean = level.mean(short)[closed].flatten()
-                layer.bias += layer.weight[:, closed].flatten(1) @ mean
-        gated = swan.swanify(cut, inputs.map(lambda t: t[:2]), in_place=True)
+        dense = adapted.dense_model()
+        gated = swan.swanify(dense, adapted.structure.example_inputs, in_place=True)
         gated.gates.logits.fill_(3.0)
-        for group, part in zip(
-            adapted.structure.groups, adapted.choices._parts(chosen), strict=True
-        ):
-            gated.gates.logits[torch.tensor(group.units)[~part]] = -3.0
+        gated.gates.logits[~adapted.choices.static(mask)[1]] = -3.0
         small = swan.prune(gated)
+        for name, block in adapted.blocks().items():
+            compensate_by_hand_(dense, small, block, chosen[name])
         assert_near(run(adapted, inputs), run(small, inputs), "constant gates are a cut")
         assert_near(run(adapted.at(mask), inputs), run(small, inputs), "and a static model")
+
+
+def compensate_by_hand_(dense: nn.Module, small: nn.Module, block: Any, mask: Tensor) -> None:
+    """Weights of closed inputs times their mean, into the biases of a cut's readers."""
+    prefix = f"{block.name}." if block.name else ""
+    (level,) = block.statistics
+    outputs = {
+        own.tensor: mask[group.start : group.stop].repeat_interleave(own.run)
+        for group in block.groups
+        for own in group.axes
+        if own.axis == 0
+    }
+    for group in block.groups:
+        for reader, times in zip(group.readers, group.runs, strict=True):
+            closed = ~mask[group.start : group.stop].repeat_interleave(times)
+            weight = dense.get_parameter(f"{prefix}{reader}.weight")[:, closed]
+            added = weight.flatten(1) @ level.mean(reader)[closed].flatten()
+            layer: Any = small.get_submodule(f"{prefix}{reader}")
+            give_bias_(layer)
+            layer.bias += added[outputs.get(f"{reader}.weight", slice(None))]

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from swan_surgery.adaptive.block import AdaptiveBlock
@@ -77,7 +76,9 @@ class AdaptiveModel(nn.Module):
         """What the blocks of the next run will ask."""
         ceiling = None if self.max_macs is None else self.max_macs - self.costs.least
         if ceiling is not None and self.structure.kind == "free":
-            raise InputError("free units know no max_macs: set it to None, or adapt in nested widths")
+            raise InputError(
+                "free units know no max_macs: set it to None, or adapt in nested widths"
+            )
         if ceiling is not None and ceiling < 0:
             raise InputError(
                 f"max_macs={self.max_macs:,} cannot be kept: the narrowest widths cost {self.costs.least:,} MACs"
@@ -158,9 +159,7 @@ class AdaptiveModel(nn.Module):
         chosen, mask = self.choices.static(width)
         parts = {name: own.parts(own.keys(chosen[name])) for name, own in self.blocks().items()}
         macs = int(self.costs.at(chosen)) - self.costs.looking
-        return fixed(
-            self.dense_model(), self.structure, mask, parts, macs=(self.costs.dense, macs)
-        )
+        return fixed(self.dense_model(), self.structure, mask, parts, macs=(self.costs.dense, macs))
 
     def explain(self) -> str:
         """Which blocks look at their input, over which channels, and why the rest stays static."""

@@ -126,10 +126,11 @@ class AdaptiveBlock(nn.Module, ABC):
         choice = run.held.get(self.name, run.held.get(""))
         if choice is None:
             choice = self.look(run, call)
-        elif self.is_by_sample(choice) and len(choice) != len(self.rows.first(call)):  # type: ignore[arg-type] - a tensor
-            raise ModelError(
-                f"{len(choice)} levels for the {len(self.rows.first(call))} rows of block {self.name!r}"  # type: ignore[arg-type]
-            )
+        elif self.is_by_sample(choice):
+            assert isinstance(choice, Tensor)  # noqa: S101 - what differs by sample is one
+            rows = len(self.rows.first(call))
+            if len(choice) != rows:
+                raise ModelError(f"{len(choice)} levels for the {rows} rows of block {self.name!r}")
         run.taken[self.name] = choice
         return choice
 

@@ -176,11 +176,13 @@ class FreeChoices(Choices):
                 f"{held.dtype} {tuple(held.shape)}"
             )
         if not all(bool(own.bool().any(-1).all()) for own in held.split(sizes, dim=-1)):
-            raise InputError(f"a mask of block {name!r} closes all units of a group; one stays open")
+            raise InputError(
+                f"a mask of block {name!r} closes all units of a group; one stays open"
+            )
         return held
 
     def joined(self, taken: Mapping[str, Levels], count: int) -> Tensor:
-        """bool (B, units)."""
+        """Masks of all blocks one after the other, bool (B, units)."""
         rows = [torch.as_tensor(own).detach().cpu().bool() for own in taken.values()]
         return torch.cat([own.expand(count, -1) for own in rows], 1)
 
@@ -213,9 +215,7 @@ class FreeChoices(Choices):
     def usual(self, name: str, kinds: Sequence[Tensor]) -> Any:
         """What is open more often than not, and in any case one unit of each group."""
         often = torch.stack([own[1] - own[0] for own in kinds])
-        return torch.cat(
-            [(own >= 0) | (own == own.max()) for own in often.split(self.sizes[name])]
-        )
+        return torch.cat([(own >= 0) | (own == own.max()) for own in often.split(self.sizes[name])])
 
     def _parts(self, own: Mapping[str, Levels]) -> Sequence[Tensor]:
         """Masks group by group, in the order of the structure's."""

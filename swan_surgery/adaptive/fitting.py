@@ -192,7 +192,9 @@ def _fit(
         reading = fit_reading(x, lost[:, tried[0]] - lost[:, tried[-1]])
         efforts = x.double() @ reading.weight + reading.bias
         macs = _macs_of(adapted, name)
-        fitted[name] = _Fitted(reading, binned(efforts, lost, informed=bool(reading.explained > 0)), macs)
+        fitted[name] = _Fitted(
+            reading, binned(efforts, lost, informed=bool(reading.explained > 0)), macs
+        )
     return fitted
 
 
@@ -263,7 +265,7 @@ def _set_thresholds_(
 
 def _effort(adapted: AdaptiveModel, name: str) -> Effort:
     effort = adapted.blocks()[name].effort
-    assert effort is not None  # noqa: S101 - those that look were fitted
+    assert isinstance(effort, Effort)  # noqa: S101 - those that look were fitted
     return effort
 
 

@@ -95,7 +95,9 @@ class FreeBlock(AdaptiveBlock):
     def remembered(self, choice: Levels, run: Run | None) -> Levels:  # noqa: ARG002 - it may hold a graph
         """Masks that somebody held; else that it looked, which it can again."""
         held = None if run is None else run.held.get(self.name)
-        return _LOOKED if held is None else held
+        if not isinstance(held, Tensor):
+            return _LOOKED
+        return held if held.is_leaf else held.detach()
 
     def recalled(self, last: Levels, call: Any) -> Levels:
         """Looked at again, with gradients of its own."""

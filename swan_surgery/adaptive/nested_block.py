@@ -110,8 +110,8 @@ class NestedBlock(AdaptiveBlock):
             for statistic, tensor in statistics.norm(name).items():
                 found[f"{name}.{statistic}" if name else statistic] = tensor
         for name in own.open_inputs:
-            weight = self.full.get_parameter(f"{name}.weight")
-            weight = weight.narrow(0, 0, found[f"{name}.weight"].shape[0])
+            outputs = found[f"{name}.weight"].shape[0]
+            weight = self.full.get_parameter(f"{name}.weight").narrow(0, 0, outputs)
             is_open = self._open_inputs(name)[level][None]
             (bias,) = closed_bias(weight, statistics.mean(name)[None], is_open)
             given = found.get(f"{name}.bias")

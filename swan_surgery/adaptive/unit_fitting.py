@@ -1,6 +1,6 @@
 """Gates of free units in closed form: what each is worth to a sample, read off features, at one price per MAC."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.calibrating import observe_
+from swan_surgery.adaptive.costs import UnitCosts
 from swan_surgery.adaptive.thresholds import Reading, fit_reading
 from swan_surgery.adaptive.watching import watching
 from swan_surgery.adaptive.width_stats import taken_by
@@ -55,8 +56,9 @@ def _worth(adapted: AdaptiveModel, batches: list[Any]) -> Mapping[str, Tensor]:
     found = []
     for batch in batches:
         first = _first(batch)
-        masks = like.new_ones(len(first), sum(counts)).requires_grad_()
-        with torch.enable_grad(), adapted.holding(masks):
+        masks = [like.new_ones(len(first), count).requires_grad_() for count in counts]
+        held = dict(zip(adapted.costs.blocks, masks, strict=True))
+        with torch.enable_grad(), adapted.holding(held):
             output = run_on_batch(adapted, batch)
             found.append(_curvature(output, masks, generator).cpu())
     joined = torch.cat(found)
@@ -77,22 +79,25 @@ def _first(batch: Any) -> Tensor:
     return next(value for value in values if isinstance(value, Tensor) and value.ndim)
 
 
-def _curvature(output: Any, masks: Tensor, generator: torch.Generator) -> Tensor:
+def _curvature(output: Any, masks: Sequence[Tensor], generator: torch.Generator) -> Tensor:
     """float64 [B, units]."""
     if not isinstance(output, Tensor) or output.ndim < 2:
-        raise InputError("free units are fitted to models that return one tensor of logits, [B, ..., classes]")
+        raise InputError(
+            "free units are fitted to models that return one tensor of logits, [B, ..., classes]"
+        )
     logs = output.double().log_softmax(-1).flatten(0, -2)
     odds = logs.detach().exp().cpu()
     if not bool(odds.isfinite().all()):
         raise InputError("the model's outputs on these batches are not finite")
-    positions = len(logs) // len(masks)
-    total = torch.zeros(masks.shape, dtype=torch.float64, device=masks.device)
+    positions = len(logs) // len(masks[0])
+    total: Any = 0
     for draw in range(_DRAWS):
         labels = torch.multinomial(odds, 1, generator=generator).to(logs.device)
         score = logs.gather(1, labels).sum()
-        (slope,) = torch.autograd.grad(score, masks, retain_graph=draw < _DRAWS - 1)
-        total += slope.double().square()
-    return total / (2 * _DRAWS * positions)
+        slopes = torch.autograd.grad(score, masks, retain_graph=draw < _DRAWS - 1)
+        total = total + torch.cat(slopes, 1).double().square()
+    found: Tensor = total
+    return found / (2 * _DRAWS * positions)
 
 
 def _price_(
@@ -103,6 +108,7 @@ def _price_(
     share: float,
 ) -> None:
     """The lowest price per MAC, by bisection over its rank, whose gates keep the budget when they run."""
+    assert isinstance(adapted.costs, UnitCosts)  # noqa: S101 - of free units
     costs = {name: own.clamp(min=1e-12) for name, own in adapted.costs.marginal().items()}
     values = {name: features[name] @ own.weight + own.bias for name, own in readings.items()}
     ratios = torch.cat([(values[name] / costs[name]).flatten() for name in readings])

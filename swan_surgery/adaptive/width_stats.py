@@ -140,7 +140,9 @@ def width_stats(
     truth = torch.cat(known) if len(known) == len(labels) else None
     shares, entropies, information, usual = {}, {}, {}, {}
     names, counts = list(adapted.costs.blocks), adapted.choices.kinds()
-    for name, own in zip(names, joined.long().split([len(counts[n]) for n in names], 1), strict=True):
+    for name, own in zip(
+        names, joined.long().split([len(counts[n]) for n in names], 1), strict=True
+    ):
         kinds = [_kinds(column, count) for column, count in zip(own.T, counts[name], strict=True)]
         shares[name] = adapted.choices.shares([kind / len(own) for kind in kinds])
         entropies[name] = _mean([_entropy(kind) for kind in kinds])
