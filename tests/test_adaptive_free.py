@@ -101,8 +101,8 @@ def easy_and_hard() -> tuple[nn.Module, Tensor, Tensor]:
             parameter.zero_()
         model[0][0].weight[:4, 0] = 1.0
         model[0][0].weight[4:, 1] = 1.0
-        model[0][2].weight[0, :4] = 1.0
-        model[0][2].weight[1, 4:] = 0.5
+        model[0][2].weight[0, :4] = 0.1
+        model[0][2].weight[1, 4:] = 0.1
     hard = torch.arange(300) % 3 == 0
     x = torch.rand(300, 3, generator=torch.Generator().manual_seed(0)).double()
     x[:, 1] = 3 + 2 * hard * (x[:, 1] - 0.5).sign()

@@ -130,8 +130,9 @@ class AdaptiveModel(nn.Module):
         return Taken(output, levels, self.costs.at(taken).expand(count), run.efforts, taken)
 
     def _count(self, run: Run, args: Any, kwargs: Any) -> int:
+        blocks = self.blocks()
         for name, own in run.taken.items():
-            if isinstance(own, Tensor) and self.blocks()[name].is_by_sample(own):
+            if isinstance(own, Tensor) and blocks[name].is_by_sample(own):
                 return len(own)
         first = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
         return len(first)

@@ -37,8 +37,7 @@ class FreeBlock(AdaptiveBlock):
         rows: Rows,
         channels_last: bool,
     ) -> None:
-        self_groups = tuple(groups)
-        readers = [reader for group in self_groups for reader in group.readers]
+        readers = [reader for group in groups for reader in group.readers]
         super().__init__(
             name,
             full,
@@ -47,7 +46,7 @@ class FreeBlock(AdaptiveBlock):
             rows=rows,
             channels_last=channels_last,
         )
-        self.groups = self_groups
+        self.groups = tuple(groups)
         self.shells = shells
         self.bound: dict[str, Tensor] | None = None
 
