@@ -1,11 +1,12 @@
-"""Accuracy of nested widths that look at the input, against static cuts, on CIFAR-10.
+"""Accuracy of nested widths and free units that look at the input, against static cuts, on CIFAR-10.
 
     python benchmarks/adaptive_accuracy.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
 
 One nested model is trained per seed (all widths together, distilled from the dense network), then fitted to each
 budget, per block. Against it: the same model at its uniform widths (`adapted.at`), and one static cut per budget
 (one-shot Fisher), trained for as many steps with the same images, loss and learning rate. A nested step runs two
-widths. Taken are fitted on training images that no step has seen; test accuracy, in %, is that of the first
+widths. `--structures free`: per budget a gate per unit and input, fitted in closed form to the dense network; then the
+weights are trained under these gates for as many steps, and statistics measured anew. Taken are fitted on training images that no step has seen; test accuracy, in %, is that of the first
 `TEST` images of the test half of `quality_data`. Rows in the result file are not
 measured again, and trained nested models are kept in `--work`.
 """
@@ -148,6 +149,31 @@ class Comparison:
             macs = swan.count_macs(adapted.at(width), self.example[:1])
             note("uniform", width, test=test, macs_share=macs / dense)
 
+    def free(self, budget: float) -> dict[str, Any]:
+        """Gates in closed form, and the weights trained under them."""
+        adapted = swan.adapt(self.dense, self.example, structure="free")
+        swan.calibrate_widths(adapted, self.few(3))
+        stats = swan.fit_widths(adapted, self.fit_images, macs=budget, statistics=self.few(3))
+        for block in adapted.blocks().values():
+            block.effort.requires_grad_(requires_grad=False)
+        untrained = accuracy(adapted, self.test)
+        seconds = self.train(adapted, lambda x, y, _: self.distilled(adapted, x, y, self.soft(x)))
+        swan.calibrate_widths(adapted, self.few(3), among="mixed", full=True)
+        images = normalised(self.test.x).split(500)
+        told = swan.width_stats(adapted, zip(images, self.test.y.split(500), strict=True))
+        dense = adapted.costs.dense
+        return {
+            "test": accuracy(adapted, self.test),
+            "untrained": untrained,
+            "macs_share": told.mean_macs / dense,
+            "p95_share": told.p95_macs / dense,
+            "entropies": dict(told.entropies),
+            "information": dict(told.information or {}),
+            "fitted_share": stats.mean_macs / dense,
+            "hardness": self.hardness(adapted),
+            "train_cpu_seconds": seconds,
+        }
+
     def hardness(self, adapted: swan.AdaptiveModel) -> float:
         """Rank correlation of what a test image costs and the dense network's loss on it."""
         images = normalised(self.test.x)
@@ -191,6 +217,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.25])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--structures", nargs="+", choices=["nested", "free"], default=["nested", "free"]
+    )
     options = parser.parse_args()
     # The dense network is that of quality.py's schedule "cut".
     options.base, options.steps, options.train, options.fit = "cut", STEPS, TRAIN, FIT
@@ -227,17 +256,24 @@ def main() -> None:
                 f"{key}: test {facts['test']:.2f} at {facts['macs_share']:.3f} of the MACs"
             )
 
-        names = [f"{options.network}/static/{budget:g}/{seed}" for budget in options.budgets]
-        last = f"{options.network}/uniform/1/{seed}"
-        if last in rows and all(name in rows for name in names):
+        def missing(method: str, *, seed: int = seed) -> list[float]:
+            names = {b: f"{options.network}/{method}/{b:g}/{seed}" for b in options.budgets}
+            return [budget for budget, name in names.items() if name not in rows]
+
+        nested = "nested" in options.structures and (
+            f"{options.network}/uniform/1/{seed}" not in rows
+        )
+        free = missing("free") if "free" in options.structures else []
+        if not (nested or free or missing("static")):
             continue
         own = Comparison(seed, splits, options)
         note("dense", 1.0, test=accuracy(copy.deepcopy(own.dense), own.test), macs_share=1.0)
-        if last not in rows:
+        if nested:
             own.nested(options.budgets, note)
-        for budget, name in zip(options.budgets, names, strict=True):
-            if name not in rows:
-                note("static", budget, **own.static(budget))
+        for budget in missing("static"):
+            note("static", budget, **own.static(budget))
+        for budget in free:
+            note("free", budget, **own.free(budget))
     report(path, terminal)
 
 

@@ -43,12 +43,10 @@ def correlated(
         units = list(layer.in_units)
         alone = [own.name for own in layers if set(own.in_units) & set(units)] == [layer.name]
         makers = [own for own in layers if set(own.out_units) & set(units)]
-        plain = (
-            isinstance(reader, nn.Conv2d) and reader.groups == 1 and len(set(units)) == len(units)
-        )
-        if not alone or not plain or len(makers) != 1 or min(units) < 0:
+        if not isinstance(reader, nn.Conv2d) or reader.groups > 1 or len(set(units)) < len(units):
             continue
-        assert isinstance(reader, nn.Conv2d)
+        if not alone or len(makers) != 1 or min(units) < 0:
+            continue
         covariance = _covariance(dense, reader, batches, torch.Generator().manual_seed(seed))
         values = sorted(found[units].tolist())
         order = _order(covariance, reader, _output_scale(modules, layer.name))

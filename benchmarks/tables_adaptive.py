@@ -9,6 +9,7 @@ Cells = tuple[list[str], list[list[str]]]
 _METHODS = {
     "dense": "the dense network",
     "nested": "nested, per block",
+    "free": "free units, per block",
     "uniform": "the same model, one width for all",
     "static": "static cut, one-shot Fisher",
 }

@@ -21,6 +21,7 @@ from swan_surgery.adaptive import (
     calibrate_widths,
     compact,
     fit_widths,
+    gate_penalty,
     sandwich_loss,
     width_stats,
 )
@@ -146,6 +147,7 @@ __all__ = [
     "export_routed",
     "fit_bounds",
     "fit_widths",
+    "gate_penalty",
     "hard_macs",
     "hard_params",
     "importance",

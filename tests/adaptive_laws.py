@@ -9,6 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 import swan_surgery as swan
+from swan_surgery.adaptive.block import AdaptiveBlock
+from swan_surgery.adaptive.statics import give_bias_
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan
 from swan_surgery.models import Inputs, as_inputs
@@ -149,3 +151,121 @@ def check_static(adapted: swan.AdaptiveModel, inputs: Inputs) -> None:
     cut = apply_plan(plain.dense_model(), make_plan(plain.structure.channels, mask))
     with torch.no_grad(), plain.holding(0):
         assert_near(run(plain, inputs), run(cut, inputs), "constant gates are a cut")
+
+
+def gate_(adapted: swan.AdaptiveModel, generator: torch.Generator) -> None:
+    """Gates of free units at random: samples open units of their own."""
+    with torch.no_grad():
+        for block in adapted.blocks().values():
+            block.effort.weight.normal_(generator=generator)
+            block.effort.bias.normal_(generator=generator)
+
+
+def check_free_laws(model: nn.Module, example_inputs, seed: int) -> swan.AdaptiveModel | None:
+    """All laws of free units; None where nothing can adapt."""
+    before = fingerprint(model)
+    wanted = outputs(model, example_inputs)
+    try:
+        adapted = swan.adapt(model, example_inputs, structure="free").eval()
+    except swan.NoGateableChannelsError:
+        return None
+    assert_same_fingerprint(before, fingerprint(model))
+    assert_near(outputs(adapted, example_inputs), wanted, "all open is the given model")
+    generator = torch.Generator().manual_seed(seed)
+    randomise_statistics_(adapted, generator)
+    assert_near(outputs(adapted, example_inputs), wanted, "means are read by who closes alone")
+    inputs = samples_of(example_inputs, 4)
+    *_, drawn = adapted.choices.tried(4, generator)
+    check_gathered(adapted, inputs, drawn)
+    gate_(adapted, generator)
+    check_train_mode(adapted, inputs)
+    small = swan.compact(adapted)
+    with torch.no_grad():
+        taken = small.taken(*inputs.args, **inputs.kwargs)
+        with adapted.holding(taken.levels):
+            assert_near(run(small, inputs), run(adapted, inputs), "taken as it says")
+        for index in range(2):
+            one = row(inputs, index)
+            alone = small.taken(*one.args, **one.kwargs)
+            assert torch.equal(alone.levels[0], taken.levels[index])
+            assert int(alone.macs[0]) == int(taken.macs[index])
+            counted = swan.count_macs(small, (one.args or dict(one.kwargs)))
+            assert counted == int(alone.macs[0]), "counted MACs are those expected"
+    check_constant(adapted, inputs, drawn[0])
+    return adapted
+
+
+def check_gathered(adapted: swan.AdaptiveModel, inputs: Inputs, masks: Tensor) -> None:
+    """Slices compute what masks compute: outputs sample by sample, and gradients of weights."""
+    found = {}
+    for way in ("gather", "masked"):
+        adapted.execution = way
+        adapted.zero_grad()
+        with adapted.holding(masks):
+            results = run(adapted, inputs)
+        generator = torch.Generator().manual_seed(3)
+        total = sum((r * torch.randn(r.shape, generator=generator).double()).sum() for r in results)
+        total.backward()
+        gradients = [p.grad for p in adapted.parameters() if p.grad is not None and p.grad.any()]
+        found[way] = [r.detach() for r in results], [g.clone() for g in gradients]
+    adapted.zero_grad()
+    assert_near(found["gather"][0], found["masked"][0], "gather is masked")
+    assert_near(found["gather"][1], found["masked"][1], "gradients of gather are those of masked")
+
+
+def check_train_mode(adapted: swan.AdaptiveModel, inputs: Inputs) -> None:
+    """Gates with gradients open what gates without them open, in blocks that train too."""
+    with torch.no_grad():
+        wanted = adapted.taken(*inputs.args, **inputs.kwargs)
+    for block in adapted.modules():
+        if isinstance(block, AdaptiveBlock):
+            block.training = True  # the norms inside stay as they are
+    adapted.execution = "gather"  # which training does not follow
+    found = adapted.taken(*inputs.args, **inputs.kwargs)
+    assert torch.equal(found.levels, wanted.levels)
+    for one, other in zip(tree_leaves(found.output), tree_leaves(wanted.output), strict=True):
+        if isinstance(one, Tensor):
+            assert_near([one], [other], "training is masked too")
+    swan.gate_penalty(adapted.train(), found, macs=1e-6).backward()
+    for block in adapted.eval().blocks().values():
+        assert block.effort.weight.grad.any(), "the budget reaches w"
+    adapted.execution = "masked"
+    adapted.zero_grad()
+
+
+def check_constant(adapted: swan.AdaptiveModel, inputs: Inputs, mask: Tensor) -> None:
+    """Gates that are the same for all inputs are a cut, with the means of what is closed in the biases."""
+    chosen = adapted.choices.by_block(mask)
+    with torch.no_grad():
+        for name, block in adapted.blocks().items():
+            block.effort.weight.zero_()
+            block.effort.bias.copy_(torch.where(chosen[name], 3.0, -3.0))
+        dense = adapted.dense_model()
+        gated = swan.swanify(dense, adapted.structure.example_inputs, in_place=True)
+        gated.gates.logits.fill_(3.0)
+        gated.gates.logits[~adapted.choices.static(mask)[1]] = -3.0
+        small = swan.prune(gated)
+        for name, block in adapted.blocks().items():
+            compensate_by_hand_(dense, small, block, chosen[name])
+        assert_near(run(adapted, inputs), run(small, inputs), "constant gates are a cut")
+        assert_near(run(adapted.at(mask), inputs), run(small, inputs), "and a static model")
+
+
+def compensate_by_hand_(dense: nn.Module, small: nn.Module, block: Any, mask: Tensor) -> None:
+    """Weights of closed inputs times their mean, into the biases of a cut's readers."""
+    prefix = f"{block.name}." if block.name else ""
+    (level,) = block.statistics
+    outputs = {
+        own.tensor: mask[group.start : group.stop].repeat_interleave(own.run)
+        for group in block.groups
+        for own in group.axes
+        if own.axis == 0
+    }
+    for group in block.groups:
+        for reader, times in zip(group.readers, group.runs, strict=True):
+            closed = ~mask[group.start : group.stop].repeat_interleave(times)
+            weight = dense.get_parameter(f"{prefix}{reader}.weight")[:, closed]
+            added = weight.flatten(1) @ level.mean(reader)[closed].flatten()
+            layer: Any = small.get_submodule(f"{prefix}{reader}")
+            give_bias_(layer)
+            layer.bias += added[outputs.get(f"{reader}.weight", slice(None))]

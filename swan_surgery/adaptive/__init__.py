@@ -1,10 +1,11 @@
-"""Gates that look at the input: blocks whose channels are nested, and a width for every sample."""
+"""Gates that look at the input: nested widths for every sample, or a gate for each unit."""
 
 from swan_surgery.adaptive.adapting import adapt
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel, Taken
 from swan_surgery.adaptive.calibrating import calibrate_widths
 from swan_surgery.adaptive.compacting import compact
 from swan_surgery.adaptive.fitting import fit_widths
+from swan_surgery.adaptive.penalty import gate_penalty
 from swan_surgery.adaptive.sandwich import sandwich_loss
 from swan_surgery.adaptive.width_stats import WidthStats, width_stats
 
@@ -17,6 +18,7 @@ __all__ = [
     "calibrate_widths",
     "compact",
     "fit_widths",
+    "gate_penalty",
     "sandwich_loss",
     "width_stats",
 ]

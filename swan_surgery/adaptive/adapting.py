@@ -1,6 +1,6 @@
 """`adapt`: a copy of a model whose blocks give every input a width of its own."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,64 +8,58 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
-from swan_surgery.adaptive.block import NestedBlock
+from swan_surgery.adaptive.assembling import assembled
 from swan_surgery.adaptive.candidates import NestedGroup, StaticGroup, candidates, static_group
-from swan_surgery.adaptive.checks import check_choice
-from swan_surgery.adaptive.costs import block_costs
-from swan_surgery.adaptive.effort import Effort, features_of
-from swan_surgery.adaptive.levels import narrowing
+from swan_surgery.adaptive.checks import checked_choice
 from swan_surgery.adaptive.probing import Probe, close, probe
-from swan_surgery.adaptive.statics import give_bias_
-from swan_surgery.adaptive.structure import Structure, open_mask
+from swan_surgery.adaptive.structure import Structure
 from swan_surgery.channels import ChannelMap
 from swan_surgery.costs.macs import cost_table
-from swan_surgery.costs.table import CostTable
-from swan_surgery.cutting.plan import make_plan
-from swan_surgery.cutting.step import apply_plan_
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError, NoGateableChannelsError
 from swan_surgery.gates import GatedModel, magnitudes
 from swan_surgery.gates.conversion import swanify, unswanify
-from swan_surgery.models import copy_of, shell_of
+from swan_surgery.models import copy_of
 from swan_surgery.models.architecture import architecture_of
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
 
 
-_WIDTHS = (0.25, 0.5, 0.75, 1.0)
-
-
 def adapt(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    structure: Literal["nested"] = "nested",
+    structure: Literal["nested", "free"] = "nested",
     per: Literal["block", "network"] = "block",
-    widths: Sequence[float] = _WIDTHS,
+    widths: Sequence[float] | None = None,
     scores: Tensor | None = None,
     ignore: Iterable[str] = (),
 ) -> AdaptiveModel:
     """Let every input choose how wide the blocks of a copy of `model` are (SWAN's p_i(x)).
 
-    Inner channels of a block (those whose producers and readers all lie inside one module) are put in
-    order of importance; a sample takes the first ones. All samples take all of them until
-    `fit_widths` has seen data: the result then computes what the given model computes.
+    Nested: inner channels of a block (those whose producers and readers all lie inside one module) are put
+    in order of importance; a sample takes the first ones. Free: each has a gate of its own,
+    p_i(x) = sigmoid(z_i + w_i . f(x)), open where that is at least 1/2; f(x) are means and root mean squares
+    of the channels of the block's input. All samples take all channels until `fit_widths` has seen data, or
+    gates were trained: the result then computes what the given model computes.
 
-    A closed channel reads its mean: what the channels beyond a width add to their reader on average
-    goes into the reader's bias. `calibrate_widths` measures these means and batch-norm statistics, each
+    A closed channel reads its mean: what closed channels add to their reader on average goes into the
+    reader's bias. `calibrate_widths` measures these means, and for nested widths batch-norm statistics, each
     width on its own; before that the means are zero.
 
     Args:
         model: an `nn.Module`, or a gated model (its weights as trained, without its gates).
         example_inputs: as in `swanify`; not needed for a gated model.
-        structure: "nested": a sample takes a prefix of each block's channels.
+        structure: "nested": a sample takes a prefix of each block's channels. "free": any of them, by a gate
+            per channel; for trials, as nested widths keep their speed in a batch and free channels do not.
         per: "block": each block looks at its own input. "network": the first block looks, and all
-            take the width it chooses.
-        widths: shares of the channels, ascending, the last one 1.
+            take the width it chooses; not for "free".
+        widths: shares of the channels, ascending, the last one 1; (0.25, 0.5, 0.75, 1) by default. Not for
+            "free".
         scores: importance per unit of `swan.swanify(model)`, as `swan.importance` gives it; by
             default the probabilities of a gated model that has closed some gates, else weight
-            magnitudes.
+            magnitudes. Free channels stay in the given order.
         ignore: module names or glob patterns whose channels stay static.
 
     Raises:
@@ -79,9 +73,10 @@ def adapt(
         >>> adapted.costs.blocks[""]  # MACs at 2, 4, 6 and 8 channels
         tensor([10, 20, 30, 40])
     """
-    check_choice(structure, per, widths)
+    choice = checked_choice(structure, per, widths)
     gated, base = _sources(model, example_inputs, ignore)
-    return _adapted(gated, base, (structure, per, tuple(widths)), _scores(gated, scores))
+    own = _scores(gated, scores)
+    return _adapted(gated, base, choice, torch.zeros_like(own) if structure == "free" else own)
 
 
 def adapt_in_order(
@@ -94,12 +89,10 @@ def adapt_in_order(
     ignore: Iterable[str],
 ) -> AdaptiveModel:
     """The same for a model whose channels are in order already: they stay as they are."""
-    check_choice(structure, per, widths)
+    choice = checked_choice(structure, per, widths or None)
     gated, base = _sources(model, example_inputs, ignore)
     # Equal scores leave the order as it is.
-    return _adapted(
-        gated, base, (structure, per, tuple(widths)), torch.zeros(gated.gates.num_units)
-    )
+    return _adapted(gated, base, choice, torch.zeros(gated.gates.num_units))
 
 
 def _adapted(
@@ -125,7 +118,7 @@ def _adapted(
         places = {name: place for place, name in enumerate(n for n in probed.rows if n in names)}
         found = tuple(sorted(found, key=lambda group: places[group.block]))
         own = Structure(*choice, found, static, channels, gated.example_inputs, gated.ignored)
-        return _assembled(ordered, table, own, probed)
+        return assembled(ordered, table, own, probed)
 
 
 def _sources(
@@ -225,67 +218,6 @@ def _all_close(found: Any, wanted: Any) -> bool:
         for a, b in zip(tree_leaves(found), tree_leaves(wanted), strict=True)
         if isinstance(a, Tensor)
     )
-
-
-def _assembled(
-    ordered: nn.Module, table: CostTable, structure: Structure, probed: Probe
-) -> AdaptiveModel:
-    groups, widths = structure.groups, structure.widths
-    names = list(dict.fromkeys(group.block for group in groups))
-    shells = [_shells(ordered, structure, level) for level in range(len(widths) - 1)]
-    looks = names if structure.per == "block" else names[:1]
-    last = {name: _is_last(structure, name) for name in names}
-    reference = next(p for p in ordered.parameters() if p.is_floating_point())
-    sizes = {
-        name: features_of(
-            probed.rows[name].first(probed.calls[name].arguments), channels_last=last[name]
-        ).shape[1]
-        for name in looks
-    }
-    costs = block_costs(table, groups, widths, batch=probed.batch, looking=sum(sizes.values()))
-    extra = {name: own - own[0] for name, own in costs.blocks.items()}
-    if structure.per == "network":
-        extra[names[0]] = torch.stack(list(extra.values())).sum(0)
-    model = ordered
-    for name in names:
-        own = [group for group in groups if group.block == name]
-        effort = Effort(sizes[name], len(widths), like=reference) if name in looks else None
-        full = ordered.get_submodule(name)
-        block = NestedBlock(
-            name,
-            full,
-            [level[name] for level in shells],
-            [narrowing(own, width, name) for width in widths[:-1]],
-            effort=effort,
-            rows=probed.rows[name],
-            channels_last=last[name],
-            extra=extra[name].to(reference.device),
-        )
-        if name:
-            parent, _, key = name.rpartition(".")
-            setattr(ordered.get_submodule(parent), key, block)
-        else:
-            model = block
-    return AdaptiveModel(model, structure, costs)
-
-
-def _is_last(structure: Structure, block: str) -> bool:
-    """Whether channels are the last axis of what goes into a block: its first layer is linear."""
-    for layer in structure.channels.layers:
-        if not block or layer.name.startswith(f"{block}."):
-            return "conv" not in layer.op
-    return False
-
-
-def _shells(model: nn.Module, structure: Structure, level: int) -> Mapping[str, nn.Module]:
-    """All blocks at a level, without data; whoever reads what is closed has a bias."""
-    mask = open_mask(structure, dict.fromkeys((g.block for g in structure.groups), level))
-    shell = apply_plan_(shell_of(model), make_plan(structure.channels, mask))
-    for group in structure.groups:
-        for reader in group.readers:
-            module = shell.get_submodule(reader)
-            give_bias_(module)
-    return {g.block: shell.get_submodule(g.block) for g in structure.groups}
 
 
 __all__ = ["adapt"]

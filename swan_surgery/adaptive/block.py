@@ -1,19 +1,16 @@
-"""A block whose samples take widths of their own: groups of equal width run densely."""
+"""A block that looks at its input: what all structures share. Samples that choose alike run together."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from swan_surgery.adaptive.effort import Effort, features_of
-from swan_surgery.adaptive.levels import (
-    LevelStatistics,
-    Narrowing,
-    closed_bias,
-)
-from swan_surgery.adaptive.masked import Observer, masking
+from swan_surgery.adaptive.effort import features_of
+from swan_surgery.adaptive.levels import LevelStatistics
+from swan_surgery.adaptive.masked import Observer
 from swan_surgery.adaptive.rows import Rows, put_together
 from swan_surgery.adaptive.run import Levels, Run, running
 from swan_surgery.errors import InputError, ModelError
@@ -23,53 +20,38 @@ from swan_surgery.models.tensors import plain_tensors
 _NO_BACKWARD = -1  # no graph task runs
 
 
-class NestedBlock(nn.Module):
-    """A module of the given model with its inner channels in order of importance, in nested widths.
+class AdaptiveBlock(nn.Module, ABC):
+    """A module of the given model whose samples choose which of its inner channels run.
 
     Attributes:
         full: the module itself, at full width; it owns all weights.
-        statistics: batch-norm statistics and means of every level but the widest.
+        statistics: what stands for closed channels, and batch-norm statistics where levels have their own.
         effort: looks at the input; None where another block looks for this one.
-        narrowings: what each level but the widest keeps.
-        extra: int64 (levels,): MACs of each level above the narrowest, per sample.
+        rows: how it is called.
         observer: told what readers and batch-norms get, in runs that observe.
-        bound: shells whose parameters are views of the weights, once `compact` has made them.
-        last: levels of the last run that may have a backward pass.
+        last: what the samples of the last run that may have a backward pass chose.
     """
-
-    extra: Tensor
 
     def __init__(
         self,
         name: str,
         full: nn.Module,
-        shells: Sequence[nn.Module],
-        narrowings: Sequence[Narrowing],
+        statistics: Sequence[LevelStatistics],
         *,
-        effort: Effort | None,
+        effort: nn.Module | None,
         rows: Rows,
         channels_last: bool,
-        extra: Tensor,
     ) -> None:
         super().__init__()
         self.name = name
         self.full = full
-        self.statistics = nn.ModuleList(LevelStatistics(full, own) for own in narrowings)
-        self.effort = effort
-        self.narrowings = tuple(narrowings)
+        self.statistics = nn.ModuleList(statistics)
+        self.effort: Any = effort
         self.rows = rows
         self.channels_last = channels_last
-        self.register_buffer("extra", extra, persistent=False)
-        self.shells = tuple(shells)
         self.observer: Observer | None = None
-        self.bound: tuple[nn.Module, ...] | None = None
         self.last: Levels | None = None
         self.training = full.training
-
-    @property
-    def num_levels(self) -> int:
-        """Widths, the full one included."""
-        return len(self.narrowings) + 1
 
     def __getattr__(self, name: str) -> Any:
         """What the model reads from its block, it finds."""
@@ -85,19 +67,54 @@ class NestedBlock(nn.Module):
         return features_of(self.rows.first(call), channels_last=self.channels_last)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module's own forward, every sample at its level."""
+        """As the module's own forward, every sample as it chooses."""
         run = running()
         call = (args, kwargs)
-        levels = self._levels(run, call)
+        choice = self._choice(run, call)
         if torch.is_grad_enabled() or self.training:
-            self.last = levels
-        if run is not None and run.execution != "group" and not self.training:
-            return self._masked(run, levels, call)
-        if isinstance(levels, Tensor):
-            return self._grouped(levels, call)
-        return self._at(levels, args, kwargs)
+            self.last = self.remembered(choice, run)
+        execution = None if run is None else run.execution
+        if self.is_masked(execution):
+            with self.masked(choice, self.observer if execution == "observe" else None):
+                return self.full(*args, **kwargs)
+        keys = self.keys(choice)
+        if isinstance(keys, list):
+            return self._grouped(keys, call)
+        return self.at(keys, args, kwargs)
 
-    def _levels(self, run: Run | None, call: Any) -> Levels:
+    @abstractmethod
+    def is_masked(self, execution: str | None) -> bool:
+        """Whether all of the block runs, under masks."""
+
+    @abstractmethod
+    def masked(self, choice: Levels, observer: Observer | None) -> Any:
+        """A context in which the full module runs under masks."""
+
+    @abstractmethod
+    def keys(self, choice: Levels) -> list[Any] | Hashable:
+        """What tells samples that choose alike: one for all of them, or a list with one for each."""
+
+    @abstractmethod
+    def at(self, key: Any, args: Any, kwargs: Any) -> Any:
+        """Run a call whose samples all choose alike."""
+
+    @abstractmethod
+    def look(self, run: Run, call: Any) -> Levels:
+        """What the samples of a call choose by themselves."""
+
+    @abstractmethod
+    def parts(self, key: Any) -> dict[str, Tensor]:
+        """Parameters and buffers by name as `at` runs them."""
+
+    def remembered(self, choice: Levels, run: Run | None) -> Levels:  # noqa: ARG002 - for those that look again
+        """What is kept of a choice, should the block be run again in backward."""
+        return choice
+
+    def recalled(self, last: Levels, call: Any) -> Levels:  # noqa: ARG002
+        """The choice of what was kept."""
+        return last
+
+    def _choice(self, run: Run | None, call: Any) -> Levels:
         if run is None:
             if self.last is None or torch._C._current_graph_task_id() == _NO_BACKWARD:  # noqa: SLF001 - as torch.utils.checkpoint asks
                 raise ModelError(
@@ -105,33 +122,32 @@ class NestedBlock(nn.Module):
                     f"others (activation checkpointing in swan.sandwich_loss): who takes which width is not known; "
                     f"call the adaptive model"
                 )
-            return self.last  # recomputed in backward
-        levels = run.held.get(self.name, run.held.get(""))
-        if levels is None:
-            levels = run.shared if self.effort is None else self._look(run, self.effort, call)
-            assert levels is not None  # noqa: S101 - who looks for all runs first
-        elif isinstance(levels, Tensor) and len(levels) != len(self.rows.first(call)):
-            raise ModelError(
-                f"{len(levels)} levels for the {len(self.rows.first(call))} rows of block {self.name!r}"
-            )
-        run.taken[self.name] = levels
-        return levels
+            return self.recalled(self.last, call)  # recomputed in backward
+        choice = run.held.get(self.name, run.held.get(""))
+        if choice is None:
+            choice = self.look(run, call)
+        elif self.is_by_sample(choice):
+            assert isinstance(choice, Tensor)  # noqa: S101 - what differs by sample is one
+            rows = len(self.rows.first(call))
+            if len(choice) != rows:
+                raise ModelError(f"{len(choice)} levels for the {rows} rows of block {self.name!r}")
+        run.taken[self.name] = choice
+        return choice
 
-    def _look(self, run: Run, effort: Effort, call: Any) -> Levels:
-        efforts = effort(self.features(call))
-        run.efforts[self.name] = efforts
-        run.shared = run.capped(effort.levels(efforts), self.extra)
-        return run.shared
+    @staticmethod
+    @abstractmethod
+    def is_by_sample(choice: Levels) -> bool:
+        """Whether a choice has one row per sample."""
 
-    def _grouped(self, levels: Tensor, call: Any) -> Any:
-        groups: dict[int, list[int]] = {}
-        for sample, level in enumerate(levels.tolist()):
-            groups.setdefault(level, []).append(sample)
+    def _grouped(self, keys: Sequence[Any], call: Any) -> Any:
+        groups: dict[Any, list[int]] = {}
+        for sample, key in enumerate(keys):
+            groups.setdefault(key, []).append(sample)
         if len(groups) <= 1:
-            return self._at(next(iter(groups), len(self.narrowings)), *call)
+            return self.at(next(iter(groups), None), *call)
         indices = list(groups.values())
         try:
-            parts = [self._at(level, *self.rows.take(call, own)) for level, own in groups.items()]
+            parts = [self.at(key, *self.rows.take(call, own)) for key, own in groups.items()]
         except ValueError as err:
             alone = any(len(own) == 1 for own in groups.values())
             if not (self.training and alone and "more than 1 value per channel" in str(err)):
@@ -143,70 +159,33 @@ class NestedBlock(nn.Module):
             ) from err
         return put_together(parts, indices)
 
-    def _at(self, level: int, args: Any, kwargs: Any) -> Any:
-        if level == len(self.narrowings):
-            return self.full(*args, **kwargs)
-        if self.bound is not None and not self.training:
-            return self.bound[level](*args, **kwargs)
-        shell = self.shell(level)
-        return functional_call(shell, self.tensors(level), args, kwargs, tie_weights=False)
+    def run_shell(
+        self, shell: nn.Module, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
+    ) -> Any:
+        """Run a shell with tensors: modes and constants are those of the full module."""
+        dressed = self.dressed(shell)
+        return functional_call(dressed, dict(tensors), args, kwargs, tie_weights=False)
 
-    def shell(self, level: int) -> nn.Module:
-        """The module at a level, without weights: modes and constants as the full one has them."""
-        shell = self.shells[level]
+    def dressed(self, shell: nn.Module) -> nn.Module:
+        """A module without weights, with modes and constants as the full one has them."""
         for own, full in zip(shell.modules(), self.full.modules(), strict=True):
             own.training = full.training
             for name, tensor in plain_tensors(full).items():
                 setattr(own, name, tensor)
         return shell
 
-    def tensors(self, level: int) -> dict[str, Tensor]:
-        """Parameters and buffers of a level by name: views of the weights, and statistics of its own."""
-        own = self.narrowings[level]
-        statistics = self.statistics[level]
-        assert isinstance(statistics, LevelStatistics)  # noqa: S101 - made so
-        named = (self.full.named_parameters, self.full.named_buffers)
-        found = {
-            name: own.view(name, tensor)
-            for all_of in named
-            for name, tensor in all_of(remove_duplicate=False)
-        }
-        for name in statistics.norms:
-            for statistic, tensor in statistics.norm(name).items():
-                found[f"{name}.{statistic}" if name else statistic] = tensor
-        for name, num_open in own.open_inputs.items():
-            weight = self.full.get_parameter(f"{name}.weight")
-            outputs = found[f"{name}.weight"].shape[0]
-            mean = statistics.mean(name)
-            bias = closed_bias(weight.narrow(0, 0, outputs), mean, num_open)
-            given = found.get(f"{name}.bias")
-            found[f"{name}.bias"] = bias if given is None else given + bias
-        return found
+    def all_parts(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the full module."""
+        named = [*self.full.named_parameters(remove_duplicate=False)]
+        return dict([*named, *self.full.named_buffers(remove_duplicate=False)])
 
     def own_state(self) -> dict[str, Tensor]:
-        """All that is not the module's own: statistics and means of its widths, and who looks."""
+        """All that is not the module's own: statistics and means, and who looks."""
         found = {f"statistics.{name}": t for name, t in self.statistics.named_buffers()}
         if self.effort is not None:
             own = (*self.effort.named_parameters(), *self.effort.named_buffers())
             found |= {f"effort.{name}": tensor for name, tensor in own}
         return found
 
-    def parts(self, level: int) -> dict[str, Tensor]:
-        """The same for any level, the widest included."""
-        if level < len(self.narrowings):
-            return self.tensors(level)
-        named = [*self.full.named_parameters(remove_duplicate=False)]
-        return dict([*named, *self.full.named_buffers(remove_duplicate=False)])
 
-    def _masked(self, run: Run, levels: Levels, call: Any) -> Any:
-        observer = self.observer if run.execution == "observe" else None
-        statistics: Any = self.statistics
-        with masking(self.full, self.narrowings, statistics, levels, observer=observer):
-            return self.full(*call[0], **call[1])
-
-    def extra_repr(self) -> str:
-        """Shown when the model is printed."""
-        return f"{self.num_levels} widths"
-
-
-__all__ = ["NestedBlock"]
+__all__ = ["AdaptiveBlock"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
-from swan_surgery.adaptive.block import NestedBlock
+from swan_surgery.adaptive.block import AdaptiveBlock
 from swan_surgery.adaptive.checks import batches_of, check_adaptive
 from swan_surgery.adaptive.levels import LevelStatistics
 from swan_surgery.adaptive.run import Levels
@@ -64,8 +64,11 @@ def calibrate_widths(
             `per="network"`. "mixed": every sample has a width of its own in every block, drawn at random,
             so that a width is measured on all kinds of inputs: measured on those that choose it, it would
             normalise away what they have in common. `fit_widths` does this in the shares that it found.
+            Free units have one mean each: "uniform" measures it with everything open, "mixed" as the gates
+            now decide.
         full: measure the widest width and the norms outside of blocks too, as after training; the model
-            with everything open then no longer is the given one.
+            with everything open then no longer is the given one. Of free units all norms, under the gates
+            where they are "mixed".
 
     Returns:
         The number of batches used.
@@ -85,7 +88,8 @@ def calibrate_widths(
         raise InputError(f'among must be "uniform" or "mixed"; got {among!r}')
     batches = batches_of(loader, num_batches)
     if full and norms_of(adapted):
-        with adapted.holding(-1):
+        as_gated = adapted.structure.kind == "free" and among == "mixed"
+        with adapted.holding({} if as_gated else -1):
             calibrate(adapted, batches)
     observe_(adapted, batches, among=among)
     return len(batches)
@@ -130,8 +134,10 @@ def _levels(
     among: str,
     shares: Mapping[str, Sequence[float]] | None,
     generator: torch.Generator,
-) -> list[Levels]:
+) -> list[Levels | Mapping[str, Levels]]:
     """The levels of the runs of one batch."""
+    if adapted.structure.kind == "free":
+        return [-1 if among == "uniform" else {}]
     names, count = list(adapted.costs.blocks), len(adapted.widths)
     if among == "uniform":
         return [*range(count - 1)]
@@ -140,7 +146,7 @@ def _levels(
     if adapted.structure.per == "network":
         odds = odds[:1]
     table = torch.tensor(odds, dtype=torch.float64)
-    found: list[Levels] = []
+    found: list[Levels | Mapping[str, Levels]] = []
     for _ in range(_DRAWS):
         drawn = torch.multinomial(table, len(first), replacement=True, generator=generator).T
         found.append(drawn.expand(-1, len(names)).to(first.device))
@@ -154,7 +160,7 @@ def _check(seen: Mapping[str, _Seen]) -> None:
             raise InputError("the batches give NaN or infinite statistics; they are unchanged")
 
 
-def _write_(block: NestedBlock, seen: _Seen) -> None:
+def _write_(block: AdaptiveBlock, seen: _Seen) -> None:
     for (name, level), own in seen.norms.items():
         into = _statistics(block, level).norm(name)
         assert own.mean is not None  # noqa: S101 - it was updated
@@ -166,7 +172,7 @@ def _write_(block: NestedBlock, seen: _Seen) -> None:
         _statistics(block, level).mean(name).copy_(total / seen.counts[name, level])
 
 
-def _statistics(block: NestedBlock, level: int) -> LevelStatistics:
+def _statistics(block: AdaptiveBlock, level: int) -> LevelStatistics:
     found = block.statistics[level]
     assert isinstance(found, LevelStatistics)  # noqa: S101 - made so
     return found

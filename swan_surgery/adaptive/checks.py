@@ -8,6 +8,9 @@ from swan_surgery.errors import InputError, ModelError
 from swan_surgery.models.batches import batches_in, check_batch
 
 
+_WIDTHS = (0.25, 0.5, 0.75, 1.0)
+
+
 def check_adaptive(adapted: object, *, to: str, compact: bool = False) -> None:
     """Refuse anything but an adaptive model; where it shall change, also a compact one.
 
@@ -24,20 +27,30 @@ def check_adaptive(adapted: object, *, to: str, compact: bool = False) -> None:
         )
 
 
-def check_choice(structure: str, per: str, widths: Sequence[float]) -> None:
-    """Refuse what `adapt` does not offer.
+def checked_choice(
+    structure: str, per: str, widths: Sequence[float] | None
+) -> tuple[str, str, tuple[float, ...]]:
+    """What `adapt` is asked for, with the widths that hold by default.
 
     Raises:
-        InputError: says what there is.
+        InputError: it does not offer that; says what there is.
     """
-    if structure != "nested":
-        raise InputError(f'structure must be "nested"; got {structure!r}')
+    if structure not in ("nested", "free"):
+        raise InputError(f'structure must be "nested" or "free"; got {structure!r}')
     if per not in ("block", "network"):
         raise InputError(f'per must be "block" or "network"; got {per!r}')
+    if structure == "free":
+        if per == "network" or widths is not None:
+            raise InputError(
+                'free units have no widths, and every block looks for itself: leave widths out, and per="block"'
+            )
+        return structure, per, ()
+    widths = _WIDTHS if widths is None else widths
     if not _ascend(widths):
         raise InputError(
             f"widths must ascend from above 0 to 1, at least two of them; got {widths!r}"
         )
+    return structure, per, tuple(widths)
 
 
 def _ascend(widths: Sequence[float]) -> bool:
@@ -71,4 +84,4 @@ def checked(loader: Iterable[Any], num_batches: int | None) -> Iterator[Any]:
         yield batch
 
 
-__all__ = ["batches_of", "check_adaptive", "check_choice", "checked"]
+__all__ = ["batches_of", "check_adaptive", "checked", "checked_choice"]

@@ -1,7 +1,6 @@
 """`compact`: the adaptive model as it is shipped, verified against the masked one."""
 
 import copy
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -9,8 +8,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
-from swan_surgery.adaptive.block import NestedBlock
 from swan_surgery.adaptive.checks import check_adaptive
+from swan_surgery.adaptive.free_block import FreeBlock
+from swan_surgery.adaptive.nested_block import NestedBlock
 from swan_surgery.adaptive.probing import batch_of, close, twice
 from swan_surgery.adaptive.run import Execution
 from swan_surgery.environment.random_streams import streams_kept
@@ -21,7 +21,7 @@ from swan_surgery.models import Inputs, sharing_copy_of
 def compact(
     adapted: AdaptiveModel,
     *,
-    execution: Literal["auto", "group", "masked"] = "auto",
+    execution: Literal["auto", "group", "gather", "masked"] = "auto",
     verify: bool = True,
 ) -> AdaptiveModel:
     """A copy in eval mode that runs what samples take, and nothing else; it shares all weights.
@@ -31,14 +31,15 @@ def compact(
 
     Args:
         adapted: the result of `adapt`, calibrated and fitted; not changed.
-        execution: "group" (and "auto"): a batch is split by width, each part runs densely, and the results
-            are put back in order. "masked": everything runs and masks are multiplied: the reference, and
-            what exports as one graph; it saves no time.
+        execution: "group" ("auto" for nested widths): a batch is split by width, each part runs densely, and
+            the results are put back in order. "gather" ("auto" for free units): samples with the same mask run
+            densely on slices of the weights, which are copies made at each call. "masked": everything runs and
+            masks are multiplied: the reference, and what exports as one graph; it saves no time.
         verify: run both ways on the example inputs, at every width and at widths at random, and compare.
 
     Raises:
         ModelError: not an adaptive model.
-        InputError: another `execution`.
+        InputError: another `execution`, or one of another structure.
         VerificationError: the two ways differ.
 
     Example:
@@ -48,18 +49,25 @@ def compact(
         ...     narrowest = small(torch.ones(1, 3))
     """
     check_adaptive(adapted, to="make compact", compact=True)
-    if execution not in ("auto", "group", "masked"):
-        raise InputError(f'execution must be "auto", "group" or "masked"; got {execution!r}')
+    dense: Execution = "gather" if adapted.structure.kind == "free" else "group"
+    if execution not in ("auto", dense, "masked"):
+        raise InputError(
+            f'execution must be "auto", "{dense}" or "masked" for structure="{adapted.structure.kind}"; '
+            f"got {execution!r}"
+        )
     small = sharing_copy_of(adapted)
     assert isinstance(small, AdaptiveModel)  # noqa: S101 - a copy of one
     small.eval()
     small.is_compact = True
-    small.execution = "masked" if execution == "masked" else "group"
+    small.execution = "masked" if execution == "masked" else dense
     with torch.inference_mode(mode=False), torch.no_grad():
         for block in small.blocks().values():
-            block.bound = tuple(_bound(block, level) for level in range(block.num_levels - 1))
+            if isinstance(block, FreeBlock):
+                block.bind()
+            if isinstance(block, NestedBlock):
+                block.bound = tuple(_bound(block, level) for level in range(block.num_levels - 1))
         if verify:
-            _verify(small)
+            _verify(small, (dense, "masked"))
     return small
 
 
@@ -76,19 +84,15 @@ def _bound(block: NestedBlock, level: int) -> nn.Module:
     return shell
 
 
-def _verify(small: AdaptiveModel) -> None:
+def _verify(small: AdaptiveModel, ways: tuple[Execution, ...]) -> None:
     inputs = _own_inputs(small)
     inputs = twice(inputs, batch_of(inputs))
-    batch, count = batch_of(inputs), len(small.widths)
-    generator = torch.Generator().manual_seed(0)
     device = next(small.parameters()).device
-    drawn = torch.randint(count, (batch, len(small.costs.blocks)), generator=generator)
-    tried: Iterable[Any] = (*range(count), drawn.to(device))
     before = small.execution
     try:
-        for levels in tried:
+        for tried in small.choices.tried(batch_of(inputs), torch.Generator().manual_seed(0)):
+            levels = tried.to(device) if isinstance(tried, Tensor) else tried
             outputs = []
-            ways: tuple[Execution, ...] = ("group", "masked")
             for way in ways:
                 small.execution = way
                 with small.holding(levels), streams_kept():

@@ -1,7 +1,7 @@
 """What a sample costs at its levels, in MACs: exact, block by block."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -46,6 +46,47 @@ class BlockCosts:
         return self.fixed + sum(int(own[-1]) for own in self.blocks.values())
 
 
+@dataclass(frozen=True)
+class UnitCosts(BlockCosts):
+    """The same where units are free: `blocks` are MACs with one unit open in each group, and with all.
+
+    Attributes:
+        table: of the given model's MACs, for `batch` samples.
+        batch: samples in the example inputs.
+        units: of each block, as the table numbers them.
+    """
+
+    table: CostTable = field(repr=False)
+    batch: int
+    units: Mapping[str, Sequence[int]] = field(repr=False)
+
+    def at(self, levels: Mapping[str, Levels]) -> Tensor:
+        """MACs of every sample at masks by block, (units,) or (B, units); int64 (B,), or ()."""
+        with torch.no_grad():
+            return self.priced(levels).round().long()
+
+    def priced(self, values: Mapping[str, Levels]) -> Tensor:
+        """The same for gates in [0, 1]: float64 (B,), differentiable (Eq. 10, each x of its own).
+
+        Exact where gates are 0 or 1.
+        """
+        shapes = [torch.as_tensor(own).shape[:-1] for own in values.values()]
+        leading = max(shapes, key=len)
+        gates = torch.ones(*leading, self.table.num_units, dtype=torch.float64)
+        for name, own in values.items():
+            gates = gates.index_copy(
+                -1,
+                torch.tensor(self.units[name]),
+                torch.as_tensor(own).double().cpu().expand(*leading, -1),
+            )
+        return self.table.at(gates) / self.batch + self.looking
+
+    def marginal(self) -> dict[str, Tensor]:
+        """What closing each unit alone saves per sample, by block: float64 (units,)."""
+        found = self.table.marginal() / self.batch
+        return {name: found[list(own)] for name, own in self.units.items()}
+
+
 def block_costs(
     table: CostTable,
     groups: Sequence[NestedGroup],
@@ -85,4 +126,16 @@ def block_costs(
     return BlockCosts(total, fixed + looking, looking, blocks)
 
 
-__all__ = ["BlockCosts", "block_costs"]
+def unit_costs(
+    table: CostTable, groups: Sequence[NestedGroup], *, batch: int, looking: int
+) -> UnitCosts:
+    """What the units of each block cost per sample; arguments as of `block_costs`."""
+    # A width so small leaves one unit open.
+    ends = block_costs(table, groups, (0.0, 1.0), batch=batch, looking=looking)
+    units: dict[str, list[int]] = {}
+    for group in groups:
+        units.setdefault(group.block, []).extend(group.units)
+    return UnitCosts(ends.dense, ends.fixed, ends.looking, ends.blocks, table, batch, units)
+
+
+__all__ = ["BlockCosts", "UnitCosts", "block_costs", "unit_costs"]

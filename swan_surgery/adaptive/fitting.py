@@ -4,14 +4,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
-from swan_surgery.adaptive.block import NestedBlock
 from swan_surgery.adaptive.budgets import Distance, check_budget, divergence
 from swan_surgery.adaptive.calibrating import observe_
 from swan_surgery.adaptive.checks import batches_of, check_adaptive
@@ -26,6 +24,8 @@ from swan_surgery.adaptive.thresholds import (
     shares_below,
     thresholds_at,
 )
+from swan_surgery.adaptive.unit_fitting import fit_units_
+from swan_surgery.adaptive.watching import watching
 from swan_surgery.adaptive.width_stats import WidthStats, hardly_varies, taken_by, width_stats
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, SwanWarning
@@ -64,17 +64,23 @@ def fit_widths(
     samples have once the blocks before take theirs. A block whose features explain nothing on held-out
     samples takes one width for all.
 
+    Free units: what closing each alone would move the output by is measured per sample (the curvature of the
+    divergence, by gradients of the masks with everything open). Its ridge regression on the features gives w and
+    z of p(x) = sigmoid(z + w . f(x)): open is what is worth more than one price per MAC, the same for all units,
+    which is found under the gates.
+
     Args:
         adapted: calibrated (`calibrate_widths`); its efforts and thresholds change in place.
         loader: batches as `calibrate` takes them, held out from training if there are such; held in memory.
         macs: share of the given model's MACs that samples may cost on average, in (0, 1].
-        max_macs: share that no sample may exceed, kept at run time as well; no ceiling by default.
+        max_macs: share that no sample may exceed, kept at run time as well; no ceiling by default. Not for
+            free units.
         num_batches: how many batches to use at most; all of them by default.
         distance: (output, output of the widest) -> [B]; by default the Kullback-Leibler divergence of
-            softmax outputs over the last axis.
+            softmax outputs over the last axis. Not for free units.
         statistics: batches with the training augmentation, on which each width's statistics are then
-            measured among widths at random in the shares found (`calibrate_widths(among="mixed")`);
-            thresholds are set once more.
+            measured among widths at random in the shares found (`calibrate_widths(among="mixed")`), of free
+            units means and all batch-norms under the gates; thresholds are set once more.
 
     Returns:
         The widths taken, as measured on the batches (`width_stats`).
@@ -94,21 +100,26 @@ def fit_widths(
     check_budget(adapted.costs, macs, max_macs)
     batches = batches_of(loader, num_batches)
     others = None if statistics is None else batches_of(statistics, None)
-    budget = macs * adapted.costs.dense - adapted.costs.fixed
+    is_free = adapted.structure.kind == "free"
+    if is_free and (max_macs is not None or distance is not None):
+        raise InputError(
+            "free units take neither max_macs nor distance: they are fitted to the curvature of the "
+            "Kullback-Leibler divergence, and to the mean"
+        )
     with _unchanged_if_it_fails(adapted), torch.no_grad(), streams_kept(), evaluating(adapted):
         adapted.max_macs = None if max_macs is None else int(max_macs * adapted.costs.dense)
-        adapted.execution = "group"
-        fitted = _fit(adapted, batches, macs, distance or divergence)
-        _set_thresholds_(adapted, batches, fitted, budget)
-        if others is not None:
-            shares = width_stats(adapted, batches).shares
-            observe_(adapted, others, among="mixed", shares=shares)
-            _set_thresholds_(adapted, batches, fitted, budget)
+        if is_free:
+            adapted.execution = "masked"
+            fit_units_(adapted, batches, macs, others)
+        else:
+            adapted.execution = "group"
+            _fit_levels_(adapted, batches, macs, distance or divergence, others)
     stats = width_stats(adapted, batches)
     if hardly_varies(stats):
+        usual = "stats.usual" if is_free else repr(dict(stats.usual))
         warnings.warn(
             f"widths hardly vary with the input (at most {stats.entropy:.2f} bits of entropy in a block): "
-            f"adapted.at({dict(stats.usual)!r}) is a static model that does as well",
+            f"adapted.at({usual}) is a static model that does as well",
             SwanWarning,
             stacklevel=2,
         )
@@ -133,6 +144,23 @@ def _unchanged_if_it_fails(adapted: AdaptiveModel) -> Iterator[None]:
         adapted.execution = execution
 
 
+def _fit_levels_(
+    adapted: AdaptiveModel,
+    batches: list[Any],
+    share: float,
+    distance: Distance,
+    others: list[Any] | None,
+) -> None:
+    """Efforts and thresholds of nested widths."""
+    budget = share * adapted.costs.dense - adapted.costs.fixed
+    fitted = _fit(adapted, batches, share, distance)
+    _set_thresholds_(adapted, batches, fitted, budget)
+    if others is not None:
+        shares = width_stats(adapted, batches).shares
+        observe_(adapted, others, among="mixed", shares=shares)
+        _set_thresholds_(adapted, batches, fitted, budget)
+
+
 def _fit(
     adapted: AdaptiveModel, batches: list[Any], share: float, distance: Distance
 ) -> dict[str, _Fitted]:
@@ -141,7 +169,7 @@ def _fit(
     near = _nearest_level(adapted, share)
     looking = [name for name, block in adapted.blocks().items() if block.effort is not None]
     alone = adapted.structure.per == "block"
-    with _watching(adapted, looking) as features, adapted.holding(near):
+    with watching(adapted, looking) as features, adapted.holding(near):
         wanted = _outputs(adapted, batches, -1)
         for kept in features.values():
             kept.clear()
@@ -164,7 +192,9 @@ def _fit(
         reading = fit_reading(x, lost[:, tried[0]] - lost[:, tried[-1]])
         efforts = x.double() @ reading.weight + reading.bias
         macs = _macs_of(adapted, name)
-        fitted[name] = _Fitted(reading, binned(efforts, lost, informed=reading.explained > 0), macs)
+        fitted[name] = _Fitted(
+            reading, binned(efforts, lost, informed=bool(reading.explained > 0)), macs
+        )
     return fitted
 
 
@@ -179,26 +209,6 @@ def _nearest_level(adapted: AdaptiveModel, share: float) -> int:
     costs = adapted.costs
     totals = costs.fixed + torch.stack(list(costs.blocks.values())).sum(0)
     return int((totals - share * costs.dense).abs().argmin())
-
-
-@contextmanager
-def _watching(adapted: AdaptiveModel, names: Iterable[str]) -> Iterator[Mapping[str, list[Tensor]]]:
-    """Collects what efforts would read, batch by batch."""
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def look(block: nn.Module, args: Any, kwargs: Any, *, name: str) -> None:
-        assert isinstance(block, NestedBlock)  # noqa: S101 - hooked below
-        found[name].append(block.features((args, kwargs)).cpu())
-
-    handles = [
-        adapted.blocks()[name].register_forward_pre_hook(partial(look, name=name), with_kwargs=True)
-        for name in found
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _outputs(
@@ -255,7 +265,7 @@ def _set_thresholds_(
 
 def _effort(adapted: AdaptiveModel, name: str) -> Effort:
     effort = adapted.blocks()[name].effort
-    assert effort is not None  # noqa: S101 - those that look were fitted
+    assert isinstance(effort, Effort)  # noqa: S101 - those that look were fitted
     return effort
 
 

@@ -1,6 +1,6 @@
 """What a block looks like at one width: views of its tensors, and statistics of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -76,14 +76,18 @@ class LevelStatistics(nn.Module):
     zero-padded image a tap reads zeros as well, and so is its mean.
     """
 
-    def __init__(self, block: nn.Module, level: Narrowing) -> None:
+    def __init__(
+        self, block: nn.Module, readers: Iterable[str], level: Narrowing | None = None
+    ) -> None:
+        """Without a level, of the means alone: batch-norms then keep their own statistics."""
         super().__init__()
-        self.norms = tuple(norms_of(block))
-        self.readers = tuple(level.open_inputs)
-        for index, (name, norm) in enumerate(norms_of(block).items()):
+        norms = {} if level is None else norms_of(block)
+        self.norms = tuple(norms)
+        self.readers = tuple(readers)
+        for index, (name, norm) in enumerate(norms.items()):
             for statistic in STATISTICS:
                 own = getattr(norm, statistic)
-                if own is not None:
+                if own is not None and level is not None:
                     own = level.view(f"{name}.{statistic}", own)
                     self.register_buffer(f"norm_{index}_{statistic}", own.detach().clone())
         for index, name in enumerate(self.readers):
@@ -104,16 +108,21 @@ class LevelStatistics(nn.Module):
         return found
 
 
-def closed_bias(weight: Tensor, mean: Tensor, num_open: int) -> Tensor:
-    """What inputs beyond the first `num_open` add to a reader's output on average: [outputs].
+def closed_bias(weight: Tensor, means: Tensor, is_open: Tensor) -> Tensor:
+    """What closed inputs add to a reader's output on average: [K, outputs] for K masks.
 
     Args:
         weight: [outputs, inputs, ...].
-        mean: [inputs, taps].
-        num_open: how many inputs are open.
+        means: [K or 1, inputs, taps].
+        is_open: [K, inputs]: 0 where an input is closed.
     """
-    closed = weight.narrow(1, num_open, weight.shape[1] - num_open).flatten(1)
-    return closed @ mean[num_open:].flatten()
+    closed = means * (1 - is_open.to(means.dtype))[:, :, None]
+    return closed.flatten(1) @ weight.flatten(1).T
+
+
+def mean_outputs(weight: Tensor, mean: Tensor) -> Tensor:
+    """What each input adds to a reader's outputs on average: [outputs, inputs]."""
+    return (weight.flatten(2) if weight.ndim > 2 else weight[:, :, None]).mul(mean).sum(2)
 
 
 __all__ = [
@@ -121,6 +130,7 @@ __all__ = [
     "LevelStatistics",
     "Narrowing",
     "closed_bias",
+    "mean_outputs",
     "narrowing",
     "norms_of",
     "num_taps",

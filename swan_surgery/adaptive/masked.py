@@ -1,7 +1,7 @@
 """The reference: the whole block runs, every sample with its own mask where its readers read."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -13,9 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from swan_surgery.adaptive.levels import (
     LevelStatistics,
-    Narrowing,
     closed_bias,
-    norms_of,
 )
 from swan_surgery.adaptive.run import Levels
 
@@ -33,33 +31,36 @@ class Observer(Protocol):
 @contextmanager
 def masking(
     block: nn.Module,
-    narrowings: Sequence[Narrowing],
+    masks: Mapping[str, Tensor],
     statistics: Sequence[LevelStatistics],
-    levels: Levels,
+    kinds: Levels,
     *,
+    levels: Levels,
     observer: Observer | None = None,
 ) -> Iterator[None]:
-    """Inside, the block runs its samples at their levels: closed units are multiplied by zero.
+    """Inside, the block runs its samples under their masks: closed units are multiplied by zero.
 
     Args:
         block: at full width.
-        narrowings: of every level but the widest.
-        statistics: of the same levels.
-        levels: one per sample.
+        masks: by reader, [K, inputs]: which inputs are open under each of K masks.
+        statistics: of every level but the widest; where there is one, it is for all masks.
+        kinds: the mask of each sample.
+        levels: the level of each sample, whose statistics it takes.
         observer: then means and batch-norm statistics are those of the samples at hand, level by level
             (but for the widest), and the observer is told what they are made of.
     """
     handles = []
-    for name in narrowings[0].open_inputs:
+    for name, is_open in masks.items():
         reader = block.get_submodule(name)
-        own = [level.open_inputs[name] for level in narrowings]
         means = [level.mean(name) for level in statistics]
-        mask = _Mask(name, reader, own, means, levels, observer)
+        mask = _Mask(name, reader, (is_open, kinds), (means, levels), observer)
         handles += [
             reader.register_forward_pre_hook(mask.before, with_kwargs=True),
             reader.register_forward_hook(mask.behind),
         ]
-    for name, norm in norms_of(block).items():
+    for name in statistics[0].norms:
+        norm = block.get_submodule(name)
+        assert isinstance(norm, _BatchNorm)  # noqa: S101 - norms_of found it
         shift = _Shift(name, norm, statistics, levels, observer)
         handles.append(norm.register_forward_pre_hook(shift.before))
     try:
@@ -83,38 +84,35 @@ class _Mask:
         self,
         name: str,
         reader: nn.Module,
-        num_open: Sequence[int],
-        means: Sequence[Tensor],
-        levels: Levels,
+        masks: tuple[Tensor, Levels],
+        means: tuple[Sequence[Tensor], Levels],
         observer: Observer | None,
     ) -> None:
         assert isinstance(reader.weight, Tensor)  # noqa: S101 - readers have one
-        self.name, self.reader, self.levels, self.observer = name, reader, levels, observer
+        self.name, self.reader, self.observer = name, reader, observer
         self.weight = reader.weight
-        self.num_open = [*num_open, self.weight.shape[1]]
-        self.means = [*means, means[0]]  # at full width nothing is closed
+        self.is_open, self.kinds = masks
+        self.means, self.levels = list(means[0]), means[1]
         self.is_conv = isinstance(reader, _ConvNd)
 
     def before(self, _module: nn.Module, args: Any, kwargs: Any) -> Any:
         x = args[0] if args else kwargs["input"]
         if self.observer is not None:
             self._observe(self.observer, x)
-        places = torch.arange(self.weight.shape[1], device=x.device)
-        counts = torch.tensor(self.num_open, device=x.device)
-        table = (places < counts[:, None]).to(x.dtype)
-        return (x * self._spread(table[self.levels], x.ndim),), {}
+        return (x * self._spread(self.is_open.to(x.dtype)[self.kinds], x.ndim),), {}
 
     def _observe(self, observer: Observer, x: Tensor) -> None:
-        for level in range(len(self.num_open) - 1):
+        for level in range(len(self.means)):
             rows = rows_at(x, self.levels, level)
             if len(rows):
                 self.means[level] = mean_of(self.reader, rows)
                 observer.reads(self.name, level, self.means[level], len(rows))
 
     def behind(self, _module: nn.Module, _args: Any, y: Tensor) -> Tensor:
-        pairs = zip(self.means, self.num_open, strict=True)
-        table = torch.stack([closed_bias(self.weight, mean, count) for mean, count in pairs])
-        return y + self._spread(table[self.levels], y.ndim)
+        # At full width nothing is closed, so that any mean will do.
+        means = self.means if len(self.means) == 1 else [*self.means, self.means[0]]
+        table = closed_bias(self.weight, torch.stack(means), self.is_open)
+        return y + self._spread(table[self.kinds], y.ndim)
 
     def _spread(self, values: Tensor, ndim: int) -> Tensor:
         """[C] or [B, C] beside activations with that many axes."""

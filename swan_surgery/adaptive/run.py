@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 # "observe": masked, with statistics of the batch, while somebody records them.
-Execution = Literal["group", "masked", "observe"]
-# One level for all samples, or int64 of shape (B,): 0 is the narrowest.
+Execution = Literal["group", "masked", "gather", "observe"]
+# One level for all samples, or int64 of shape (B,): 0 is the narrowest. Of free units a mask, (units,) or (B, units).
 Levels = int | Tensor
 
 

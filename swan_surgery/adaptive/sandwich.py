@@ -7,7 +7,7 @@ from torch import Tensor
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.checks import check_adaptive
-from swan_surgery.errors import InputError
+from swan_surgery.errors import InputError, ModelError
 
 
 def sandwich_loss(
@@ -32,7 +32,7 @@ def sandwich_loss(
         generator: draws widths; torch's global one by default.
 
     Raises:
-        ModelError: not an adaptive model, or a compact one.
+        ModelError: not an adaptive model, a compact one, or one of free units.
         InputError: `step` is negative.
 
     Example:
@@ -40,6 +40,10 @@ def sandwich_loss(
         ...     loss = swan.sandwich_loss(adapted, lambda m: F.cross_entropy(m(x), y), step=step)
     """
     check_adaptive(adapted, to="train")
+    if adapted.structure.kind == "free":
+        raise ModelError(
+            "free units have no widths to train together; train on adapted.taken(x).output and swan.gate_penalty"
+        )
     if step < 0:
         raise InputError(f"step counts from 0; got {step}")
     names, count = list(adapted.costs.blocks), len(adapted.widths)

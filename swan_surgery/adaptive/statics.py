@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.adaptive.structure import Structure, open_mask
+from swan_surgery.adaptive.structure import Structure
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import CUT, apply_plan_
 from swan_surgery.errors import ArtifactError
@@ -32,24 +32,24 @@ def give_bias_(layer: nn.Module) -> bool:
 def fixed(
     dense: nn.Module,
     structure: Structure,
-    levels: Mapping[str, int],
+    mask: Tensor,
     parts: Mapping[str, Mapping[str, Tensor]],
     *,
     macs: tuple[int, int],
 ) -> nn.Module:
-    """The static model of levels.
+    """The static model of an open mask.
 
     Args:
         dense: a private model at full width; used up.
         structure: what adapts.
-        levels: by block.
-        parts: parameters and buffers of every block at its level.
+        mask: open units, bool of shape (num_units,).
+        parts: parameters and buffers of every block as it runs under the mask.
         macs: per sample, before and after.
     """
     provenance = provenance_of(dense)
-    plan = make_plan(structure.channels, open_mask(structure, levels))
+    plan = make_plan(structure.channels, mask)
     small = apply_plan_(dense, plan)
-    narrow = [g for g in structure.groups if levels[g.block] < len(structure.widths) - 1]
+    narrow = [g for g in structure.groups if not bool(mask[list(g.units)].all())]
     readers = [reader for group in narrow for reader in group.readers]
     biased = [reader for reader in readers if give_bias_(small.get_submodule(reader))]
     for name, own in parts.items():

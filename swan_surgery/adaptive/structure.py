@@ -18,9 +18,9 @@ class Structure:
     """What an adaptive model was made of, as data.
 
     Attributes:
-        kind: "nested".
+        kind: "nested" or "free".
         per: "block" or "network": who looks at the input.
-        widths: ascending, the last one 1.
+        widths: ascending, the last one 1; none where units are free.
         groups: of channels that look at the input.
         static: groups that do not, with the reason.
         channels: the map of the given model.
@@ -43,6 +43,14 @@ class Structure:
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
+def units_by_block(structure: Structure) -> dict[str, list[int]]:
+    """The units of each block, group by group, as the channel map numbers them."""
+    found: dict[str, list[int]] = {}
+    for group in structure.groups:
+        found.setdefault(group.block, []).extend(group.units)
+    return found
+
+
 def open_mask(structure: Structure, levels: Mapping[str, int]) -> Tensor:
     """Open units when blocks have these levels, bool of shape (num_units,)."""
     mask = torch.ones(structure.channels.num_units, dtype=torch.bool)
@@ -52,4 +60,4 @@ def open_mask(structure: Structure, levels: Mapping[str, int]) -> Tensor:
     return mask
 
 
-__all__ = ["Structure", "open_mask"]
+__all__ = ["Structure", "open_mask", "units_by_block"]

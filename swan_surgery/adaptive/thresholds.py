@@ -19,44 +19,52 @@ class Reading:
     """A linear reading of features: effort = features @ weight + bias.
 
     `explained` is the share of the target's variance that it explains on samples it has not seen, 0 if
-    a constant does better; the weight is then zero.
+    a constant does better; the weight is then zero. Of several targets: [F, T], [T] and [T].
     """
 
     weight: Tensor
     bias: Tensor
-    explained: float
+    explained: Tensor
 
 
 def fit_reading(features: Tensor, target: Tensor) -> Reading:
-    """Ridge regression in closed form, its penalty chosen on every other sample.
+    """Ridge regression in closed form, its penalty chosen on every other sample, for each target.
 
     Args:
         features: [N, F].
-        target: [N]; its extremes are drawn in to the 1st and 99th percentile.
+        target: [N] or [N, T]; its extremes are drawn in to the 1st and 99th percentile.
     """
     x, y = features.double(), target.double()
-    if len(y) < _FEWEST:
-        return Reading(torch.zeros_like(x[0]), y.mean(), 0.0)
-    y = y.clamp(*torch.quantile(y, y.new_tensor([0.01, 0.99])).tolist())
-    best, explained = None, 0.0
-    for penalty in _PENALTIES:
-        weight, bias = _ridge(x[::2], y[::2], penalty)
-        rest = y[1::2] - x[1::2] @ weight - bias
-        total = (y[1::2] - y[::2].mean()).square().sum().clamp(min=torch.finfo(y.dtype).tiny)
-        share = 1 - float(rest.square().sum() / total)
-        if share > explained:
-            best, explained = penalty, share
-    if best is None:
-        return Reading(torch.zeros_like(x[0]), y.mean(), 0.0)
-    return Reading(*_ridge(x, y, best), explained)
+    shape = y.shape[1:]
+    y = y.reshape(len(y), -1)
+    weight, bias = y.new_zeros(x.shape[1], y.shape[1]), y.mean(0)
+    explained = torch.zeros_like(bias)
+    if len(y) >= _FEWEST:
+        ends = [torch.quantile(column, y.new_tensor([0.01, 0.99])) for column in y.T]
+        y = y.clamp(*torch.stack(ends, 1))
+        bias, best = y.mean(0), torch.full_like(bias, -1)
+        tiny = torch.finfo(y.dtype).tiny
+        total = (y[1::2] - y[::2].mean(0)).square().sum(0).clamp(min=tiny)
+        for index, penalty in enumerate(_PENALTIES):
+            own, start = _ridge(x[::2], y[::2], penalty)
+            share = 1 - (y[1::2] - x[1::2] @ own - start).square().sum(0) / total
+            best = torch.where(share > explained, index, best)
+            explained = torch.maximum(share, explained)
+        for index, penalty in enumerate(_PENALTIES):
+            own, start = _ridge(x, y, penalty)
+            weight = torch.where(best == index, own, weight)
+            bias = torch.where(best == index, start, bias)
+    return Reading(
+        weight.reshape(-1, *shape), bias.reshape(shape), explained.clamp(min=0).reshape(shape)
+    )
 
 
 def _ridge(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     mean, spread = x.mean(0), x.std(0).clamp(min=1e-12)
     z = (x - mean) / spread
     gram = z.T @ z / len(z) + penalty * torch.eye(z.shape[1], dtype=z.dtype)
-    weight = torch.linalg.solve(gram, z.T @ (y - y.mean()) / len(z)) / spread
-    return weight, y.mean() - mean @ weight
+    weight = torch.linalg.solve(gram, z.T @ (y - y.mean(0)) / len(z)) / spread[:, None]
+    return weight, y.mean(0) - mean @ weight
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,16 @@ class WidthStats:
 
     Attributes:
         samples: how many.
-        shares: by block, the part of the samples at each width, ascending widths.
+        shares: by block, the part of the samples at each width, ascending widths. Of free units the part
+            of the samples for which each is open.
         macs: float64 (samples,): MACs of every sample.
         dense_macs: of the given model.
         milliseconds: wall-clock time per sample, by batch: [batches].
-        entropies: by block, bits of entropy of the width over the samples.
-        information: by block, bits of mutual information of the width and the label; None without labels.
-        usual: by block, the width that most samples take.
+        entropies: by block, bits of entropy of the width over the samples. Of free units the mean over units.
+        information: by block, bits of mutual information of the width and the label; None without labels. Of
+            free units the mean over units.
+        usual: by block, the width that most samples take. Of free units a mask: what is open for most.
+        per_unit: whether units are free.
     """
 
     samples: int
@@ -42,7 +45,8 @@ class WidthStats:
     milliseconds: Tensor
     entropies: Mapping[str, float]
     information: Mapping[str, float] | None
-    usual: Mapping[str, float]
+    usual: Mapping[str, Any]
+    per_unit: bool = False
 
     @property
     def mean_macs(self) -> float:
@@ -87,7 +91,11 @@ class WidthStats:
                 if self.information is None
                 else f", {self.information[name]:.2f} about the label"
             )
-            parts = " ".join(f"{share:.2f}" for share in own)
+            parts = (
+                f"{sum(own) / len(own):.2f} of {len(own)} units open, each for {min(own):.2f} to {max(own):.2f}"
+                if self.per_unit
+                else " ".join(f"{share:.2f}" for share in own)
+            )
             lines.append(
                 f"{name or '(the model)'}: {parts}; {self.entropies[name]:.2f} bits{known}"
             )
@@ -130,16 +138,19 @@ def width_stats(
     joined = torch.cat(levels)
     known = [own for own in labels if own is not None]
     truth = torch.cat(known) if len(known) == len(labels) else None
-    names, count = list(adapted.costs.blocks), len(adapted.widths)
     shares, entropies, information, usual = {}, {}, {}, {}
-    for index, name in enumerate(names):
-        own = joined[:, index]
-        counts = torch.bincount(own, minlength=count).double()
-        shares[name] = tuple((counts / len(own)).tolist())
-        entropies[name] = _entropy(counts)
-        usual[name] = adapted.widths[int(counts.argmax())]
+    names, counts = list(adapted.costs.blocks), adapted.choices.kinds()
+    for name, own in zip(
+        names, joined.long().split([len(counts[n]) for n in names], 1), strict=True
+    ):
+        kinds = [_kinds(column, count) for column, count in zip(own.T, counts[name], strict=True)]
+        shares[name] = adapted.choices.shares([kind / len(own) for kind in kinds])
+        entropies[name] = _mean([_entropy(kind) for kind in kinds])
+        usual[name] = adapted.choices.usual(name, kinds)
         if truth is not None:
-            information[name] = _information(own, truth, count)
+            information[name] = _mean(
+                [_information(c, truth, n) for c, n in zip(own.T, counts[name], strict=True)]
+            )
     return WidthStats(
         len(joined),
         shares,
@@ -149,7 +160,16 @@ def width_stats(
         entropies,
         None if truth is None else information,
         usual,
+        per_unit=adapted.structure.kind == "free",
     )
+
+
+def _kinds(column: Tensor, count: int) -> Tensor:
+    return torch.bincount(column, minlength=count).double()
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def hardly_varies(stats: WidthStats) -> bool:

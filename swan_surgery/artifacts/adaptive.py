@@ -91,10 +91,13 @@ def rebuilt_adaptive(
                 raise ArtifactError(f"{path}: {name!r} of block {block.name!r} has another shape")
             with torch.no_grad():
                 tensor.copy_(own[name])
-    adapted.execution = "masked" if header["execution"] == "masked" else "group"
+    if header["execution"] in ("group", "gather", "masked"):
+        adapted.execution = header["execution"]
     adapted.max_macs = None if header["max_macs"] is None else int(header["max_macs"])
     adapted.training = bool(header["training"])
-    return compact(adapted, execution=adapted.execution) if header["compact"] else adapted
+    if not header["compact"]:
+        return adapted
+    return compact(adapted, execution="masked" if adapted.execution == "masked" else "auto")
 
 
 __all__ = ["PREFIX", "adaptive_part", "rebuilt_adaptive"]

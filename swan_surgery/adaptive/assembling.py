@@ -1,0 +1,140 @@
+"""From groups that adapt to the adaptive model: its blocks, put in the places of the given ones."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.adaptive.adaptive_model import AdaptiveModel
+from swan_surgery.adaptive.block import AdaptiveBlock
+from swan_surgery.adaptive.costs import BlockCosts, block_costs, unit_costs
+from swan_surgery.adaptive.effort import Effort, features_of
+from swan_surgery.adaptive.free_block import FreeBlock
+from swan_surgery.adaptive.levels import narrowing
+from swan_surgery.adaptive.nested_block import NestedBlock
+from swan_surgery.adaptive.probing import Probe
+from swan_surgery.adaptive.statics import give_bias_
+from swan_surgery.adaptive.structure import Structure, open_mask
+from swan_surgery.adaptive.unit_gates import UnitGates
+from swan_surgery.adaptive.units import Shells, units_of
+from swan_surgery.costs.table import CostTable
+from swan_surgery.cutting.plan import make_plan
+from swan_surgery.cutting.step import apply_plan_
+from swan_surgery.models import shell_of
+
+
+def assembled(
+    ordered: nn.Module, table: CostTable, structure: Structure, probed: Probe
+) -> AdaptiveModel:
+    """The adaptive model.
+
+    Args:
+        ordered: a private model whose units are in order; used up.
+        table: of its MACs.
+        structure: what adapts.
+        probed: how its blocks are called.
+    """
+    names = list(dict.fromkeys(group.block for group in structure.groups))
+    looks = names if structure.per == "block" else names[:1]
+    last = {name: _is_last(structure, name) for name in names}
+    sizes = {
+        name: features_of(
+            probed.rows[name].first(probed.calls[name].arguments), channels_last=last[name]
+        ).shape[1]
+        for name in looks
+    }
+    make = _free if structure.kind == "free" else _nested
+    model = ordered
+    blocks, costs = make(ordered, table, structure, probed, sizes, last)
+    for name, block in blocks.items():
+        if name:
+            parent, _, key = name.rpartition(".")
+            setattr(ordered.get_submodule(parent), key, block)
+        else:
+            model = block
+    return AdaptiveModel(model, structure, costs)
+
+
+def _free(
+    ordered: nn.Module,
+    table: CostTable,
+    structure: Structure,
+    probed: Probe,
+    sizes: Mapping[str, int],
+    last: Mapping[str, bool],
+) -> tuple[dict[str, AdaptiveBlock], BlockCosts]:
+    groups = {name: units_of(structure.groups, name) for name in sizes}
+    counts = {name: [len(own.units) for own in groups[name]] for name in sizes}
+    looking = sum(size * sum(counts[name]) for name, size in sizes.items())
+    costs = unit_costs(table, structure.groups, batch=probed.batch, looking=looking)
+    like = _reference(ordered)
+    blocks: dict[str, AdaptiveBlock] = {}
+    for name, size in sizes.items():
+        full = ordered.get_submodule(name)
+        blocks[name] = FreeBlock(
+            name,
+            full,
+            Shells(full, name, groups[name], structure.channels),
+            groups[name],
+            effort=UnitGates(size, counts[name], like=like),
+            rows=probed.rows[name],
+            channels_last=last[name],
+        )
+    return blocks, costs
+
+
+def _nested(
+    ordered: nn.Module,
+    table: CostTable,
+    structure: Structure,
+    probed: Probe,
+    sizes: Mapping[str, int],
+    last: Mapping[str, bool],
+) -> tuple[dict[str, AdaptiveBlock], BlockCosts]:
+    groups, widths = structure.groups, structure.widths
+    shells = [_shells(ordered, structure, level) for level in range(len(widths) - 1)]
+    like = _reference(ordered)
+    costs = block_costs(table, groups, widths, batch=probed.batch, looking=sum(sizes.values()))
+    extra = {name: own - own[0] for name, own in costs.blocks.items()}
+    if structure.per == "network":
+        extra[next(iter(sizes))] = torch.stack(list(extra.values())).sum(0)
+    blocks: dict[str, AdaptiveBlock] = {}
+    for name in last:
+        own = [group for group in groups if group.block == name]
+        blocks[name] = NestedBlock(
+            name,
+            ordered.get_submodule(name),
+            [level[name] for level in shells],
+            [narrowing(own, width, name) for width in widths[:-1]],
+            effort=Effort(sizes[name], len(widths), like=like) if name in sizes else None,
+            rows=probed.rows[name],
+            channels_last=last[name],
+            extra=extra[name].to(like.device),
+        )
+    return blocks, costs
+
+
+def _reference(model: nn.Module) -> Tensor:
+    return next(p for p in model.parameters() if p.is_floating_point())
+
+
+def _is_last(structure: Structure, block: str) -> bool:
+    """Whether channels are the last axis of what goes into a block: its first layer is linear."""
+    for layer in structure.channels.layers:
+        if not block or layer.name.startswith(f"{block}."):
+            return "conv" not in layer.op
+    return False
+
+
+def _shells(model: nn.Module, structure: Structure, level: int) -> Mapping[str, nn.Module]:
+    """All blocks at a level, without data; whoever reads what is closed has a bias."""
+    mask = open_mask(structure, dict.fromkeys((g.block for g in structure.groups), level))
+    shell = apply_plan_(shell_of(model), make_plan(structure.channels, mask))
+    for group in structure.groups:
+        for reader in group.readers:
+            module = shell.get_submodule(reader)
+            give_bias_(module)
+    return {g.block: shell.get_submodule(g.block) for g in structure.groups}
+
+
+__all__ = ["assembled"]

@@ -1,0 +1,130 @@
+"""A block whose samples take widths of their own: groups of equal width run densely."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swan_surgery.adaptive.block import AdaptiveBlock
+from swan_surgery.adaptive.effort import Effort
+from swan_surgery.adaptive.levels import LevelStatistics, Narrowing, closed_bias
+from swan_surgery.adaptive.masked import Observer, masking
+from swan_surgery.adaptive.rows import Rows
+from swan_surgery.adaptive.run import Levels, Run
+
+
+class NestedBlock(AdaptiveBlock):
+    """A module of the given model with its inner channels in order of importance, in nested widths.
+
+    Attributes:
+        statistics: batch-norm statistics and means of every level but the widest.
+        narrowings: what each level but the widest keeps.
+        extra: int64 (levels,): MACs of each level above the narrowest, per sample.
+        bound: shells whose parameters are views of the weights, once `compact` has made them.
+    """
+
+    extra: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        full: nn.Module,
+        shells: Sequence[nn.Module],
+        narrowings: Sequence[Narrowing],
+        *,
+        effort: Effort | None,
+        rows: Rows,
+        channels_last: bool,
+        extra: Tensor,
+    ) -> None:
+        statistics = [LevelStatistics(full, own.open_inputs, own) for own in narrowings]
+        super().__init__(
+            name, full, statistics, effort=effort, rows=rows, channels_last=channels_last
+        )
+        self.narrowings = tuple(narrowings)
+        self.register_buffer("extra", extra, persistent=False)
+        self.shells = tuple(shells)
+        self.bound: tuple[nn.Module, ...] | None = None
+
+    @property
+    def num_levels(self) -> int:
+        """Widths, the full one included."""
+        return len(self.narrowings) + 1
+
+    def is_masked(self, execution: str | None) -> bool:
+        """Where it is asked for, in eval mode: while training, blocks run in groups."""
+        return execution not in (None, "group") and not self.training
+
+    def masked(self, choice: Levels, observer: Observer | None) -> Any:
+        """The masks of all levels, and whose level is which."""
+        masks = {name: self._open_inputs(name) for name in self.narrowings[0].open_inputs}
+        statistics: Any = self.statistics
+        return masking(self.full, masks, statistics, choice, levels=choice, observer=observer)
+
+    def _open_inputs(self, reader: str) -> Tensor:
+        """Which inputs of a reader each level has open, [levels, inputs]."""
+        weight = self.full.get_parameter(f"{reader}.weight")
+        counts = [level.open_inputs[reader] for level in self.narrowings]
+        places = torch.arange(weight.shape[1], device=weight.device)
+        ends = torch.tensor([*counts, weight.shape[1]], device=weight.device)
+        return places < ends[:, None]
+
+    @staticmethod
+    def is_by_sample(choice: Levels) -> bool:
+        """Levels stand in a tensor where samples differ."""
+        return isinstance(choice, Tensor)
+
+    def keys(self, choice: Levels) -> Any:
+        """The level itself."""
+        return choice.tolist() if isinstance(choice, Tensor) else choice
+
+    def look(self, run: Run, call: Any) -> Levels:
+        """By the effort of the input, or as the block before that looked."""
+        if self.effort is not None:
+            efforts = self.effort(self.features(call))
+            run.efforts[self.name] = efforts
+            run.shared = run.capped(self.effort.levels(efforts), self.extra)
+        assert run.shared is not None  # noqa: S101 - who looks for all runs first
+        return run.shared
+
+    def at(self, key: int | None, args: Any, kwargs: Any) -> Any:
+        """At one level; None: the full one."""
+        if key is None or key == len(self.narrowings):
+            return self.full(*args, **kwargs)
+        if self.bound is not None and not self.training:
+            return self.bound[key](*args, **kwargs)
+        return self.run_shell(self.shells[key], self.tensors(key), args, kwargs)
+
+    def shell(self, level: int) -> nn.Module:
+        """The module at a level, without weights: modes and constants as the full one has them."""
+        return self.dressed(self.shells[level])
+
+    def tensors(self, level: int) -> dict[str, Tensor]:
+        """Parameters and buffers of a level by name: views of the weights, and statistics of its own."""
+        own = self.narrowings[level]
+        statistics = self.statistics[level]
+        assert isinstance(statistics, LevelStatistics)  # noqa: S101 - made so
+        found = {name: own.view(name, tensor) for name, tensor in self.all_parts().items()}
+        for name in statistics.norms:
+            for statistic, tensor in statistics.norm(name).items():
+                found[f"{name}.{statistic}" if name else statistic] = tensor
+        for name in own.open_inputs:
+            outputs = found[f"{name}.weight"].shape[0]
+            weight = self.full.get_parameter(f"{name}.weight").narrow(0, 0, outputs)
+            is_open = self._open_inputs(name)[level][None]
+            (bias,) = closed_bias(weight, statistics.mean(name)[None], is_open)
+            given = found.get(f"{name}.bias")
+            found[f"{name}.bias"] = bias if given is None else given + bias
+        return found
+
+    def parts(self, key: int) -> dict[str, Tensor]:
+        """The same for any level, the widest included."""
+        return self.tensors(key) if key < len(self.narrowings) else self.all_parts()
+
+    def extra_repr(self) -> str:
+        """Shown when the model is printed."""
+        return f"{self.num_levels} widths"
+
+
+__all__ = ["NestedBlock"]
