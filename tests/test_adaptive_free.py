@@ -24,6 +24,8 @@ def free_net() -> swan.AdaptiveModel:
     return adapted.eval()
 
 
+# An einsum over heads of one channel is no product as it runs; what that costs is not asked here.
+@pytest.mark.filterwarnings("ignore:module .* MACs as it runs:UserWarning")
 @pytest.mark.law
 @pytest.mark.slow
 @settings(max_examples=220 if PROFILE == "thorough" else 8)
