@@ -9,6 +9,7 @@ Row = Mapping[str, Any]
 _NAMES = {
     "dense": "the dense network",
     "score-fisher": "ours, one-shot Fisher",
+    "score-fisher-correlated": "the same widths, channels chosen together (benchmark only)",
     "tp-l2": "Torch-Pruning L2",
     "tp-taylor": "Torch-Pruning Taylor",
     "random": "random channels",
@@ -59,6 +60,7 @@ def _median(rows: Sequence[Row]) -> str:
 _TRAINED = {
     "score-fisher": "one cut by Fisher scores",
     "score-fisher-compensated": "one cut, compensated",
+    "score-fisher-correlated-compensated": "one cut, channels chosen together, compensated",
     "staged-fisher-compensated": "in stages, compensated",
     "ours": "gates that learn",
     "ours-compensated": "gates that learn, then compensated",
