@@ -113,22 +113,23 @@ def check_adaptive_laws(
     return adapted
 
 
-def check_masked(adapted: swan.AdaptiveModel, inputs: Inputs, levels: Tensor) -> None:
-    """Groups compute what masks compute: outputs, and gradients of weights."""
+def check_masked(
+    adapted: swan.AdaptiveModel, inputs: Inputs, held: Tensor, *, compact: str = "group"
+) -> None:
+    """Groups or gathers compute what masks compute: outputs, and gradients of weights."""
     found = {}
-    for way in ("group", "masked"):
+    for way in ("masked", compact):
         adapted.execution = way
         adapted.zero_grad()
-        with adapted.holding(levels):
+        with adapted.holding(held):
             results = run(adapted, inputs)
         generator = torch.Generator().manual_seed(3)
         total = sum((r * torch.randn(r.shape, generator=generator).double()).sum() for r in results)
         total.backward()
         found[way] = [r.detach() for r in results], gradients_of(adapted)
-    adapted.execution = "group"
     adapted.zero_grad()
-    assert_near(found["group"][0], found["masked"][0], "compact is masked")
-    assert_near(found["group"][1], found["masked"][1], "gradients of compact are those of masked")
+    assert_near(found[compact][0], found["masked"][0], f"{compact} is masked")
+    assert_near(found[compact][1], found["masked"][1], f"gradients of {compact} are of masked")
 
 
 def check_static(adapted: swan.AdaptiveModel, inputs: Inputs) -> None:
@@ -180,7 +181,8 @@ def check_free_laws(model: nn.Module, example_inputs, seed: int) -> swan.Adaptiv
     assert_near(outputs(adapted, example_inputs), wanted, "means are read by who closes alone")
     inputs = samples_of(example_inputs, 4)
     *_, drawn = adapted.choices.tried(4, generator)
-    check_gathered(adapted, inputs, drawn)
+    check_masked(adapted, inputs, drawn, compact="gather")
+    adapted.execution = "masked"
     gate_(adapted, generator)
     check_train_mode(adapted, inputs)
     small = swan.compact(adapted)
@@ -197,23 +199,6 @@ def check_free_laws(model: nn.Module, example_inputs, seed: int) -> swan.Adaptiv
             assert counted == int(alone.macs[0]), "counted MACs are those expected"
     check_constant(adapted, inputs, drawn[0])
     return adapted
-
-
-def check_gathered(adapted: swan.AdaptiveModel, inputs: Inputs, masks: Tensor) -> None:
-    """Slices compute what masks compute: outputs sample by sample, and gradients of weights."""
-    found = {}
-    for way in ("gather", "masked"):
-        adapted.execution = way
-        adapted.zero_grad()
-        with adapted.holding(masks):
-            results = run(adapted, inputs)
-        generator = torch.Generator().manual_seed(3)
-        total = sum((r * torch.randn(r.shape, generator=generator).double()).sum() for r in results)
-        total.backward()
-        found[way] = [r.detach() for r in results], gradients_of(adapted)
-    adapted.zero_grad()
-    assert_near(found["gather"][0], found["masked"][0], "gather is masked")
-    assert_near(found["gather"][1], found["masked"][1], "gradients of gather are those of masked")
 
 
 def check_train_mode(adapted: swan.AdaptiveModel, inputs: Inputs) -> None:

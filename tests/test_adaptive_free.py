@@ -26,8 +26,6 @@ def free_net() -> swan.AdaptiveModel:
 
 # An einsum over heads of one channel is no product as it runs; what that costs is not asked here.
 @pytest.mark.filterwarnings("ignore:module .* MACs as it runs:UserWarning")
-# torch's, of an InstanceNorm without weights in a slice, which keeps the number of the whole; it is used for nothing.
-@pytest.mark.filterwarnings("ignore:input's size at dim=1 does not match num_features:UserWarning")
 @pytest.mark.law
 @pytest.mark.slow
 @settings(max_examples=220 if PROFILE == "thorough" else 8)
@@ -312,3 +310,27 @@ def test_masks_of_another_batch_are_refused() -> None:
         pytest.raises(swan.ModelError, match="3 levels for the 2"),
     ):
         adapted(image(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("structure", ["nested", "free"])
+def test_instance_norms_without_weights_follow_the_width(structure) -> None:
+    """Torch warns where their number is not the width, and here warnings are errors."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grow, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.InstanceNorm2d(8)
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.norm(self.grow(x)).relu())
+
+    model = prepared(nn.Sequential(Block(), nn.ReLU()))
+    adapted = swan.adapt(model, image(2, 3, 6, 6), structure=structure)
+    narrow = torch.arange(8) < 4 if structure == "free" else 1
+    static = adapted.at(narrow if structure == "free" else 0.5)
+    adapted.execution = "gather" if structure == "free" else "group"
+    x = image(3, 3, 6, 6)
+    with adapted.holding(narrow):
+        assert torch.allclose(adapted(x), static(x), atol=1e-12)
+    assert static[0].norm.num_features == 4

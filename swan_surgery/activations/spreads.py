@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swan_surgery.activations.hearing_data import run_hooked
 from swan_surgery.activations.scaling import FleS, LearntScales
-from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
-from swan_surgery.models.batches import run_on_batch
-from swan_surgery.models.modes import evaluating
 
 
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -98,16 +96,7 @@ def kappas(model: nn.Module, batches: Iterable[Any]) -> Kappas:
     if not scaled:
         raise InputError("the model has no FleS activation; swan.swap_activations puts them in")
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in scaled}
-    handles = [
-        module.register_forward_pre_hook(_noting(seen[name])) for name, module in scaled.items()
-    ]
-    try:
-        with evaluating(model), torch.no_grad(), streams_kept():
-            for batch in batches:
-                run_on_batch(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(model, {module: _noting(seen[name]) for name, module in scaled.items()}, batches)
     spreads = [
         Spread(name, scale, _quantiles([pair[index] for pair in pairs]))
         for name, pairs in seen.items()
@@ -120,7 +109,7 @@ def kappas(model: nn.Module, batches: Iterable[Any]) -> Kappas:
 
 
 def _noting(seen: list[tuple[Tensor, Tensor]]) -> Callable[..., None]:
-    def hook(module: Any, args: tuple[Tensor, ...]) -> None:
+    def hook(module: Any, args: tuple[Tensor, ...], _out: Any) -> None:
         seen.append(module.kappas(args[0]))
 
     return hook

@@ -13,14 +13,12 @@ from swan_surgery.adaptive.free_block import FreeBlock
 from swan_surgery.adaptive.levels import narrowing
 from swan_surgery.adaptive.nested_block import NestedBlock
 from swan_surgery.adaptive.probing import Probe
-from swan_surgery.adaptive.statics import give_bias_
+from swan_surgery.adaptive.statics import shell_at
 from swan_surgery.adaptive.structure import Structure, open_mask
 from swan_surgery.adaptive.unit_gates import UnitGates
 from swan_surgery.adaptive.units import Shells, units_of
 from swan_surgery.costs.table import CostTable
 from swan_surgery.cutting.plan import make_plan
-from swan_surgery.cutting.step import apply_plan_
-from swan_surgery.models import shell_of
 
 
 def assembled(
@@ -129,11 +127,8 @@ def _is_last(structure: Structure, block: str) -> bool:
 def _shells(model: nn.Module, structure: Structure, level: int) -> Mapping[str, nn.Module]:
     """All blocks at a level, without data; whoever reads what is closed has a bias."""
     mask = open_mask(structure, dict.fromkeys((g.block for g in structure.groups), level))
-    shell = apply_plan_(shell_of(model), make_plan(structure.channels, mask))
-    for group in structure.groups:
-        for reader in group.readers:
-            module = shell.get_submodule(reader)
-            give_bias_(module)
+    readers = [reader for group in structure.groups for reader in group.readers]
+    shell = shell_at(model, make_plan(structure.channels, mask), readers)
     return {g.block: shell.get_submodule(g.block) for g in structure.groups}
 
 

@@ -1,15 +1,17 @@
 """A width as a static model: the library's own cut, and the means of what went in the biases."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swan_surgery.adaptive.structure import Structure
-from swan_surgery.cutting.plan import make_plan
+from swan_surgery.cutting.plan import PruningPlan, make_plan
 from swan_surgery.cutting.step import CUT, apply_plan_
 from swan_surgery.errors import ArtifactError
+from swan_surgery.models import shell_of
+from swan_surgery.models.bare_norms import bare_norms, follow_width, follow_widths_
 from swan_surgery.models.provenance import inputs_noted, note_, provenance_of
 from swan_surgery.models.steps import Shapes, Step, StepKind, StepMacs, register_step
 
@@ -27,6 +29,16 @@ def give_bias_(layer: nn.Module) -> bool:
     bias = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
     own.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
     return True
+
+
+def shell_at(model: nn.Module, plan: PruningPlan, readers: Iterable[str]) -> nn.Module:
+    """A cut without data; the readers have biases, for the means of what went."""
+    shell = apply_plan_(shell_of(model), plan)
+    for reader in readers:
+        give_bias_(shell.get_submodule(reader))
+    for norm in bare_norms(shell):
+        norm.register_forward_pre_hook(follow_width)
+    return shell
 
 
 def fixed(
@@ -58,6 +70,8 @@ def fixed(
             for key, tensor in _tensors(block).items():
                 if key in own:
                     tensor.copy_(own[key])
+    device = next(iter(small.parameters())).device
+    follow_widths_(small, structure.example_inputs.map(lambda tensor: tensor.to(device)))
     if provenance is not None:
         shapes = tuple(tuple(leaf.shape) for leaf in structure.samples())
         batch = shapes[0][0] if shapes else 1
@@ -110,4 +124,4 @@ def _reshape(shapes: Shapes, step: Step) -> Shapes:
 register_step(BIAS, StepKind(_VERSION, _apply, _reshape))
 
 
-__all__ = ["fixed", "give_bias_"]
+__all__ = ["fixed", "give_bias_", "shell_at"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.calibrating import observe_
@@ -55,7 +56,7 @@ def _worth(adapted: AdaptiveModel, batches: list[Any]) -> Mapping[str, Tensor]:
     like = next(p for p in adapted.parameters() if p.is_floating_point())
     found = []
     for batch in batches:
-        first = _first(batch)
+        first = next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
         masks = [like.new_ones(len(first), count).requires_grad_() for count in counts]
         held = dict(zip(adapted.costs.blocks, masks, strict=True))
         with torch.enable_grad(), adapted.holding(held):
@@ -65,18 +66,6 @@ def _worth(adapted: AdaptiveModel, batches: list[Any]) -> Mapping[str, Tensor]:
     if not bool(joined.isfinite().all()):
         raise InputError("gradients of the model's outputs on these batches are not finite")
     return dict(zip(adapted.costs.blocks, joined.split(counts, dim=1), strict=True))
-
-
-def _first(batch: Any) -> Tensor:
-    """A tensor with one row per sample."""
-    values = (
-        batch.values()
-        if isinstance(batch, Mapping)
-        else batch
-        if isinstance(batch, (tuple, list))
-        else (batch,)
-    )
-    return next(value for value in values if isinstance(value, Tensor) and value.ndim)
 
 
 def _curvature(output: Any, masks: Sequence[Tensor], generator: torch.Generator) -> Tensor:

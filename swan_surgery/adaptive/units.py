@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.adaptive.candidates import NestedAxis, NestedGroup
-from swan_surgery.adaptive.statics import give_bias_
+from swan_surgery.adaptive.statics import shell_at
 from swan_surgery.channels import ChannelMap
 from swan_surgery.cutting.plan import PruningPlan, make_plan
-from swan_surgery.cutting.step import apply_plan_
 from swan_surgery.models import shell_of
 
 
@@ -74,11 +73,9 @@ class Shells:
             mask = torch.ones(self.channels.num_units, dtype=torch.bool)
             for group, count in zip(self.groups, counts, strict=True):
                 mask[list(group.units[count:])] = False
-            shell = apply_plan_(shell_of(self.blank), self._inside(make_plan(self.channels, mask)))
-            for group in self.groups:
-                for reader in group.readers:
-                    give_bias_(shell.get_submodule(reader))
-            self.made[counts] = shell
+            readers = [reader for group in self.groups for reader in group.readers]
+            plan = self._inside(make_plan(self.channels, mask))
+            self.made[counts] = shell_at(self.blank, plan, readers)
         return self.made[counts]
 
     def _inside(self, plan: PruningPlan) -> PruningPlan:

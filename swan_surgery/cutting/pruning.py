@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from swan_surgery.costs.latency_table import LatencyTable
 from swan_surgery.cutting.compensation import compensate as compensate_layers
@@ -15,12 +14,11 @@ from swan_surgery.cutting.configuring import configured_
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan_, cut_step
 from swan_surgery.cutting.verification import verify_pruned
-from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_gated
+from swan_surgery.models.bare_norms import follow_widths_
 from swan_surgery.models.checks import check_data
-from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import note_, provenance_of
 from swan_surgery.selection.diminishing_returns import DiminishingReturns
 from swan_surgery.selection.limits import Limit, Of, limits_of
@@ -267,29 +265,9 @@ def cut_to(gated: GatedModel, mask: Tensor, *, verify: bool = True) -> nn.Module
 def _cut_to(gated: GatedModel, mask: Tensor, *, verify: bool) -> nn.Module:
     plan = make_plan(gated.channels, mask)
     pruned = apply_plan_(gated.base_model(), plan)
-    _follow_widths_(pruned, gated)
+    follow_widths_(pruned, gated.own_inputs())
     if verify:
         verify_pruned(gated, pruned, plan)
     if (provenance := provenance_of(gated.model)) is not None:
         note_(pruned, provenance.followed_by(cut_step(gated, plan, mask)))
     return pruned
-
-
-def _follow_widths_(pruned: nn.Module, gated: GatedModel) -> None:
-    """Norms without any tensor repeat their width as a number that warns when it is not met."""
-    bare = [m for m in pruned.modules() if isinstance(m, _InstanceNorm) and not m.affine]
-    if not bare:
-        return
-
-    def follow(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, _InstanceNorm)  # noqa: S101 - selected above
-        module.num_features = args[0].shape[1 if args[0].ndim > 2 else 0]
-
-    handles = [module.register_forward_pre_hook(follow) for module in bare]
-    inputs = gated.own_inputs()
-    try:
-        with evaluating(pruned), torch.no_grad(), streams_kept():
-            pruned(*inputs.args, **inputs.kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
