@@ -20,7 +20,6 @@ from swan_surgery.cutting.verification import tensor_error
 from swan_surgery.environment.extras import needed_from
 from swan_surgery.environment.writing import replacing
 from swan_surgery.errors import ExportError, InputError, ModelError, SwanError
-from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model
 from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.models.checks import check_data
@@ -79,7 +78,7 @@ def export(
 
     Raises:
         InputError: another suffix, or the model cannot be run on the inputs.
-        ModelError: not a plain model: gated ones are pruned first.
+        ModelError: not a plain model: gated ones are pruned first; adaptive ones decide on data what runs, unless masked.
         MissingExtraError: `.onnx` needs `pip install 'swan-surgery[export]'`.
         ExportError: torch cannot export the model, or the export computes something else.
         WritingError: the file could not be written.
@@ -98,8 +97,8 @@ def export(
             f"{path.name!r}: the suffix says what to export to, and must be one of "
             f"{', '.join(EXPORTERS)}"
         )
-    if isinstance(model, GatedModel):
-        raise ModelError("the model is gated: export what swan.prune(gated) returns")
+    if isinstance(reason := getattr(model, "exports_not", None), str):
+        raise ModelError(reason)
     check_model(model)
     inputs = as_inputs(example_inputs)
     check_data(model, inputs, to="export")

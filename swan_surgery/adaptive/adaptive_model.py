@@ -67,6 +67,16 @@ class AdaptiveModel(nn.Module):
         self._held: Mapping[str, Levels] = {}
         self.training = model.training
 
+    @property
+    def exports_not(self) -> str | None:
+        """Why `swan.export` cannot take it as it is, if so."""
+        if self.execution == "masked":
+            return None
+        return (
+            f"which samples run together ({self.execution!r}) is decided on data: export "
+            f'swan.compact(adapted, execution="masked"), or a static model, adapted.at(...)'
+        )
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the given model's forward."""
         with begin(self.new_run()):

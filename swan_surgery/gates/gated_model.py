@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -45,6 +45,7 @@ class GatedModel(nn.Module):
     ignored: tuple[str, ...] = ()
     free_outputs: tuple[str, ...] = ()
     acting: Acting | None = None
+    exports_not: ClassVar[str] = "the model is gated: export what swan.prune(gated) returns"
 
     def __init__(
         self,
