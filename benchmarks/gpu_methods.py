@@ -1,7 +1,8 @@
 """The methods of figure 5, each from the same dense network through the same number of epochs.
 
 A run is: learn or score, cut, note the accuracy right after the cut (`cut_uncalibrated_*`, and
-`cut_*` with batch-norm statistics measured anew), train the rest of the epochs, note the end.
+`cut_*` with batch-norm statistics measured anew or, where the method's name says so, compensated), train
+the rest of the epochs, note the end.
 """
 
 import copy
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ import torch_pruning as tp
 from _measure import commit, source_hash
 from gpu_runs import DENSE, Run
 from gpu_training import Task, accuracy, train
-from quality_peers import nearest_cut, pruner
+from quality_peers import as_units, nearest_cut, pruner
 from torch import Tensor, nn
 
 import swan_surgery as swan
@@ -80,14 +82,32 @@ def _gates(run: Run, task: Task, dense: nn.Module) -> dict[str, Any]:
 
 def _fisher(run: Run, task: Task, dense: nn.Module) -> dict[str, Any]:
     """One shot by the Fisher score per MAC."""
-    gated = swan.swanify(dense, task.example())
+    return _finished(_cut_by_fisher(dense, run.budget, run, task), run, task, dense, 0)
+
+
+def _staged(run: Run, task: Task, dense: nn.Module) -> dict[str, Any]:
+    """Several cuts within the same epochs, each scored and compensated anew, with training in between."""
+    steps = run.epochs * task.steps
+    plan = swan.stages(run.budget, steps=steps)
+    model = dense
+    for stage, following in pairwise(plan):
+        small = _cut_by_fisher(model, stage.share, run, task)
+        _compensate(small, model, run, task)
+        _train(small, run, task, (stage.step, following.step))
+        model = small
+    small = _cut_by_fisher(model, run.budget, run, task)
+    return _finished(small, run, task, dense, plan[-1].step, reference=model)
+
+
+def _cut_by_fisher(model: nn.Module, share: float, run: Run, task: Task) -> nn.Module:
+    gated = swan.swanify(model, task.example())
     scores = swan.importance(
         gated,
         "fisher",
         batches=task.some(task.settings.score_batches, 64, 77 + run.seed),
-        loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+        loss=lambda own, batch: F.cross_entropy(own(batch[0]), batch[1]),
     )
-    return _finished(swan.prune_by_score(gated, scores, macs=run.budget), run, task, dense, 0)
+    return swan.prune_by_score(gated, scores, macs=share, of="original")
 
 
 def _torch_pruning(run: Run, task: Task, dense: nn.Module) -> dict[str, Any]:
@@ -99,6 +119,7 @@ def _torch_pruning(run: Run, task: Task, dense: nn.Module) -> dict[str, Any]:
         example,
         run.budget * swan.count_macs(dense, example),
         rounds=task.settings.tp_rounds,
+        finished=lambda cut: as_units(cut, dense, example) if _is_compensated(run) else cut,
     )
     return _finished(small, run, task, dense, 0)
 
@@ -163,17 +184,27 @@ _METHODS: dict[str, Callable[[Run, Task, nn.Module], dict[str, Any]]] = {
     "dense-longer": _longer,
     "ours": _gates,
     "paper": _gates,
+    "ours-compensated": _gates,
     "score-fisher": _fisher,
+    "fisher-compensated": _fisher,
+    "staged-compensated": _staged,
     "tp-l2": _torch_pruning,
+    "tp-l2-compensated": _torch_pruning,
     "dropout": _dropout,
 }
 
 
 def _finished(
-    small: nn.Module, run: Run, task: Task, dense: nn.Module, first: int
+    small: nn.Module,
+    run: Run,
+    task: Task,
+    dense: nn.Module,
+    first: int,
+    *,
+    reference: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Note the cut, train from step `first` on, note the end."""
-    facts = _accuracies_after_cut(small, run, task, dense)
+    """Note the cut of `reference` (or of the dense network), train from step `first` on, note the end."""
+    facts = _accuracies_after_cut(small, run, task, dense, reference=reference)
     _train(small, run, task, (first, run.epochs * task.steps))
     return facts | _accuracies(small, task, "")
 
@@ -184,17 +215,36 @@ def _train(model: nn.Module, run: Run, task: Task, part: tuple[int, int], **opti
     train(model, task, task.settings.lr, (*part, run.epochs * task.steps), generator, **options)
 
 
+def _is_compensated(run: Run) -> bool:
+    return run.method.endswith("-compensated")
+
+
+def _compensate(small: nn.Module, reference: nn.Module, run: Run, task: Task) -> float:
+    """With as many images as batch-norms are calibrated with; the seconds that it took."""
+    own = task.some(task.settings.calibration_batches, task.settings.batch, 77 + run.seed)
+    return swan.compensate(small, reference, own).seconds
+
+
 def _calibrate(model: nn.Module, run: Run, task: Task) -> None:
     own = task.some(task.settings.calibration_batches, task.settings.batch, 77 + run.seed)
     swan.calibrate(model, [x for x, _ in own])
 
 
 def _accuracies_after_cut(
-    small: nn.Module, run: Run, task: Task, dense: nn.Module
+    small: nn.Module,
+    run: Run,
+    task: Task,
+    dense: nn.Module,
+    *,
+    reference: nn.Module | None = None,
 ) -> dict[str, Any]:
     example: Tensor = task.example()
     facts: dict[str, Any] = _accuracies(small, task, "cut_uncalibrated_")
-    _calibrate(small, run, task)
+    if _is_compensated(run):
+        seconds = _compensate(small, reference or dense, run, task)
+        facts["compensation_seconds"] = round(seconds, 2)
+    else:
+        _calibrate(small, run, task)
     return {
         **facts,
         **_accuracies(small, task, "cut_"),

@@ -42,6 +42,7 @@ ZOO = (
     "swin_t",
 )
 NUM_RANDOM = 30
+TESTS = ("tests/test_gpu.py", "tests/test_gpu_parts.py", "tests/test_machine.py")
 _SHARE = 0.5
 # name of a precision -> type, and whether float32 may be rounded to 10 bits in products
 PRECISIONS = {
@@ -74,7 +75,7 @@ def run_tests(device: torch.device, seconds: float, *, smoke: bool) -> dict[str,
         )
         try:
             done = subprocess.run(  # noqa: S603
-                [*command, "tests/test_gpu.py", "tests/test_machine.py"],
+                [*command, *TESTS],
                 cwd=ROOT,
                 capture_output=True,
                 text=True,
@@ -86,7 +87,10 @@ def run_tests(device: torch.device, seconds: float, *, smoke: bool) -> dict[str,
             return {"device": device.type, "out_of_time": True}
         if not found.exists():
             return {"device": device.type, "broken": (done.stdout + done.stderr)[-2000:]}
-        return {"device": device.type, **read_report(found)}
+        report = read_report(found)
+        if report["failed"]:
+            print(done.stdout, flush=True)  # the row names them only
+        return {"device": device.type, **report}
 
 
 def read_report(path: Path) -> dict[str, Any]:

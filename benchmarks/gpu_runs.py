@@ -1,11 +1,12 @@
 """The runs and jobs of the GPU script, and their order: what decides most comes first.
 
 Figure 5's claim is about the extreme: gates above 90 % at 5 % of the FLOPs where channel pruning
-collapses. So VGG16-BN comes first, at 5 and then 10 %, with the three methods that can answer it (gates,
-uniform L2, one-shot Fisher); then the paper's own preset and dropout there; then 25 and 50 %, which no
-method finds hard; then the same for ResNet-50, which takes six times as long; then further seeds. Epochs
-of a network are chosen (`gpu_plan.py`) so that its first three methods at both budgets fit, and are the
-same for all its runs, also in a later session that goes on.
+collapses. So VGG16-BN comes first, at 5 and then 10 %, with the five methods that can answer it (one-shot
+Fisher compensated, in one cut and in stages, gates, uniform L2, one-shot Fisher); then gates and L2
+compensated, the paper's own preset and dropout there; then 25 and 50 %, which no method finds hard; then the
+same for ResNet-50, which takes six times as long; then further seeds. Epochs of a network are chosen
+(`gpu_plan.py`) so that its deciding methods at both budgets fit, and are the same for all its runs, also in a
+later session that goes on.
 """
 
 from collections.abc import Iterator
@@ -14,8 +15,18 @@ from dataclasses import dataclass
 
 RIGHT_SECONDS = 90.0
 DENSE = "dense"
-METHODS = ("ours", "tp-l2", "score-fisher", "paper", "dropout")
-DECIDING = METHODS[:3]
+METHODS = (
+    "fisher-compensated",
+    "staged-compensated",
+    "ours",
+    "tp-l2",
+    "score-fisher",
+    "ours-compensated",
+    "tp-l2-compensated",
+    "paper",
+    "dropout",
+)
+DECIDING = METHODS[:5]
 EXTREME, EASY = (0.05, 0.1), (0.25, 0.5)
 FIGURE5_NETWORKS = ("vgg16_bn", "resnet50")
 # The paper fine-tunes for five epochs; beyond thirty little changes.
@@ -26,7 +37,7 @@ ADAPT_EPOCHS = 5
 SPEED_MODELS = ("resnet50", "vgg16_bn", "vit_b_16")
 # Share of a run's epochs in which gates learn, where they do.
 JOINT = 0.35
-LEARN = {"ours", "paper", "dropout"}
+LEARN = {"ours", "ours-compensated", "paper", "dropout"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ def figure5_runs(network: str, epochs: int, *, seed: int) -> Iterator[Run]:
     yield run(DENSE, 1.0)
     for methods, budgets in (
         (DECIDING, EXTREME),
-        (METHODS[3:], EXTREME),
+        (METHODS[5:], EXTREME),
         (METHODS, EASY),
     ):
         for budget in budgets:

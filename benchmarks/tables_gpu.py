@@ -11,10 +11,14 @@ Cells = list[list[str]]
 _METHODS = {
     "dense": "dense",
     "dense-longer": "dense, trained as long",
-    "ours": "gates that learn by curvature (default)",
+    "fisher-compensated": "our Fisher score per MAC, compensated",
+    "staged-compensated": "the same in stages",
+    "ours": "gates that learn by curvature",
+    "ours-compensated": "the same, compensated",
     "paper": "soft gates, the paper's penalties",
     "score-fisher": "one-shot by our Fisher score per MAC",
     "tp-l2": "Torch-Pruning, group L2, uniform",
+    "tp-l2-compensated": "the same, with our compensation",
     "dropout": "dropout, as read from the paper",
 }
 _TITLES = {

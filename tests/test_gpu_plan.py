@@ -51,14 +51,14 @@ def test_eight_minutes_on_an_h100_decide_the_claim_about_vgg():
     found = {part: fitting(items) for part, _, items in plan(8, H100, PARTS, IMAGES, State())}
     runs = [(run.network, run.method, run.budget) for run in found["figure5"]]
     wanted = [("vgg16_bn", method, budget) for budget in (0.05, 0.1) for method in DECIDING]
-    assert runs[:7] == [("vgg16_bn", "dense", 1.0), *wanted]
+    assert runs[: 1 + len(wanted)] == [("vgg16_bn", "dense", 1.0), *wanted]
     assert len({run.epochs for run in found["figure5"]}) == 1
     assert found["right"]
     assert found["speed"]
 
 
 def test_epochs_are_the_most_that_let_the_deciding_runs_fit():
-    for seconds in (150, 250, 350):
+    for seconds in (200, 300, 400):
         epochs = epochs_for("vgg16_bn", seconds, H100, IMAGES)
         assert FEWEST < epochs < MOST
         assert deciding_seconds("vgg16_bn", epochs, H100, IMAGES) <= seconds
