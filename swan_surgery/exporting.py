@@ -21,8 +21,8 @@ from swan_surgery.environment.extras import needed_from
 from swan_surgery.environment.writing import replacing
 from swan_surgery.errors import ExportError, InputError, ModelError, SwanError
 from swan_surgery.gates.checks import check_model
-from swan_surgery.models import Inputs, as_inputs, copy_of
-from swan_surgery.models.checks import check_data
+from swan_surgery.models import Inputs, copy_of
+from swan_surgery.models.checks import checked_inputs
 
 
 # Other runtimes order sums in other ways; relative to the largest output.
@@ -100,8 +100,7 @@ def export(
     if isinstance(reason := getattr(model, "exports_not", None), str):
         raise ModelError(reason)
     check_model(model)
-    inputs = as_inputs(example_inputs)
-    check_data(model, inputs, to="export")
+    inputs = checked_inputs(model, example_inputs, to="export")
     private = copy_of(model).eval()
     inputs = _named(private, inputs)
     wanted = _wanted(private, inputs)

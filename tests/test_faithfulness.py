@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import swan_surgery as swan
 from swan_surgery.cutting.verification import tensor_error
+from swan_surgery.gates.graph.faithfulness import _same
 from tests.closing import TOLERANCE, close_random_, image, prepared
 from tests.small_nets import Net, conv
 
@@ -261,3 +262,14 @@ def test_plain_networks_run_as_graphs(name) -> None:
         gated = swan.swanify(model, torch.randn(2, 3, 64, 64))
     assert not gated.runs_in_place
     assert gated.channels.way == "graph: torch.fx traces the model faithfully"
+
+
+@pytest.mark.parametrize(("change", "is_same"), [(1e-14, True), (1e-7, False)])
+def test_gradients_that_are_rounding_alone_may_differ(change, is_same):
+    # A bias in front of a batch-norm: on a GPU its gradient is another 1e-17 in every run.
+    one = [torch.ones(4).double(), torch.tensor([1e-17, -3e-17]).double(), None]
+    two = [one[0], one[1] + change, None]
+    assert _same(one, two, has_noise=True) is is_same
+    assert not _same(one, two)
+    assert not _same(one, [one[0], None, None], has_noise=True)
+    assert not _same(one, [one[0] * (1 + 1e-7), one[1], None], has_noise=True)

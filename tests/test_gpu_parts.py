@@ -200,3 +200,29 @@ def test_activations_start_as_they_were_and_stay_prunable(device, kind):
     assert_on(small, device)
     close(gated(x), small(x))
     small(x).square().sum().backward()
+
+
+def test_example_inputs_from_the_cpu_serve_a_model_elsewhere(device, tmp_path):
+    model, x = net(device, torch.float32).eval(), images("cpu", 2, torch.float32)
+    there = x.to(device)
+    assert swan.count_macs(model, x) == swan.count_macs(model, there)
+    assert swan.measure_latency(model, x, seconds=0.01).latency.median_ms > 0
+    swapped = swan.swap_activations(model, "fles", x)
+    routed = swan.add_switch(model, "norm", example_inputs=x, light=0.5)
+    adapted = swan.adapt(model, x)
+    for own in (swapped, routed, adapted):
+        assert_on(own, device)
+        assert own.eval()(there).device.type == device
+    small = swan.prune(swan.swanify(model, x), macs=0.5)
+    assert swan.report(model, small, x).after.macs == swan.count_macs(small, there)
+    assert swan.export(small, tmp_path / "small.pt2", example_inputs=x).path.exists()
+
+
+def test_all_gates_of_a_vgg_fold_into_its_graph(device):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
+    layers += [nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    # Gradients of biases in front of batch-norms are zero but for rounding.
+    gated = swan.swanify(model.to(device), images(device, 2, torch.float32))
+    assert not gated.runs_in_place

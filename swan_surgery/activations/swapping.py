@@ -28,9 +28,9 @@ from swan_surgery.calls.swapping import redo_calls_, undo_calls_
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.gates.checks import check_changeable
-from swan_surgery.models import Inputs, as_inputs, copy_of, without_collection
+from swan_surgery.models import Inputs, copy_of, without_collection
 from swan_surgery.models.architecture import architecture_of
-from swan_surgery.models.checks import check_arguments, check_data, infer_inputs
+from swan_surgery.models.checks import checked_inputs, infer_inputs
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
 
 
@@ -79,9 +79,8 @@ def swap_activations(
     name, kind = kind_named(activation)
     if start not in ("identity", "blend", "fresh"):
         raise InputError(f"start={start!r}: there are 'identity', 'blend' and 'fresh'")
-    inputs = as_inputs(example_inputs) if example_inputs is not None else infer_inputs(model)[0]
-    check_data(model, inputs, to="swap activations")
-    check_arguments(model, inputs)
+    given = example_inputs if example_inputs is not None else infer_inputs(model)[0]
+    inputs = checked_inputs(model, given, to="swap activations")
     with without_collection(), torch.inference_mode(mode=False), streams_kept():
         swapped = _swapped(model, name, kind, inputs, _patterns(where), start)
         if start == "fresh":

@@ -1,7 +1,6 @@
 """`save`: a pruned, plain or gated model to one file."""
 
 from dataclasses import asdict
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from swan_surgery.adaptive import AdaptiveModel
 from swan_surgery.artifacts.adaptive import adaptive_part
 from swan_surgery.artifacts.container import write
 from swan_surgery.artifacts.structures import encode, map_digest, pack
+from swan_surgery.environment.machine import own_version
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model, check_whole
@@ -86,7 +86,7 @@ def _plain(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     _check_unchanged(model, provenance)
     tensors, aliases, layouts = _distinct(model)
     header = {
-        "library": version("swan-surgery"),
+        "library": own_version(),
         "torch": torch.__version__,
         "kind": "model",
         "class": provenance.base.name,

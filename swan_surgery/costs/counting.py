@@ -25,8 +25,8 @@ from swan_surgery.costs.formulas import FORMULAS
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
-from swan_surgery.models import as_inputs, copy_of
-from swan_surgery.models.checks import check_arguments, check_data, check_is_module, described
+from swan_surgery.models import copy_of
+from swan_surgery.models.checks import check_is_module, checked_inputs, described
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,7 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
     """
     check_is_module(model)
     base = model.model if isinstance(model, GatedModel) else model
-    inputs = as_inputs(example_inputs)
-    check_data(base, inputs, to="count MACs")
-    check_arguments(base, inputs)
+    inputs = checked_inputs(base, example_inputs, to="count MACs")
     mode = _CountingMode()
     copy = copy_of(base).eval()
     try:

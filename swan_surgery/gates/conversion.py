@@ -13,9 +13,9 @@ from swan_surgery.gates.checks import check_changeable, check_gated, name_what_t
 from swan_surgery.gates.gated_model import GatedModel
 from swan_surgery.gates.graph.gating import GraphPlan, gate_graph, plan_graph
 from swan_surgery.gates.in_place_gating import gate_in_place
-from swan_surgery.models import Inputs, as_inputs, copy_of, without_collection
+from swan_surgery.models import Inputs, copy_of, without_collection
 from swan_surgery.models.architecture import architecture_of
-from swan_surgery.models.checks import check_arguments, check_data, described, infer_inputs
+from swan_surgery.models.checks import check_data, checked_inputs, described, infer_inputs
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
 from swan_surgery.models.slim_attention import put_back_, write_out_
 
@@ -166,9 +166,7 @@ def _map(
     free: Iterable[str],
 ) -> tuple[ChannelMap, Inputs]:
     if example_inputs is not None:
-        inputs = as_inputs(example_inputs)
-        check_data(model, inputs, to=_INSERT)
-        check_arguments(model, inputs)
+        inputs = checked_inputs(model, example_inputs, to=_INSERT)
         try:
             return channel_map(model, inputs, ignore=ignore, free_outputs=free), inputs
         except TraceError as err:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.errors import InputError, ModelError
-from swan_surgery.models import Inputs
+from swan_surgery.models import Inputs, as_inputs
 
 
 _IMAGE_SIZES = (224, 299)
@@ -53,6 +53,27 @@ def check_data(model: nn.Module, inputs: Inputs | None = None, *, to: str) -> No
             f"cannot {to}: the example inputs ({described(inputs)}) lie on the meta device and hold "
             f"no data; pass real tensors"
         )
+
+
+def checked_inputs(model: nn.Module, example_inputs: Any, *, to: str) -> Inputs:
+    """Example inputs that hold data and fit, where the model is; `to` as in `check_data`.
+
+    Inputs from elsewhere are moved, unless one of them lies with the model: then all lie as is meant
+    (lengths of texts, say, which torch wants on the CPU).
+
+    Raises:
+        ModelError: a parameter or buffer lies on `meta`.
+        InputError: a tensor of the inputs does, they are none, or do not fit `forward`.
+    """
+    inputs = as_inputs(example_inputs)
+    check_data(model, inputs, to=to)
+    check_arguments(model, inputs)
+    places = {t.device for t in (*model.parameters(), *model.buffers())}
+    leaves = tree_leaves((inputs.args, dict(inputs.kwargs)))
+    if len(places) != 1 or any(isinstance(x, Tensor) and x.device in places for x in leaves):
+        return inputs
+    (device,) = places
+    return inputs.map(lambda tensor: tensor.to(device))
 
 
 def check_arguments(model: nn.Module, inputs: Inputs) -> None:

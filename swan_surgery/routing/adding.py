@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.gates.checks import check_changeable
-from swan_surgery.models import Inputs, as_inputs, copy_of
+from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.architecture import architecture_of
 from swan_surgery.models.batches import batches_in
-from swan_surgery.models.checks import check_arguments, check_data, described, infer_inputs
+from swan_surgery.models.checks import checked_inputs, described, infer_inputs
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
 from swan_surgery.routing.axes import channel_axis_of
 from swan_surgery.routing.lights import cut_light
@@ -120,9 +120,8 @@ def add_switch(
         raise InputError(f"hidden must be a whole number from 1 on; got {hidden!r}")
     if positive is not None and not callable(positive):
         raise InputError(f"positive must be a function of labels; got {positive!r}")
-    inputs = infer_inputs(model)[0] if example_inputs is None else as_inputs(example_inputs)
-    check_data(model, inputs, to="add a switch")
-    check_arguments(model, inputs)
+    given = infer_inputs(model)[0] if example_inputs is None else example_inputs
+    inputs = checked_inputs(model, given, to="add a switch")
     data = None if batches is None else list(batches_in(batches, None))
     with torch.inference_mode(mode=False), streams_kept():
         private = copy_of(model).eval()

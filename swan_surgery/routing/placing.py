@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from swan_surgery.environment.notebooks import html_table
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import BudgetError, InputError, SwanError
-from swan_surgery.models import Inputs, as_inputs
+from swan_surgery.models import Inputs
 from swan_surgery.models.batches import batches_in, first_samples
-from swan_surgery.models.checks import check_arguments, check_data
+from swan_surgery.models.checks import checked_inputs
 from swan_surgery.routing.calibrating import calibrate_switch
 from swan_surgery.routing.observing import observe
 from swan_surgery.routing.routed_model import RoutedModel
@@ -100,10 +100,7 @@ def data_of(
     if not data:
         raise InputError("the loader yielded no batch")
     given = first_samples(data[0], _SAMPLES) if example_inputs is None else example_inputs
-    inputs = as_inputs(given)
-    check_data(model, inputs, to="add a switch")
-    check_arguments(model, inputs)
-    return data, inputs
+    return data, checked_inputs(model, given, to="add a switch")
 
 
 def depths_of(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:

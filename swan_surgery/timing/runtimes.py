@@ -17,7 +17,7 @@ from swan_surgery.exporting import OnnxSession, export
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model
 from swan_surgery.models import Inputs, as_inputs, copy_of
-from swan_surgery.models.checks import check_data
+from swan_surgery.models.checks import checked_inputs
 from swan_surgery.timing.loop import Latency, latencies_in_turns, paired_latencies, timed_pass
 
 
@@ -125,7 +125,7 @@ def forward_pass(model: nn.Module, inputs: Inputs, runtime: Runtime) -> Callable
     if isinstance(model, GatedModel):
         raise ModelError("the model is gated: measure what swan.prune(gated) returns")
     check_model(model)
-    check_data(model, inputs, to="measure")
+    inputs = checked_inputs(model, inputs, to="measure")
     if runtime == "onnxruntime":
         return _in_onnxruntime(model, inputs)
     private = copy_of(model).eval()
