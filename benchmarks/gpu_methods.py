@@ -184,7 +184,6 @@ _METHODS: dict[str, Callable[[Run, Task, nn.Module], dict[str, Any]]] = {
     "dense-longer": _longer,
     "ours": _gates,
     "paper": _gates,
-    "ours-compensated": _gates,
     "score-fisher": _fisher,
     "fisher-compensated": _fisher,
     "staged-compensated": _staged,

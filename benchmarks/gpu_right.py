@@ -60,37 +60,51 @@ class Subject:
     make: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
 
 
-def run_tests(device: torch.device, seconds: float, *, smoke: bool) -> dict[str, Any]:
-    """The tests marked `gpu` in a process of their own; on a CPU two of their twins."""
+@contextmanager
+def tests_running(
+    device: torch.device, *, smoke: bool
+) -> Iterator[Callable[[float], dict[str, Any]]]:
+    """The tests marked `gpu`, in a process beside this one; on a CPU two of their twins.
+
+    Gives a function that waits for them some seconds and returns what they found.
+    """
     chosen = ["-k", "guesses and cpu"] if smoke else ["-m", "gpu"]
     with TemporaryDirectory() as folder:
-        found = Path(folder) / "found.xml"
+        found, said = Path(folder) / "found.xml", Path(folder) / "said.txt"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
         # Warnings of a newer torch are no faults of this device.
         command += ["-W", "default", f"--junitxml={found}", "--import-mode=importlib"]
         if device.type == "cuda" and find_spec("xdist") is not None:
-            command += ["-n", "4"]  # most of the time is compiling, on the CPU
+            command += ["-n", "6"]  # most of the time is compiling, on the CPU
         path = os.pathsep.join(
             [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
         )
-        try:
-            done = subprocess.run(  # noqa: S603
+        with said.open("w") as out:
+            process = subprocess.Popen(  # noqa: S603
                 [*command, *TESTS],
                 cwd=ROOT,
-                capture_output=True,
-                text=True,
-                timeout=seconds,
-                check=False,
+                stdout=out,
+                stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": path},
             )
-        except subprocess.TimeoutExpired:
-            return {"device": device.type, "out_of_time": True}
-        if not found.exists():
-            return {"device": device.type, "broken": (done.stdout + done.stderr)[-2000:]}
-        report = read_report(found)
-        if report["failed"]:
-            print(done.stdout, flush=True)  # the row names them only
-        return {"device": device.type, **report}
+
+        def waited(seconds: float) -> dict[str, Any]:
+            try:
+                process.wait(max(1.0, seconds))
+            except subprocess.TimeoutExpired:
+                return {"device": device.type, "out_of_time": True, "said": said.read_text()[-500:]}
+            if not found.exists():
+                return {"device": device.type, "broken": said.read_text()[-2000:]}
+            report = read_report(found)
+            if report["failed"]:
+                print(said.read_text(), flush=True)  # the row names them only
+            return {"device": device.type, **report}
+
+        try:
+            yield waited
+        finally:
+            process.kill()
+            process.wait()
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -110,13 +124,18 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def subjects(*, smoke: bool) -> list[Subject]:
-    """Random networks first, then the zoo."""
+    """Random networks and the zoo by turns: where the time ends, some of both are done."""
     count, names = (2, ("squeezenet1_1",)) if smoke else (NUM_RANDOM, ZOO)
-    found = [
+    drawn = [
         Subject(f"random {index}", partial(_random_case, spec))
         for index, spec in enumerate(random_descriptions(count))
     ]
-    return found + [Subject(name, partial(_zoo_case, name)) for name in names]
+    share = -(-count // len(names))
+    found: list[Subject] = []
+    for index, name in enumerate(names):
+        found += drawn[share * index : share * (index + 1)]
+        found.append(Subject(name, partial(_zoo_case, name)))
+    return found
 
 
 def random_descriptions(count: int) -> list[Any]:
@@ -170,7 +189,7 @@ def check(subject: Subject, device: torch.device) -> dict[str, Any]:
     except swan.NoGateableChannelsError:
         return {"nothing_to_gate": True}
     close_(gated, _SHARE)
-    found: dict[str, Any] = {"units": gated.gates.num_units}
+    found: dict[str, Any] = {"units": gated.gates.num_units, "in_place": gated.runs_in_place}
     for name, (dtype, tf32) in PRECISIONS.items():
         if tf32 and device.type != "cuda":
             continue
@@ -252,18 +271,18 @@ def run_right(
 ) -> None:
     """All of it, as far as the clock goes; the row `right` says how far that was."""
     own = subjects(smoke=smoke)
-    seconds = max(5.0, 0.6 * clock.left())
-    save("right/tests", run_tests(device, seconds, smoke=smoke))
     done = 0
-    for subject in own:
-        if clock.left() < 0:
-            break
-        try:
-            facts = check(subject, device)
-        except Exception as err:  # noqa: BLE001 - a fault of one subject must not hide the others
-            lines = str(err).splitlines()
-            facts = {"fails": f"{type(err).__name__}: {lines[0] if lines else ''}"}
-        save(f"right/{subject.name}", facts)
-        done += 1
+    with tests_running(device, smoke=smoke) as tests:
+        for subject in own:
+            if clock.left() < 0:
+                break
+            try:
+                facts = check(subject, device)
+            except Exception as err:  # noqa: BLE001 - a fault of one subject must not hide the others
+                lines = str(err).splitlines()
+                facts = {"fails": f"{type(err).__name__}: {lines[0] if lines else ''}"}
+            save(f"right/{subject.name}", facts)
+            done += 1
+        save("right/tests", tests(clock.left()))
     not_reached = [subject.name for subject in own[done:]]
     save("right", {"subjects": len(own), "not_reached": not_reached})

@@ -2,7 +2,7 @@
 
 Figure 5's claim is about the extreme: gates above 90 % at 5 % of the FLOPs where channel pruning
 collapses. So VGG16-BN comes first, at 5 and then 10 %, with the five methods that can answer it (one-shot
-Fisher compensated, in one cut and in stages, gates, uniform L2, one-shot Fisher); then gates and L2
+Fisher compensated, in one cut and in stages, gates, uniform L2, one-shot Fisher); then L2
 compensated, the paper's own preset and dropout there; then 25 and 50 %, which no method finds hard; then the
 same for ResNet-50, which takes six times as long; then further seeds. Epochs of a network are chosen
 (`gpu_plan.py`) so that its deciding methods at both budgets fit, and are the same for all its runs, also in a
@@ -21,7 +21,6 @@ METHODS = (
     "ours",
     "tp-l2",
     "score-fisher",
-    "ours-compensated",
     "tp-l2-compensated",
     "paper",
     "dropout",
@@ -37,7 +36,7 @@ ADAPT_EPOCHS = 5
 SPEED_MODELS = ("resnet50", "vgg16_bn", "vit_b_16")
 # Share of a run's epochs in which gates learn, where they do.
 JOINT = 0.35
-LEARN = {"ours", "ours-compensated", "paper", "dropout"}
+LEARN = {"ours", "paper", "dropout"}
 
 
 @dataclass(frozen=True)

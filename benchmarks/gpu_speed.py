@@ -110,7 +110,6 @@ def training_step(name: str, scale: Scale, clock: Clock, *, compiled: bool) -> d
             for which, own in samples.items()
             if which != "ungated"
         },
-        "samples": {which: [one[0] for one in own] for which, own in samples.items()},
     }
 
 
@@ -189,7 +188,6 @@ def latencies(
                     for a, b in zip(samples[cut.name], dense, strict=True)
                 ]
             ),
-            "samples": {key: [one[0] for one in samples[key]] for key in ("dense", cut.name)},
         }
         for cut in own[1:]
     ]
@@ -214,7 +212,6 @@ def multiples(name: str, scale: Scale, clock: Clock) -> list[dict[str, Any]]:
                 "runtime": runtime,
                 "seconds": wall(samples[cut.name]),
                 "per_macs": summary([one[0] / cut.macs_share for one in samples[cut.name]]),
-                "samples": [one[0] for one in samples[cut.name]],
             }
             for cut in own
         ]

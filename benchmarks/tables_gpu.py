@@ -12,13 +12,13 @@ _METHODS = {
     "dense": "dense",
     "dense-longer": "dense, trained as long",
     "fisher-compensated": "our Fisher score per MAC, compensated",
-    "staged-compensated": "the same in stages",
+    "staged-compensated": "our Fisher score per MAC, compensated, in stages",
     "ours": "gates that learn by curvature",
-    "ours-compensated": "the same, compensated",
+    "ours-compensated": "gates that learn by curvature, compensated",
     "paper": "soft gates, the paper's penalties",
     "score-fisher": "one-shot by our Fisher score per MAC",
     "tp-l2": "Torch-Pruning, group L2, uniform",
-    "tp-l2-compensated": "the same, with our compensation",
+    "tp-l2-compensated": "Torch-Pruning, group L2, uniform, with our compensation",
     "dropout": "dropout, as read from the paper",
 }
 _TITLES = {
