@@ -2,13 +2,18 @@
 
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.costs.macs import cost_table
+from swan_surgery.costs.params import param_table
 from swan_surgery.gates import GatedModel
-from swan_surgery.selection.limits import limits_of
+from swan_surgery.selection import widest_mask as widest
+from swan_surgery.selection.limits import Limit, limits_of
 from swan_surgery.selection.ordering import order_by_price, ranking
 from swan_surgery.selection.widest_mask import round_widths, widest_mask
+from tests.strategies import networks
 from tests.test_plan import mlp, zoo_gated
 from tests.zoo import ZOO
 
@@ -227,3 +232,25 @@ class TestLimits:
             swan.Objective(mlp(3, 4, 2), params=0.01)
         # One hidden unit: 3 + 1 weights and bias in, 2 + 2 out.
         assert (e.value.least, e.value.most) == (4 + 4, 16 + 10)
+
+
+@pytest.mark.law
+@given(networks(), st.integers(0, 2**16), st.floats(0.05, 1.0), st.integers(1, 80))
+def test_the_longest_prefix_is_found_however_many_are_priced_at_once(
+    case, seed, share, at_once
+) -> None:
+    try:
+        gated = swan.swanify(case.model, case.inputs)
+    except swan.NoGateableChannelsError:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(gated.gates.num_units, generator=generator)
+    limits = (Limit("macs", cost_table(gated), share), Limit("params", param_table(gated), share))
+    base = gated.gates.least_mask(torch.rand(len(order), generator=generator))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(widest, "_prefixes_at_once", lambda *_: at_once)
+        found = widest._longest_alone(order, base, limits)
+    lengths = range(len(order) + 1)
+    masks = [base.index_fill(0, order[:length], value=True) for length in lengths]
+    fitting = [own for own in masks if all(limit.allows(own) for limit in limits)]
+    assert torch.equal(found, fitting[-1] if fitting else base)

@@ -382,3 +382,16 @@ def test_a_step_with_gates_never_waits_for_the_device(device, in_place, min_widt
     with _Waits() as waits:
         gated(x).square().sum().backward()
     assert waits.found == []
+
+
+@pytest.mark.parametrize("options", [{"macs": 0.5}, {"macs": 0.5, "params": 0.6}])
+def test_an_objective_waits_for_the_device_a_few_times_a_call(device, options):
+    gated = swan.swanify(net(device), images(device, 1)).train()
+    objective = swan.Objective(gated, **options)
+    gated(images(device)).square().sum().backward()
+    objective(0)
+    gated(images(device)).square().sum().backward()
+    with _Waits() as waits:
+        objective(1)
+    # Are logits finite; how full is each limit (for the first that is nearly so, and what still fits).
+    assert len(waits.found) <= 1 + 4 * len(options)

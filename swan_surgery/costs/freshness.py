@@ -57,8 +57,14 @@ def kept_table(
     Raises:
         ModelError: `gated` is not a gated model.
     """
-    check_gated(gated)
-    entry = _kept(gated, unit, make, source=source)
+    if not isinstance(gated, GatedModel):
+        check_gated(gated)  # says what it is
+
+    def checked() -> CostTable:
+        check_gated(gated)
+        return make()
+
+    entry = _kept(gated, unit, checked, source=source)
     device = gated.gates.logits.device
     if entry.value.factors.device != device:
         entry.value = entry.value.to(device)

@@ -103,6 +103,11 @@ class GateBank(nn.Module):
             raise InputError(f"threshold must be between 0 and 1, got {value}")
         self._threshold.fill_(value)
 
+    @property
+    def threshold_there(self) -> Tensor:
+        """Tau, where the logits are: reading it does not wait for the device."""
+        return self._threshold.clone()
+
     def close_to_minimum(self) -> None:
         """Raise the threshold above every p: only the minimum widths stay open."""
         self._threshold.fill_(float("inf"))
@@ -230,8 +235,9 @@ class GateBank(nn.Module):
         Raises:
             GateError: a logit is NaN or infinite; says how many and which.
         """
-        bad = (~torch.isfinite(self.logits.detach())).nonzero().reshape(-1)
-        if bad.numel():
+        is_finite = self.logits.detach().isfinite()
+        if not bool(is_finite.all()):
+            bad = (~is_finite).nonzero().reshape(-1)
             raise GateError(
                 f"{bad.numel()} of {self.num_units} gate logits are NaN or infinite (first: unit "
                 f"{int(bad[0])}); training diverged: lower gate_lr or restore a checkpoint"

@@ -50,7 +50,7 @@ class CurvatureRule:
         logits = gated.gates.logits
         self._pending = torch.zeros_like(logits, dtype=torch.float64)
         self._mean = torch.zeros_like(self._pending)
-        self._weight = 0.0
+        self._weight = torch.zeros((), dtype=torch.float64)  # 0 until a gradient was seen
         self._returns: Callable[[Tensor], Tensor] | None = None
         if diminishing:
             self._returns = DiminishingReturns(gated.channels.unit_groups, gated.gates.num_units)
@@ -79,9 +79,9 @@ class CurvatureRule:
 
     def scores(self) -> Tensor:
         """F_i, float64 of shape (num_units,); only ratios of it matter."""
-        if not self._weight:
-            return self._start.to(self._gated.gates.logits.device)
-        return self._mean / self._weight
+        device = self._gated.gates.logits.device
+        weight = self._weight.to(device)
+        return torch.where(weight > 0, self._mean.to(device) / weight, self._start.to(device))
 
     def _take_in(self) -> None:
         """One step of the running mean; all ranks of a process group agree on it."""
@@ -92,17 +92,18 @@ class CurvatureRule:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             grad = grad / torch.distributed.get_world_size()
             torch.distributed.all_reduce(grad)
-            if not self._weight:
+            if not self.has_seen:
                 # Every rank saw the weights it drew, before they were all given those of rank 0.
                 self._start = self._start.to(grad.device)
                 torch.distributed.broadcast(self._start, src=0)
         squares = grad.square()
         self._pending.zero_()
-        # No backward pass yet, or one that overflowed under a gradient scaler.
-        if not bool(squares.isfinite().all() & (squares > 0).any()):
-            return
-        self._mean = self._decay * self._mean.to(grad.device) + (1 - self._decay) * squares
-        self._weight = self._decay * self._weight + 1 - self._decay
+        # Not where there was no backward pass yet, or one that overflowed under a gradient scaler; asked
+        # on the device, which a step does not wait for.
+        is_new = squares.isfinite().all() & (squares > 0).any()
+        mean, weight = self._mean.to(device), self._weight.to(device)
+        self._mean = torch.where(is_new, self._decay * mean + (1 - self._decay) * squares, mean)
+        self._weight = torch.where(is_new, self._decay * weight + 1 - self._decay, weight)
 
     @torch.no_grad()
     def project(self, limits: Sequence[Limit]) -> None:
@@ -118,7 +119,8 @@ class CurvatureRule:
         mask = widest_mask(self._gated, order, limits, least=gates.least_mask(worth))
         # The price at which the best closed unit stays closed; cheaper ones that fill the rest, and
         # those of minimum widths, are open below it.
-        rate = worth.min() if bool(mask.all()) else worth[~mask].max()
+        closed = worth.masked_fill(mask, -torch.inf).max()
+        rate = torch.where(mask.all(), worth.min(), closed)
         z = (worth / rate).log().clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
         z = torch.where(mask, z.clamp(min=_MARGIN), z.clamp(max=-_MARGIN))
         gates.logits.copy_(z)
@@ -129,7 +131,7 @@ class CurvatureRule:
         return {
             "pending": self._pending.clone(),
             "mean": self._mean.clone(),
-            "weight": self._weight,
+            "weight": float(self._weight),
             "start": self._start.clone(),
         }
 
@@ -140,4 +142,4 @@ class CurvatureRule:
             torch.as_tensor(state[name], dtype=torch.float64, device=device).clone()
             for name in ("pending", "mean", "start")
         )
-        self._weight = float(state["weight"])
+        self._weight = torch.as_tensor(state["weight"], dtype=torch.float64, device=device)

@@ -33,6 +33,9 @@ class DiminishingReturns:
         self._group = torch.arange(num_units)
         for units in groups:
             self._group[list(units)] = units[0]
+        # In the order of groups: where each unit's own begins.
+        _, sizes = self._group.unique(return_counts=True)
+        self._start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
 
     def __call__(self, scores: Tensor) -> Tensor:
         """The worth of every unit, float64 of shape (num_units,), in the order of its group's scores.
@@ -43,16 +46,14 @@ class DiminishingReturns:
         """
         scores = scores.double()
         group = self._group = self._group.to(scores.device)
+        start = self._start = self._start.to(scores.device)
         total = torch.zeros_like(scores).index_add(0, group, scores)[group]
         share = torch.where(total > 0, scores / total, 0.0)
         order = share.argsort(descending=True, stable=True)
         order = order[group[order].argsort(stable=True)]
-        ordered, own = share[order], group[order]
+        ordered = share[order]
         running = ordered.cumsum(0)
-        first = torch.ones_like(own, dtype=torch.bool)
-        first[1:] = own[1:] != own[:-1]
-        before = (running - ordered)[first]  # of each group's first unit
-        above = running - before[first.cumsum(0) - 1]
+        above = running - (running - ordered)[start]  # without what stands before the group
         part = (ordered / above).nan_to_num(0.0).clamp(max=_LARGEST_SHARE)
         worth = torch.empty_like(scores)
         worth[order] = -total[order] * torch.log1p(-part)

@@ -33,13 +33,18 @@ class Limit:
         """The ceiling, in the table's unit."""
         return self.share * self.table.total
 
+    @property
+    def ceiling(self) -> float:
+        """The most, up to the rounding of a share of a total."""
+        return self.most * (1 + 1e-12)
+
     def used(self, mask: Tensor) -> float:
         """What an open mask costs, in the table's unit."""
         return float(self.table.at(mask.double()))
 
     def allows(self, mask: Tensor) -> bool:
-        """Whether an open mask costs at most `most`, up to the rounding of a share of a total."""
-        return self.used(mask) <= self.most * (1 + 1e-12)
+        """Whether an open mask costs no more than the ceiling."""
+        return self.used(mask) <= self.ceiling
 
 
 def limits_of(

@@ -14,6 +14,9 @@ from swan_surgery.selection.ordering import ranking
 
 # A limit used to this share is met; filling the rest would cost more time than it is worth.
 _NEARLY = 0.998
+# Prefixes that are priced at once while the longest is looked for: a GPU takes as long for many as for one.
+_AT_ONCE = 64
+_MOST_ENTRIES = 2**22  # of the table, for all of them together
 # (units, base) -> the open mask of a base with these units, and what opens with them.
 _Opening = Callable[[Tensor, Tensor], Tensor]
 
@@ -96,26 +99,55 @@ def widest_mask(
     def fits(mask: Tensor) -> bool:
         return all(limit.allows(mask) for limit in limits)
 
+    if widen is None and round_to == 1:
+        mask = _longest_alone(order, floor, limits)
+        _fill_(mask, order, limits)
+        return mask
     for limit in limits:
         refuse_unreachable(limit, with_(order[:0], floor))
-    mask, taken = _longest(order, floor, with_, fits)
-    if widen is not None:
-        return mask
-    if round_to == 1:
-        _fill_(mask, order[taken:], limits)
-        return mask
-    return _fill_in_steps(gated.channels, mask, order, with_, fits)
+    mask = _longest(order, floor, with_, fits)
+    return mask if widen else _fill_in_steps(gated.channels, mask, order, with_, fits)
+
+
+def _longest_alone(order: Tensor, base: Tensor, limits: Sequence[Limit]) -> Tensor:
+    """The mask of the longest prefix that fits, where nothing opens along; that of none is taken to fit.
+
+    As every step does it while gates learn, nothing here waits for the device.
+    """
+    count = len(order)
+    place = torch.full_like(base, count, dtype=torch.int64)
+    place[order] = torch.arange(count, device=base.device)
+    taken, span = place.new_zeros(()), count
+    at_once = _prefixes_at_once(base.device, limits)
+    while span:
+        step = -(-(span + 1) // (at_once + 1))
+        ends = step * torch.arange(1, at_once + 1, device=base.device) + taken
+        values = (base | (place < ends[:, None])).double()
+        fits = torch.ones_like(ends, dtype=torch.bool)
+        for limit in limits:
+            fits &= limit.table.at(values) <= limit.ceiling
+        # A longer prefix never costs less.
+        taken = (taken + step * fits.sum()).clamp(max=count)
+        span = step - 1
+    return base | (place < taken)
+
+
+def _prefixes_at_once(device: torch.device, limits: Sequence[Limit]) -> int:
+    if device.type == "cpu":
+        return 1
+    entries = max((len(limit.table.units) for limit in limits), default=0)
+    return max(1, min(_AT_ONCE, _MOST_ENTRIES // (entries + 1)))
 
 
 def _longest(
     order: Tensor, base: Tensor, with_: _Opening, fits: Callable[[Tensor], bool]
-) -> tuple[Tensor, int]:
-    """The mask of the longest prefix that fits, and its length; that of none does."""
+) -> Tensor:
+    """The mask of the longest prefix that fits; that of none does."""
     low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(with_(order[:middle], base)) else (low, middle - 1)
-    return with_(order[:low], base), low
+    return with_(order[:low], base)
 
 
 def _fill_in_steps(
@@ -137,17 +169,23 @@ def _fill_in_steps(
                 free |= own
         if not bool(free.any()):
             break
-        mask, _ = _longest(closed[free[closed]], mask, with_, fits)
+        mask = _longest(closed[free[closed]], mask, with_, fits)
     return mask
 
 
 def _fill_(mask: Tensor, order: Tensor, limits: Sequence[Limit]) -> None:
-    """Open units of `order`, first ones first, where one fits, until a limit is nearly full."""
+    """Open units of `order`, first ones first, where one fits, until a limit is nearly full.
+
+    Raises:
+        BudgetError: the mask costs more than a limit, as only the narrowest layers may.
+    """
 
     def nearly_full() -> bool:
         return any(limit.used(mask) >= _NEARLY * limit.most for limit in limits)
 
     if nearly_full():
+        for limit in limits:
+            refuse_unreachable(limit, mask)
         return
     value = mask.double()
     small = torch.ones_like(mask)
