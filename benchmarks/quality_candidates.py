@@ -31,6 +31,8 @@ class HardConcrete:
         noise = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6).logit()
         return (((noise + logits) / beta).sigmoid() * (high - low) + low).clamp(0, 1)
 
+    forward_alone = __call__
+
 
 def hard_concrete(gated: swan.GatedModel, steps: int) -> None:
     """In training gates are read as samples; the logits learn as they do elsewhere."""

@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import swan_surgery as swan
 from swan_surgery.channels import PINNED, channel_map
 from swan_surgery.gates import FoldedGate, GateSite
 from swan_surgery.gates.graph.gating import GraphPlan, gate_graph, plan_graph
+from swan_surgery.gates.sites import fold_scale, fold_vectors
 from swan_surgery.models import as_inputs, copy_of
 from tests.closing import assert_closed_equals_cut, close_, image, outputs, prepared
 from tests.fingerprints import assert_same_fingerprint, fingerprint
@@ -183,3 +185,58 @@ def test_gates_behind_functions_fit_every_batch(batch: int) -> None:
             outputs(small, image(other, 3, 4, 4)),
         )
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+class _Products(TorchDispatchMode):
+    """Counts products."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.found += func is torch.ops.aten.mul.Tensor
+        return func(*args, **(kwargs or {}))
+
+
+def normed_chain(depth):
+    layers = [
+        (conv(3 if i == 0 else 4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        for i in range(depth)
+    ]
+    return nn.Sequential(*(own for layer in layers for own in layer), conv(4, 2))
+
+
+def test_batch_norms_absorb_their_gates_in_one_product():
+    found = []
+    for depth in (2, 7):
+        gated = swan.swanify(normed_chain(depth), image(2, 3, 6, 6).float()).train()
+        assert not gated.runs_in_place
+        with _Products() as products:
+            gated(image(2, 3, 6, 6).float()).sum().backward()
+        found.append(products.found)
+    assert found[0] == found[1]
+
+
+def test_vectors_scaled_together_are_those_scaled_alone():
+    torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(width).requires_grad_(width != 3) for width in (4, 3, 5, 2)]
+    norms[2].double()
+    norms[1].bias = None
+    for norm in norms:
+        nn.init.uniform_(norm.weight)
+    values = [torch.rand(norm.num_features, requires_grad=True) for norm in norms]
+    wanted = [
+        fold_scale(norm.weight, norm.bias, own, 0) for norm, own in zip(norms, values, strict=True)
+    ]
+    sources = [*values, *(p for norm in norms for p in norm.parameters() if p.requires_grad)]
+    gradients = []
+    for found in (wanted, fold_vectors(norms, values)):
+        for one, two in zip(wanted, found, strict=True):
+            assert one.keys() == two.keys()
+            assert all(torch.equal(one[name], two[name]) for name in one)
+            assert all(one[name].dtype is two[name].dtype for name in one)
+        total = sum(tensor.square().sum().float() for own in found for tensor in own.values())
+        gradients.append(torch.autograd.grad(total, sources))
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=0)

@@ -57,11 +57,11 @@ def kept_table(
     Raises:
         ModelError: `gated` is not a gated model.
     """
-    if not isinstance(gated, GatedModel):
-        check_gated(gated)  # says what it is
+    if type(gated) is not GatedModel:
+        check_gated(gated)
 
     def checked() -> CostTable:
-        check_gated(gated)
+        check_gated(gated)  # looks at every module: not in every step
         return make()
 
     entry = _kept(gated, unit, checked, source=source)

@@ -19,6 +19,10 @@ class Reading(Protocol):
         """The values, in the type of the logits."""
         ...
 
+    def forward_alone(self, logits: Tensor, is_open: Tensor) -> Tensor:
+        """The values without what carries gradients, by as few operations as that takes."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Hard:
@@ -27,6 +31,8 @@ class Hard:
     def __call__(self, logits: Tensor, is_open: Tensor) -> Tensor:
         """The values."""
         return is_open.to(logits.dtype)
+
+    forward_alone = __call__
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,10 @@ class Soft:
         del is_open
         return torch.sigmoid(logits)
 
+    def forward_alone(self, logits: Tensor, is_open: Tensor) -> Tensor:
+        """The values."""
+        return self(logits.detach(), is_open)
+
 
 @dataclass(frozen=True, slots=True)
 class StraightThrough:
@@ -47,6 +57,10 @@ class StraightThrough:
         """The values."""
         p = torch.sigmoid(logits)
         return is_open.to(p.dtype) + (p - p.detach())
+
+    def forward_alone(self, logits: Tensor, is_open: Tensor) -> Tensor:
+        """The hard values."""
+        return HARD(logits, is_open)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +74,11 @@ class Measured:
 
     def __call__(self, logits: Tensor, is_open: Tensor) -> Tensor:
         """The values."""
-        return self.forward(logits, is_open).detach() + (logits - logits.detach())
+        return self.forward_alone(logits, is_open) + (logits - logits.detach())
+
+    def forward_alone(self, logits: Tensor, is_open: Tensor) -> Tensor:
+        """The values of the other reading."""
+        return self.forward.forward_alone(logits, is_open)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +92,10 @@ class Held:
         """The values."""
         return self.forward(logits, is_open)
 
+    def forward_alone(self, logits: Tensor, is_open: Tensor) -> Tensor:
+        """The values of the other reading."""
+        return self.forward.forward_alone(logits, is_open)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
@@ -85,6 +107,10 @@ class Leaf:
         """The values; the bank hands in `values` where it else hands in logits."""
         del is_open
         return logits
+
+    def forward_alone(self, logits: Tensor, is_open: Tensor) -> Tensor:
+        """The values."""
+        return self(logits.detach(), is_open)
 
 
 HARD, SOFT, STRAIGHT_THROUGH = Hard(), Soft(), StraightThrough()

@@ -183,15 +183,17 @@ def _fill_(mask: Tensor, order: Tensor, limits: Sequence[Limit]) -> None:
     def nearly_full() -> bool:
         return any(limit.used(mask) >= _NEARLY * limit.most for limit in limits)
 
-    if nearly_full():
-        for limit in limits:
+    used = [limit.used(mask) for limit in limits]
+    for limit, own in zip(limits, used, strict=True):
+        if own > limit.ceiling:
             refuse_unreachable(limit, mask)
-        return
+        if own >= _NEARLY * limit.most:
+            return
     value = mask.double()
     small = torch.ones_like(mask)
-    for limit in limits:
+    for limit, own in zip(limits, used, strict=True):
         # Open units only make the others dearer, so what is too dear now will not fit later.
-        small &= limit.table.prices(value) <= limit.most - limit.used(mask)
+        small &= limit.table.prices(value) <= limit.most - own
     for unit in order[small[order] & ~mask[order]].tolist():
         mask[unit] = True
         if not all(limit.allows(mask) for limit in limits):

@@ -174,7 +174,12 @@ def gate_graph(copy: nn.Module, plan: GraphPlan, inputs: Inputs) -> GatedModel:
     bank = make_bank(copy, channels, list(units.values()))
     sites = {name: _make_site(site, bank, layer) for name, (site, layer) in chosen.items()}
     gated = GatedModel(copy, bank, sites, channels=channels, example_inputs=inputs)
-    insert(graph, names, list(units), folded)
+    together = {
+        name: str(site.node.target)
+        for name, (site, layer) in chosen.items()
+        if layer is not None and layer.get_parameter("weight").ndim == 1
+    }
+    insert(graph, names, list(units), folded, together)
     gated.run_graph(graph)
     gated.settings = dict(plan.settings)
     return gated

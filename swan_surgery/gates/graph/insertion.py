@@ -8,6 +8,7 @@ from torch import fx, nn
 from swan_surgery.gates.graph.faithfulness import prefixed
 from swan_surgery.gates.graph.placement import Site
 from swan_surgery.gates.graph.tracing import module_at
+from swan_surgery.gates.sites import fold_vectors
 
 
 # Exact classes whose output is affine in weight and bias per channel: scaling those scales it.
@@ -64,7 +65,11 @@ def _all_but(kept: set[fx.Node]) -> Callable[[fx.Node], bool]:
 
 
 def insert(
-    graph: fx.Graph, names: Mapping[Site, str], order: Sequence[str], folded: set[Site]
+    graph: fx.Graph,
+    names: Mapping[Site, str],
+    order: Sequence[str],
+    folded: set[Site],
+    together: Mapping[str, str],
 ) -> None:
     """Rewrite a graph whose targets start with `model.`: one `gates()` call, then one call per site.
 
@@ -73,11 +78,13 @@ def insert(
         names: the site module of each site.
         order: site modules in the order in which `gates()` returns their values.
         folded: the sites whose layer call is replaced.
+        together: site module -> its layer, where a gate is folded into vectors: all of them are scaled at once.
     """
     prefixed(graph)
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
         values = graph.call_module("gates")
+        scaled = _scaled_together(graph, values, order, together)
     own_gates: dict[fx.Node, set[fx.Node]] = {}
     edges_first = sorted(names.items(), key=lambda item: not item[0].users)
     for site, name in edges_first:
@@ -87,7 +94,9 @@ def insert(
             with graph.inserting_before(node):
                 value = graph.call_function(operator.getitem, (values, index))
                 layer = graph.get_attr(str(node.target))
-                gated = graph.call_module(f"sites.{name}", (layer, value, node.args[0]))
+                at_hand = (scaled[name],) if name in scaled else ()
+                given = (layer, value, node.args[0], *at_hand)
+                gated = graph.call_module(f"sites.{name}", given)
             node.replace_all_uses_with(gated)
             graph.erase_node(node)
         elif site.users:
@@ -106,3 +115,18 @@ def insert(
             own_gates.setdefault(node, set()).add(gated)
             node.replace_all_uses_with(gated, delete_user_cb=_all_but(own_gates[node]))
     graph.lint()
+
+
+def _scaled_together(
+    graph: fx.Graph, values: fx.Node, order: Sequence[str], together: Mapping[str, str]
+) -> dict[str, fx.Node]:
+    """Nodes of the scaled parameters by site module; written where the graph is open for insertion."""
+    if not together:
+        return {}
+    layers = [graph.get_attr(f"model.{layer}") for layer in together.values()]
+    own = [graph.call_function(operator.getitem, (values, order.index(n))) for n in together]
+    whole = graph.call_function(fold_vectors, (layers, own))
+    return {
+        name: graph.call_function(operator.getitem, (whole, index))
+        for index, name in enumerate(together)
+    }
