@@ -8,6 +8,7 @@ import typer
 from swan_surgery_cli.app import command
 from swan_surgery_cli.options import (
     AsJson,
+    Before,
     Data,
     Name,
     Reading,
@@ -114,6 +115,7 @@ def demo(
 def report_command(
     model: Name,
     file: Saved,
+    weights: Before = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     markdown: Annotated[bool, typer.Option(help="Print markdown.")] = False,  # noqa: FBT002
     runtime: Runtime = "eager",
@@ -130,6 +132,7 @@ def latency_command(
     file: Annotated[
         Path | None, typer.Argument(help="A pruned model to compare with, of swan.save.")
     ] = None,
+    weights: Before = None,
     runtime: Annotated[str, typer.Option(help="eager, compile or onnxruntime.")] = "eager",
     shapes: Shapes = None,
     seconds: Annotated[

@@ -17,6 +17,13 @@ Weights = Annotated[
     Path | None,
     typer.Option(help="Weights to start from: of swan.save, safetensors, or a checkpoint (.pth)."),
 ]
+Before = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="The model before: a file of swan.save, say of an earlier cut, or a checkpoint. By default the named model.",
+    ),
+]
 Saved = Annotated[Path, typer.Argument(help="What swan.save or `prune` wrote.")]
 Shapes = Annotated[
     list[str] | None,

@@ -162,6 +162,18 @@ class TestReport:
         assert found.after.macs < found.before.macs
         assert page.read_text().startswith("<!doctype html>")
 
+    def test_a_second_cut_beside_the_first(self, small, tmp_path) -> None:
+        smaller = tmp_path / "smaller.swan"
+        done("prune", NAME, *SHAPE, "--weights", small, "--macs", 0.5, "-o", smaller)
+        command = (NAME, smaller, "--weights", small, *SHAPE, "--threads", 1, "--json")
+        found = swan.Report.from_json(done("report", *command))
+        alone = swan.Report.from_json(done("report", NAME, small, *SHAPE, "--json"))
+        assert found.before.macs == alone.after.macs
+        assert found.after.macs <= 0.5 * found.before.macs
+        timed = json.loads(done("latency", *command, "--seconds", 0.01))
+        assert set(timed["median_ms"]) == {"before", "after"}
+        assert "no such file" in refused("report", NAME, small, "--weights", tmp_path / "none")
+
     def test_another_model(self, small) -> None:
         name = "tests.test_cli_shipping:other"
         assert "was saved from another model" in refused("report", name, small, "--input", "1,3")

@@ -82,6 +82,7 @@ def report_command(
     *,
     model: str,
     file: Path,
+    weights: Path | None,
     html: Path | None,
     markdown: bool,
     runtime: str,
@@ -91,7 +92,7 @@ def report_command(
 ) -> None:
     """Compare a model before and after: cost, size, memory, latency, and widths layer by layer."""
     with waiting(f"measuring {model}"), on_threads(threads):
-        before, after, inputs = _both(model, file, shapes)
+        before, after, inputs = _both(model, weights, file, shapes)
         found = report(before, after, inputs, runtime=runtime)  # type: ignore[arg-type]  # checked there
         channels = after.channels if isinstance(after, GatedModel) else None
         if html is not None:
@@ -128,6 +129,7 @@ def latency_command(
     *,
     model: str,
     file: Path | None,
+    weights: Path | None,
     runtime: str,
     shapes: list[str] | None,
     seconds: float,
@@ -137,10 +139,10 @@ def latency_command(
     """Measure milliseconds per forward pass; of two models in turns."""
     with waiting(f"measuring {model}"), on_threads(threads):
         if file is None:
-            base, inputs = subject_of(model, None, shapes or [])
+            base, inputs = subject_of(model, weights, shapes or [])
             models: dict[str, nn.Module] = {"dense": base}
         else:
-            before, after, inputs = _both(model, file, shapes)
+            before, after, inputs = _both(model, weights, file, shapes)
             models = {"before": before, "after": after}
         passes = [forward_pass(own, inputs, runtime) for own in models.values()]  # type: ignore[arg-type]
         batch = next((x.shape[0] for x in inputs.args if isinstance(x, torch.Tensor)), 1)
@@ -171,7 +173,12 @@ def latency_command(
         typer.echo(f"{timed[0].median_ms / timed[1].median_ms:.2f} times as fast")
 
 
-def _both(name: str, file: Path, shapes: list[str] | None) -> tuple[nn.Module, nn.Module, Inputs]:
+def _both(
+    name: str, weights: Path | None, file: Path, shapes: list[str] | None
+) -> tuple[nn.Module, nn.Module, Inputs]:
     subject = build_model(name, with_data=True)
     after = with_weights(subject.model, file)
-    return subject.model, after, inputs_of(subject, shapes or [], after)
+    before = subject.model
+    if weights is not None:  # into a model of its own: a checkpoint's weights are filled in
+        before = with_weights(build_model(name, with_data=True).model, weights)
+    return before, after, inputs_of(subject, shapes or [], after)
