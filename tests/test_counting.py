@@ -297,3 +297,26 @@ def test_what_fvcore_counts(name) -> None:
     theirs = {n: sum(by_op[op] for op in products) for n, by_op in counted.items()}
     assert ours[""] == theirs[""] > 0
     assert {n: m for n, m in ours.items() if m} == {n: m for n, m in theirs.items() if m}
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize(
+    "equation",
+    ["bnc,bcd,bn->bnd", "bnc,bnc,bn->bnc", "...c,...c,...->...c"],
+    ids=["two", "one", "dots"],
+)
+def test_the_first_product_of_an_einsum_counts_however_torch_computes_it(width, equation):
+    # At a width of one torch multiplies position by position.
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, width), nn.Linear(width, 2)
+
+        def forward(self, x):
+            y = self.first(x)
+            mixed = y.transpose(1, 2) @ y if "bcd" in equation else y
+            return self.last(torch.einsum(equation, y, mixed, y.mean(2)))
+
+    layers = 2 * 5 * 4 * width + 2 * 5 * width * 2
+    mixing = 2 * 2 * width * 5 * width if "bcd" in equation else 2 * 5 * width
+    assert swan.count_macs(Model(), torch.randn(2, 5, 4)) == layers + mixing

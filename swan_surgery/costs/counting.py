@@ -94,6 +94,9 @@ class _CountingMode(TorchDispatchMode):
         self.calls: dict[str, list[int]] = defaultdict(list)
         self.uncounted: Counter[str] = Counter()
         self.is_paused = False
+        self.awaits_product = (
+            False  # of an einsum, whose first one counts however torch computes it
+        )
 
     def __torch_dispatch__(
         self,
@@ -122,17 +125,23 @@ class _CountingMode(TorchDispatchMode):
             macs = facts.macs(_shapes((args, kwargs)), _shapes(out))
         elif own is not None:
             macs = own(args, out)
+        elif self.awaits_product and op is torch.ops.aten.mul.Tensor:
+            macs = out.numel()
         else:
             moves = op.is_view or facts.is_reshape or not facts.is_step
             if not moves and torch.Tag.pointwise not in op.tags and _computes(args, out):
                 self.uncounted[op.name().partition(".")[0]] += 1
             return out
+        self.awaits_product = False
         self.calls[self.running[-1]].append(macs)
         return out
 
 
 class _EinsumMode(TorchFunctionMode):
-    """Prices an einsum of two operands as written: at a width of one torch takes another way, without products."""
+    """Prices an einsum of two operands as written: at a width of one torch takes another way, without products.
+
+    Of several operands each product counts as it runs, but the first in any case: as in the channel map.
+    """
 
     def __init__(self, counting: _CountingMode) -> None:
         super().__init__()
@@ -146,7 +155,11 @@ class _EinsumMode(TorchFunctionMode):
         counting = self.counting
         macs = _einsum_macs(args) if func is torch.einsum and not counting.is_paused else None
         if macs is None:
-            return func(*args, **kwargs)
+            counting.awaits_product = func is torch.einsum
+            try:
+                return func(*args, **kwargs)
+            finally:
+                counting.awaits_product = False
         counting.is_paused = True
         try:
             out = func(*args, **kwargs)

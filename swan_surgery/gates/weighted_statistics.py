@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swan_surgery.gates.normalising import count_of, normalised
+
 
 def _axes(dim: Any, ndim: int) -> tuple[int, ...]:
     if dim is None or dim == ():
@@ -19,15 +21,9 @@ def _axes(dim: Any, ndim: int) -> tuple[int, ...]:
     return tuple(d % ndim for d in ((dim,) if isinstance(dim, int) else dim))
 
 
-def _count(w: Tensor, shape: Sequence[int], axes: Sequence[int]) -> Tensor:
-    """How many positions the gates leave, keeping the axes."""
-    wide = w.expand([shape[a] if a in axes else w.shape[a] for a in range(w.ndim)])
-    return wide.sum(tuple(axes), keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
-
-
 def _moments(x: Tensor, w: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted mean, biased variance and count, axes kept."""
-    count = _count(w, x.shape, axes)
+    count = count_of(w, x.shape, axes)
     axes = tuple(axes)
     mean = (x * w).sum(axes, keepdim=True) / count
     variance = ((x - mean).square() * w).sum(axes, keepdim=True) / count
@@ -45,9 +41,8 @@ def layer_norm(
 ) -> Tensor:
     """`F.layer_norm` over the channels that the gates leave."""
     axes = tuple(range(input.ndim - len(normalized_shape), input.ndim))
-    x = _wide(input)
-    mean, variance, _ = _moments(x, w, axes)
-    return _affine((x - mean) * (variance + eps).rsqrt(), weight, bias).to(input.dtype)
+    normal = normalised(_wide(input), w, axes, eps, centred=True)
+    return _affine(normal, weight, bias).to(input.dtype)
 
 
 def rms_norm(
@@ -62,8 +57,8 @@ def rms_norm(
     x = _wide(input)
     # Of the widened type, as torch's own kernels take it for half precision.
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    square = (x.square() * w).sum(axes, keepdim=True) / _count(w, x.shape, axes)
-    return _affine(x * (square + eps).rsqrt(), weight, None).to(input.dtype)
+    normal = normalised(x, w, axes, eps, centred=False)
+    return _affine(normal, weight, None).to(input.dtype)
 
 
 def group_norm(
@@ -77,8 +72,8 @@ def group_norm(
 ) -> Tensor:
     """`F.group_norm` of [B, C, ...]; every group is left equally wide."""
     x = _wide(input).unflatten(1, (num_groups, -1))
-    mean, variance, _ = _moments(x, w.unflatten(1, (num_groups, -1)), tuple(range(2, x.ndim)))
-    normal = ((x - mean) * (variance + eps).rsqrt()).flatten(1, 2)
+    own, axes = w.unflatten(1, (num_groups, -1)), tuple(range(2, x.ndim))
+    normal = normalised(x, own, axes, eps, centred=True).flatten(1, 2)
     shape = (-1, *[1] * (input.ndim - 2))
     weight = None if weight is None else weight.view(shape)
     return _affine(normal, weight, None if bias is None else bias.view(shape)).to(input.dtype)
@@ -113,7 +108,7 @@ def mean(
     """`torch.mean` over the channels that the gates leave."""
     x = _wide(input if dtype is None else input.to(dtype))
     axes = _axes(dim, x.ndim)
-    result = ((x * w).sum(axes, keepdim=True) / _count(w, x.shape, axes)).to(_kind(input, dtype))
+    result = ((x * w).sum(axes, keepdim=True) / count_of(w, x.shape, axes)).to(_kind(input, dtype))
     return result if keepdim else result.squeeze(axes)
 
 
