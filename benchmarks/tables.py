@@ -263,6 +263,21 @@ def overhead_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+def launches_markdown(results: Sequence[Result]) -> str:
+    """Operations of a training step, and how many of them are the gates'."""
+    header = ["model", "gates", "ungated", "gated", "with objective", "added"]
+    cells = [
+        [
+            row["model"],
+            "in place" if row["in_place"] else "in the graph",
+            *(str(row[key]) for key in ("ungated", "gated", "with_objective")),
+            str(row["with_objective"] - row["ungated"]),
+        ]
+        for row in merged(results, "model")
+    ]
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
 _OVERHEADS = ("folded", "explicit", "folded_with_optimizer", "explicit_with_optimizer")
 
 
@@ -680,6 +695,7 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "stages": stages_markdown,
     "gpu": gpu_markdown,
     "latency": latency_markdown,
+    "launches": launches_markdown,
     "overhead": overhead_markdown,
     "planning": planning_markdown,
     "quality": quality_markdown,
