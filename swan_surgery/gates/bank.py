@@ -253,7 +253,7 @@ class GateBank(nn.Module):
 
         Args:
             units: of these units alone, int64 of any one dimension; of all by default.
-            is_open: `open_mask()`, where it is known already.
+            is_open: `open_mask()`, where it is known already; as 0 and 1 of the logits' type, it need not be made so again.
         """
         reading = self.reading
         logits = reading.values if isinstance(reading, Leaf) else self.logits

@@ -41,10 +41,10 @@ class _Run:
 
     @property
     def is_open(self) -> Tensor:
-        """The open mask, asked for once; without gradients, so that autograd keeps nothing of it."""
+        """The open mask as numbers, asked for once; without gradients, so that autograd keeps nothing of it."""
         if self._is_open is None:
             with torch.no_grad():
-                is_open = self._bank.open_mask()
+                is_open = self._bank.open_mask().to(self._bank.logits.dtype)
             if torch.compiler.is_compiling():
                 return is_open  # branches of torch.cond must set nothing
             self._is_open = is_open
