@@ -94,9 +94,8 @@ class _CountingMode(TorchDispatchMode):
         self.calls: dict[str, list[int]] = defaultdict(list)
         self.uncounted: Counter[str] = Counter()
         self.is_paused = False
-        self.awaits_product = (
-            False  # of an einsum, whose first one counts however torch computes it
-        )
+        # Of an einsum, whose first one counts however torch computes it.
+        self.awaits_product = False
 
     def __torch_dispatch__(
         self,

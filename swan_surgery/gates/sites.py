@@ -142,9 +142,8 @@ def fold_vectors(layers: Sequence[nn.Module], values: Sequence[Tensor]) -> list[
         Per layer its scaled parameters by name.
     """
     found: list[dict[str, Tensor]] = [{} for _ in layers]
-    scales: dict[
-        tuple[int, ...], Tensor
-    ] = {}  # of weights and biases alike, so that gradients meet once
+    # Of weights and biases alike, so that the gradients on gates meet once.
+    scales: dict[tuple[int, ...], Tensor] = {}
     for name in ("weight", "bias"):
         alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for index, layer in enumerate(layers):

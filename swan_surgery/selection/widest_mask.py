@@ -115,13 +115,13 @@ def _longest_alone(order: Tensor, base: Tensor, limits: Sequence[Limit]) -> Tens
     As every step does it while gates learn, nothing here waits for the device.
     """
     count = len(order)
-    place = torch.full_like(base, count, dtype=torch.int64)
+    place = torch.full_like(base, count, dtype=torch.int64)  # where a unit is not in the order
     place[order] = torch.arange(count, device=base.device)
     taken, span = place.new_zeros(()), count
     at_once = _prefixes_at_once(base.device, limits)
     while span:
         step = -(-(span + 1) // (at_once + 1))
-        ends = step * torch.arange(1, at_once + 1, device=base.device) + taken
+        ends = (step * torch.arange(1, at_once + 1, device=base.device) + taken).clamp(max=count)
         values = (base | (place < ends[:, None])).double()
         fits = torch.ones_like(ends, dtype=torch.bool)
         for limit in limits:
