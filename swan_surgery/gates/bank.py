@@ -103,11 +103,6 @@ class GateBank(nn.Module):
             raise InputError(f"threshold must be between 0 and 1, got {value}")
         self._threshold.fill_(value)
 
-    @property
-    def threshold_there(self) -> Tensor:
-        """Tau, where the logits are: reading it does not wait for the device."""
-        return self._threshold.clone()
-
     def close_to_minimum(self) -> None:
         """Raise the threshold above every p: only the minimum widths stay open."""
         self._threshold.fill_(float("inf"))

@@ -207,7 +207,7 @@ class Objective:
             "hard_macs": hard,
             "expected_macs_ratio": expected_macs / table.total,
             "hard_macs_ratio": hard / table.total,
-            "threshold": gates.threshold_there,
+            "threshold": gates.get_buffer("_threshold").clone(),
             **log,
         }
         return penalty
