@@ -393,5 +393,5 @@ def test_an_objective_waits_for_the_device_a_few_times_a_call(device, options):
     gated(images(device)).square().sum().backward()
     with _Waits() as waits:
         objective(1)
-    # Are logits finite, how full is each limit; in a small network, where a unit is much, also while the rest is filled.
-    assert len(waits.found) <= 1 + 4 * len(options)
+    # Are logits finite, how full is each limit, and once more where the rest is filled, as in this small network.
+    assert len(waits.found) <= 1 + 2 * len(options)

@@ -18,7 +18,7 @@ from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models import Inputs, as_inputs, copy_of
-from swan_surgery.models.checks import check_is_module
+from swan_surgery.models.checks import check_is_module, checked_inputs
 from swan_surgery.reporting import measurement, rendering
 from swan_surgery.reporting.figures import Figures, LayerChange, LayerFigures
 from swan_surgery.reporting.page import page, tiles
@@ -224,7 +224,7 @@ def report(
     batch = tensors[0].shape[0] if tensors[0].ndim else 1
     models = [_stand_in(model) for model in (before, after)]
     with streams_kept():
-        given = [(model, _moved(inputs, model)) for model in models]
+        given = [(model, checked_inputs(model, inputs, to="count MACs")) for model in models]
         old_layers, new_layers = (measurement.layer_figures(*run) for run in given)
         timed = [in_turns(given, batch, runtime)]
         if batch > 1:
@@ -276,11 +276,6 @@ def _measure(
 def _leaves(inputs: Inputs) -> list[Any]:
     kwargs: Mapping[str, Any] = inputs.kwargs
     return tree_leaves((inputs.args, dict(kwargs)))
-
-
-def _moved(inputs: Inputs, model: nn.Module) -> Inputs:
-    device = device_of(model)
-    return inputs.map(lambda tensor: tensor.to(device))
 
 
 def _first(inputs: Inputs, batch: int) -> Inputs:
