@@ -167,6 +167,17 @@ def test_an_unknown_operation_pins_only_what_it_touches() -> None:
     assert gated.channels.layer("last").in_units == (PINNED, PINNED, 0, 1, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_channels_whose_bits_are_read_stay(dtype: torch.dtype) -> None:
+    def signs(x: Tensor) -> Tensor:  # a closed channel may be -0.0
+        return x + x.detach().view(dtype).sum().to(x.dtype) * 1e-30
+
+    channels = between(signs)
+    reasons = {pin.reason for pin in channels.pins}
+    assert any("bits" in reason for reason in reasons)
+    assert not any(layer.name == "a" and max(layer.out_units) >= 0 for layer in channels.layers)
+
+
 def test_an_unknown_operation_that_meets_no_channel_is_no_matter() -> None:
     channels = swan.channel_map(
         Net(lambda m, x: m.b(F.relu(m.a(x.renorm(2, 1, 5.0)))), a=conv(3, 4), b=conv(4, 2)).eval(),

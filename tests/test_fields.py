@@ -1,7 +1,10 @@
 """Label fields: shrinking, aligning, merging and grouping them."""
 
+from math import prod
+
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 from swan_surgery.channels.labels.fields import (
     FILL,
@@ -13,6 +16,7 @@ from swan_surgery.channels.labels.fields import (
     compact,
     has_labels,
     merge,
+    reshaped,
     vector_along,
 )
 
@@ -122,3 +126,41 @@ def test_vector_along_ignores_fields_of_other_axes() -> None:
     vector, tangled = vector_along((axis_field(labels(1, 2), 0, 3),), 2)
     assert vector is None
     assert tangled == []
+
+
+@st.composite
+def reshapes(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
+    """Two shapes of one size, and the axes of the first along which labels change."""
+    factors = draw(st.lists(st.sampled_from([1, 1, 2, 2, 3, 5]), max_size=6))
+    before, after = (
+        [
+            prod(factors[start:end])
+            for start, end in zip([0, *cuts], [*cuts, len(factors)], strict=True)
+        ]
+        for cuts in (
+            sorted(draw(st.lists(st.integers(0, len(factors)), max_size=4))) for _ in range(2)
+        )
+    )
+    varying = draw(st.lists(st.sampled_from(range(len(before))), unique=True))
+    return before, after, varying
+
+
+@given(reshapes())
+def test_a_reshaped_field_is_that_of_the_whole_tensor(
+    case: tuple[list[int], list[int], list[int]],
+) -> None:
+    before, after, varying = case
+    sizes = [size if axis in varying else 1 for axis, size in enumerate(before)]
+    field = torch.arange(1, prod(sizes) + 1).view(sizes)
+    whole = field.expand(before).reshape(after)
+    assert compact(reshaped(field, before, after)).equal(compact(whole))
+
+
+def test_a_reshape_writes_out_no_axis_along_which_labels_stay() -> None:
+    field = axis_field(torch.arange(1, 9), 2, 3)
+    assert reshaped(field, (2, 197, 8), (394, 4, 2)).shape == (1, 4, 2)
+
+
+def test_a_field_without_elements_is_reshaped_too() -> None:
+    field = torch.ones(1, 3, dtype=torch.int64)
+    assert reshaped(field, (0, 3), (3, 0)).numel() == 0

@@ -5,6 +5,8 @@ changes, and size 1 elsewhere. Labels are positive; `PLAIN` marks positions that
 channel, `FILL` positions that an operation filled with a constant (zero padding).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -85,3 +87,37 @@ def vector_along(fields: Fields, axis: int) -> tuple[Tensor | None, list[Tensor]
         elif axis in axes:
             tangled.append(field)
     return vector, tangled
+
+
+def reshaped(field: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """The field of a tensor of shape `before` that is viewed as `after`, written out where it varies alone.
+
+    Axes that become others together are a group of their own: (2, 197, 768) viewed as (394, 768) is
+    two groups, and labels along the last axis need no copy for every row.
+    """
+    own, result = list(field.shape), []
+    for into, out in _groups(before, after):
+        varies = any(own[axis] > 1 for axis in into)
+        for axis in into if varies else ():
+            own[axis] = before[axis]
+        result += [after[axis] if varies else 1 for axis in out]
+    return field.expand(own).reshape(result)
+
+
+def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, range]]:
+    """Axes of two shapes of one size, in order, in the smallest groups that hold as many elements."""
+    if 0 in before:
+        return [(range(len(before)), range(len(after)))]
+    groups = []
+    first = second = 0
+    while first < len(before) or second < len(after):
+        starts, own, other = (first, second), 1, 1
+        while True:
+            if own <= other and first < len(before):
+                own, first = own * before[first], first + 1
+            else:
+                other, second = other * after[second], second + 1
+            if own == other:
+                break
+        groups.append((range(starts[0], first), range(starts[1], second)))
+    return groups

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from swan_surgery.channels.labels.labels import Labels
-from swan_surgery.channels.labels.recording import ModuleRun, Recording
+from swan_surgery.channels.labels.recording import ModuleRun, OpRecord, Recording
 from swan_surgery.channels.runs.tracing import LabelMode, run_labelled
 from swan_surgery.channels.solving.mapping import Trace
 from swan_surgery.models.attributes import Attribute, repeating, repeating_in
@@ -111,6 +111,17 @@ class _ReadingMode(LabelMode):
         """The innermost module has run."""
         self._within.pop()
         super().leave(out)
+
+    def dispatch(
+        self,
+        record: OpRecord,
+        inputs: tuple[Tensor, ...],
+        op: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        """Run the operation alone: nothing carries a label here."""
+        return self.run(op, inputs, args, kwargs)
 
     def note(self, module: str, name: str) -> None:
         """An attribute of a module was read."""

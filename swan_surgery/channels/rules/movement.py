@@ -17,6 +17,7 @@ from swan_surgery.channels.labels.fields import (
     axes_of,
     axis_field,
     compact,
+    reshaped,
     vector_along,
 )
 from swan_surgery.channels.labels.labels import Labels
@@ -39,6 +40,9 @@ from swan_surgery.channels.rules.registry import facts_of, pin_inputs, rule
 def _(call: Call, labels: Labels) -> None:
     source = call.inputs[0]
     _note_aliases(call, labels)
+    if call.op is torch.ops.aten.view.dtype:  # a closed channel may be -0.0
+        pin_inputs(call, labels, "its bits are read as another type")
+        return
     indices = call.inputs[1:]
     for index in indices:
         for field in labels.fields(index):
@@ -71,7 +75,7 @@ def _note_constant(call: Call, labels: Labels) -> None:
     elif labels.is_marked(source) or call.name in ("aten.expand", "aten.repeat"):
         varying = labels.varying(source)
         sizes = [n if axis in varying else 1 for axis, n in enumerate(source.shape)]
-        positions = torch.arange(1, prod(sizes) + 1).view(sizes).expand(source.shape)
+        positions = torch.arange(1, prod(sizes) + 1).view(sizes)
         for out, moved in zip(call.outputs, _execute(positions, call), strict=True):
             labels.mark_harmless(out, frozenset(axes_of(compact(moved))))
 
@@ -82,7 +86,7 @@ def _move(source: Tensor, call: Call, labels: Labels) -> None:
         before = axes_of(field)
         if call.op is torch.ops.aten.squeeze.default and before:
             labels.pin(field, "squeeze() without an axis would drop a width of one", call)
-        for index, moved in enumerate(_execute(field.expand(source.shape), call)):
+        for index, moved in enumerate(_execute(field, call)):
             result = compact(moved)
             if len(axes_of(result)) > len(before) and call.index in labels.within_heads:
                 result = labels.collapse(result, call)
@@ -113,7 +117,8 @@ def _tied(field: Tensor, result: Tensor, call: Call, labels: Labels) -> Tensor:
 
 def _execute(field: Tensor, call: Call) -> list[Tensor]:
     if facts_of(call.op).is_reshape:
-        return [field.reshape(call.args[1])]
+        return [reshaped(field, call.inputs[0].shape, call.outputs[0].shape)]
+    field = field.expand(call.inputs[0].shape)
     # Positions may lie on a GPU, where a model runs that no shell of it stands in for; labels do not.
     args, kwargs = call.args[1:], call.kwargs
     if len(call.inputs) > 1:

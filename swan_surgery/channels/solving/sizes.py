@@ -144,6 +144,8 @@ def _unrepeated(field: Tensor) -> Tensor:
         size = field.shape[axis]
         rows = field.movedim(axis, 0).reshape(size, -1)
         changes = (rows[1:] != rows[:-1]).any(1)
+        if changes.all():
+            continue
         starts = [0, *(changes.nonzero().reshape(-1) + 1).tolist()]
         run = starts[1] if len(starts) > 1 else size
         if starts == list(range(0, size, run)):
