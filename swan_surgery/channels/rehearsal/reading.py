@@ -114,7 +114,7 @@ class _ReadingMode(LabelMode):
 
     def dispatch(
         self,
-        record: OpRecord,
+        record: OpRecord,  # noqa: ARG002 - as its base calls it
         inputs: tuple[Tensor, ...],
         op: Any,
         args: Any,
