@@ -270,8 +270,33 @@ def test_a_failure_is_blamed_on_the_innermost_module_and_the_tensors_it_holds() 
     assert found.raised is not None
     assert (found.raised.module, found.raised.error) == ("inner", "OverflowError")
     assert "raise OverflowError(x.shape)" in found.raised.line
-    assert found.raised.at_hand == ((3, 0),)
+    assert found.raised.at_hand == (((3, 0),),)
     assert failure_of(Diverged(2), 4, names=names, makers=makers).index == 2
+
+
+def in_fours(x: Tensor) -> Tensor:
+    """What einops does with a number that stands in the code."""
+    if x.shape[1] % 4:
+        raise KeyError("not in fours")
+    return x
+
+
+class Fours(nn.Module):
+    """Its forward holds the stream while a function refuses what one of its layers made of it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inside, self.back = conv(width, 12), conv(12, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(in_fours(self.inside(x)))
+
+
+def test_what_a_function_refuses_pins_what_it_was_given_and_not_all_that_its_caller_holds() -> None:
+    gated = assert_closed_equals_cut(trunk(Fours(7), 7), image(*X))
+    assert gated is not None
+    assert gated.channels.layer("inner.inside").out_units == (PINNED,) * 12
+    assert PINNED not in gated.channels.layer("inner.back").out_units
 
 
 @pytest.mark.parametrize(

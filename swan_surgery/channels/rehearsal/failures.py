@@ -1,6 +1,6 @@
 """What a rehearsal finds: an operation that did not follow, or code that refused a narrower width."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from traceback import walk_tb
 from types import FrameType
@@ -24,14 +24,14 @@ class Diverged(Exception):  # noqa: N818 - a signal inside the package, never sh
 class Raised:
     """The model's Python code refused: in which module, at which line, with what kind of error.
 
-    `at_hand` are the tensors that it held there, by the operation that made each and the number of
-    the output.
+    `at_hand` are the tensors that it held there, function by function, the innermost first: by the
+    operation that made each and the number of the output.
     """
 
     module: str
     line: str
     error: str
-    at_hand: tuple[tuple[int, int], ...] = ()
+    at_hand: tuple[tuple[tuple[int, int], ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,12 @@ def failure_of(
         if name is not None and name != module:
             module, frames = name, []
         frames.append(frame)
-    held = [value for frame in reversed(frames) for value in list(frame.f_locals.values())]
-    at_hand = dict.fromkeys(
-        place for tensor in _tensors(held) if (place := makers.of(tensor)) is not None
-    )
-    return Failure(
-        index, raised=Raised(module, raising_line(err), type(err).__name__, tuple(at_hand))
-    )
+    held = [
+        tuple(place for tensor in _tensors(frame) if (place := makers.of(tensor)) is not None)
+        for frame in reversed(frames)
+    ]
+    at_hand = tuple(dict.fromkeys(filter(None, held)))
+    return Failure(index, raised=Raised(module, raising_line(err), type(err).__name__, at_hand))
 
 
 def _owner(frame: FrameType) -> Any:
@@ -84,8 +83,8 @@ def _owner(frame: FrameType) -> Any:
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
+def _tensors(frame: FrameType) -> Iterator[Tensor]:
+    for value in list(frame.f_locals.values()):
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (tuple, list)):

@@ -36,7 +36,8 @@ def widths_of(trace: Trace, failure: Failure, solution: Solution, went: Went) ->
     op = along_one_axis(trace.recording.ops[failure.index], solution)
     fields = [field for own in (*op.outputs, *op.inputs) for field in own]
     if failure.raised is not None:
-        fields = [*_at_hand(trace, failure), *_own(failure, solution.labelled), *fields]
+        at_hand = [field for held in _at_hand(trace, failure) for field in held]
+        fields = [*at_hand, *_own(failure, solution.labelled), *fields]
     vectors = {id(f): f.clamp(min=0).reshape(-1) for f in fields if len(axes_of(f)) == 1}
     # Heads folded into the batch, or flattened with their channels: an attribute may tell how many.
     single = [solution.one_of_each(vector) for vector in vectors.values() if went(vector)]
@@ -65,13 +66,16 @@ def along_one_axis(op: OpRecord, solution: Solution) -> OpRecord:
 
 
 def met_by(trace: Trace, failure: Failure, labelled: LabelledTensors, went: Went) -> list[Tensor]:
-    """Labels that met the failure, field by field; none if nothing that went did."""
+    """Labels that met the failure, field by field; none if nothing that went did.
+
+    Of functions that call one another, the innermost that holds any: `rearrange(q, ...)` raised for q.
+    """
     if failure.raised is None:
         op = trace.recording.ops[failure.index]
         met = [field for own in (*op.inputs, *op.outputs) for field in own]
         return met if any(map(went, met)) else []
-    held = [field for field in _at_hand(trace, failure) if went(field)]
-    return held or [field for field in _own(failure, labelled) if went(field)]
+    held = ([f for f in fields if went(f)] for fields in _at_hand(trace, failure))
+    return next(filter(None, held), []) or [f for f in _own(failure, labelled) if went(f)]
 
 
 def nearest_before(trace: Trace, failure: Failure, went: Went, count: int) -> list[Tensor]:
@@ -107,10 +111,10 @@ def reason_for(failure: Failure, op: OpRecord) -> Reason:
     return Reason(f"the code refuses another width ({raised.error}{at})", "forward", raised.module)
 
 
-def _at_hand(trace: Trace, failure: Failure) -> Iterator[Tensor]:
-    """Fields of the tensors that the code held where it raised."""
-    for index, number in failure.raised.at_hand if failure.raised else ():
-        yield from trace.recording.ops[index].outputs[number]
+def _at_hand(trace: Trace, failure: Failure) -> Iterator[list[Tensor]]:
+    """Fields of the tensors that the code held where it raised, the innermost function first."""
+    for held in failure.raised.at_hand if failure.raised else ():
+        yield [f for index, number in held for f in trace.recording.ops[index].outputs[number]]
 
 
 def _own(failure: Failure, labelled: LabelledTensors) -> Iterator[Tensor]:
