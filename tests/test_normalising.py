@@ -85,6 +85,23 @@ def test_one_activation_beside_the_input_is_kept():
     assert sorted(sizes)[-3] < x.numel()
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("make", [nn.LayerNorm, nn.RMSNorm, nn.GroupNorm])
+def test_an_activation_may_work_in_place_behind_a_norm(make, affine):
+    norm = make(1, 8) if make is nn.GroupNorm else make(8, elementwise_affine=affine)
+    if make is nn.GroupNorm and not affine:
+        norm = make(1, 8, affine=False)
+    model = nn.Sequential(nn.Linear(5, 8), norm, nn.SiLU(inplace=True), nn.Linear(8, 3)).double()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    wanted = torch.autograd.grad(model(x).square().sum(), [*model.parameters()])
+    gated = swan.swanify(model, x)
+    gated.gates.logits.data.fill_(30.0)
+    own = [p for name, p in gated.named_parameters() if "gates" not in name]
+    found = torch.autograd.grad(gated(x).square().sum(), own)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 class Block(nn.Module):
     """Statistics that gates weigh, recomputed in the backward pass or not."""
 

@@ -98,6 +98,9 @@ def _root(total: Tensor, power: float) -> Tensor:
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """A tensor of its own in any case: the backward pass needs `x`, and an activation may work in place."""
+    if weight is None and bias is None:
+        return x.clone()
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
 
