@@ -114,7 +114,7 @@ def check_adaptive_laws(
 
 
 def check_masked(
-    adapted: swan.AdaptiveModel, inputs: Inputs, held: Tensor, *, compact: str = "group"
+    adapted: swan.AdaptiveModel, inputs: Inputs, held: Any, *, compact: str = "group"
 ) -> None:
     """Groups or gathers compute what masks compute: outputs, and gradients of weights."""
     found = {}
@@ -166,12 +166,15 @@ def gate_(adapted: swan.AdaptiveModel, generator: torch.Generator) -> None:
             block.effort.bias.normal_(generator=generator)
 
 
-def check_free_laws(model: nn.Module, example_inputs, seed: int) -> swan.AdaptiveModel | None:
-    """All laws of free units; None where nothing can adapt."""
+def check_free_laws(
+    model: nn.Module, example_inputs, seed: int, **settings: Any
+) -> swan.AdaptiveModel | None:
+    """All laws of free units, or of blocks of neurons; None where nothing can adapt."""
+    settings = {"structure": "free", **settings}
     before = fingerprint(model)
     wanted = outputs(model, example_inputs)
     try:
-        adapted = swan.adapt(model, example_inputs, structure="free").eval()
+        adapted = swan.adapt(model, example_inputs, **settings).eval()
     except swan.NoGateableChannelsError:
         return None
     assert_same_fingerprint(before, fingerprint(model))
@@ -180,15 +183,17 @@ def check_free_laws(model: nn.Module, example_inputs, seed: int) -> swan.Adaptiv
     randomise_statistics_(adapted, generator)
     assert_near(outputs(adapted, example_inputs), wanted, "means are read by who closes alone")
     inputs = samples_of(example_inputs, 4)
-    *_, drawn = adapted.choices.tried(4, generator)
-    check_masked(adapted, inputs, drawn, compact="gather")
+    compact = "gather" if settings["structure"] == "free" else "group"
+    _, constant, *many = adapted.choices.tried(4, generator)
+    for drawn in many:  # by sample, and by token where there are tokens
+        check_masked(adapted, inputs, drawn, compact=compact)
     adapted.execution = "masked"
     gate_(adapted, generator)
     check_train_mode(adapted, inputs)
     small = swan.compact(adapted)
     with torch.no_grad():
         taken = small.taken(*inputs.args, **inputs.kwargs)
-        with adapted.holding(taken.levels):
+        with adapted.holding(taken.choices):
             assert_near(run(small, inputs), run(adapted, inputs), "taken as it says")
         for index in range(2):
             one = row(inputs, index)
@@ -197,7 +202,7 @@ def check_free_laws(model: nn.Module, example_inputs, seed: int) -> swan.Adaptiv
             assert int(alone.macs[0]) == int(taken.macs[index])
             counted = swan.count_macs(small, (one.args or dict(one.kwargs)))
             assert counted == int(alone.macs[0]), "counted MACs are those expected"
-    check_constant(adapted, inputs, drawn[0])
+    check_constant(adapted, inputs, constant)
     return adapted
 
 
@@ -241,6 +246,8 @@ def check_constant(adapted: swan.AdaptiveModel, inputs: Inputs, mask: Tensor) ->
 
 def compensate_by_hand_(dense: nn.Module, small: nn.Module, block: Any, mask: Tensor) -> None:
     """Weights of closed inputs times their mean, into the biases of a cut's readers."""
+    if hasattr(block, "sizes"):
+        mask = mask.repeat_interleave(torch.tensor(block.sizes))
     prefix = f"{block.name}." if block.name else ""
     (level,) = block.statistics
     outputs = {

@@ -470,7 +470,7 @@ def test_thresholds_split_as_asked_for() -> None:
     ("call", "error", "message"),
     [
         (
-            lambda: swan.adapt(small_net(), image(2, 3, 8, 8), structure="blocks"),
+            lambda: swan.adapt(small_net(), image(2, 3, 8, 8), structure="other"),
             swan.InputError,
             "structure",
         ),

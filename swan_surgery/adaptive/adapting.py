@@ -1,6 +1,6 @@
 """`adapt`: a copy of a model whose blocks give every input a width of its own."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,9 +10,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.assembling import assembled
 from swan_surgery.adaptive.candidates import NestedGroup, StaticGroup, candidates, static_group
-from swan_surgery.adaptive.checks import checked_choice
+from swan_surgery.adaptive.checks import Choice, checked_choice
+from swan_surgery.adaptive.neuron_blocks import cluster_scores, sizes_by_block
 from swan_surgery.adaptive.probing import Probe, close, probe
 from swan_surgery.adaptive.structure import Structure
+from swan_surgery.adaptive.token_groups import by_token, tokens_of
 from swan_surgery.channels import ChannelMap
 from swan_surgery.costs.macs import cost_table
 from swan_surgery.environment.random_streams import streams_kept
@@ -30,9 +32,10 @@ def adapt(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    structure: Literal["nested", "free"] = "nested",
+    structure: Literal["nested", "free", "blocks"] = "nested",
     per: Literal["block", "network"] = "block",
     widths: Sequence[float] | None = None,
+    block_size: int = 128,
     scores: Tensor | None = None,
     ignore: Iterable[str] = (),
 ) -> AdaptiveModel:
@@ -41,7 +44,10 @@ def adapt(
     Nested: inner channels of a block (those whose producers and readers all lie inside one module) are put
     in order of importance; a sample takes the first ones. Free: each has a gate of its own,
     p_i(x) = sigmoid(z_i + w_i . f(x)), open where that is at least 1/2; f(x) are means and root mean squares
-    of the channels of the block's input. All samples take all channels until `fit_widths` has seen data, or
+    of the channels of the block's input. Blocks: the inner units of feed-forward layers (a linear layer, or two
+    that are multiplied, and the one that sums over them) are put together by what they read, `block_size` at a
+    time, and every token runs the blocks of neurons that its gates open (sigmoid(z_i + w_i . x) >= 1/2, x the
+    token); a layer that is not alone in its module stays static, with the reason. All samples take all channels until `fit_widths` has seen data, or
     gates were trained: the result then computes what the given model computes.
 
     A closed channel reads its mean: what closed channels add to their reader on average goes into the
@@ -53,17 +59,19 @@ def adapt(
         example_inputs: as in `swanify`; not needed for a gated model.
         structure: "nested": a sample takes a prefix of each block's channels. "free": any of them, by a gate
             per channel; for trials, as nested widths keep their speed in a batch and free channels do not.
+            "blocks": for transformers, by token.
         per: "block": each block looks at its own input. "network": the first block looks, and all
-            take the width it chooses; not for "free".
-        widths: shares of the channels, ascending, the last one 1; (0.25, 0.5, 0.75, 1) by default. Not for
-            "free".
+            take the width it chooses; of "nested" only.
+        widths: shares of the channels, ascending, the last one 1; (0.25, 0.5, 0.75, 1) by default. Of
+            "nested" only.
+        block_size: neurons in a block, of "blocks" only: 64 to 256 keep matrix products efficient.
         scores: importance per unit of `swan.swanify(model)`, as `swan.importance` gives it; by
             default the probabilities of a gated model that has closed some gates, else weight
-            magnitudes. Free channels stay in the given order.
+            magnitudes. Of "nested" only: free channels stay in the given order.
         ignore: module names or glob patterns whose channels stay static.
 
     Raises:
-        InputError: widths, scores or `structure` out of range.
+        InputError: widths, block_size, scores or `structure` out of range.
         ModelError: what `swanify` refuses.
         NoGateableChannelsError: no group of channels lies inside one block; says why.
 
@@ -73,10 +81,9 @@ def adapt(
         >>> adapted.costs.blocks[""]  # MACs at 2, 4, 6 and 8 channels
         tensor([10, 20, 30, 40])
     """
-    choice = checked_choice(structure, per, widths)
+    choice = checked_choice(structure, per, widths, block_size)
     gated, base = _sources(model, example_inputs, ignore)
-    own = _scores(gated, scores)
-    return _adapted(gated, base, choice, torch.zeros_like(own) if structure == "free" else own)
+    return _adapted(gated, base, choice, _scores(gated, scores))
 
 
 def adapt_in_order(
@@ -86,18 +93,19 @@ def adapt_in_order(
     structure: str,
     per: str,
     widths: Sequence[float],
+    block_size: int,
     ignore: Iterable[str],
 ) -> AdaptiveModel:
     """The same for a model whose channels are in order already: they stay as they are."""
-    choice = checked_choice(structure, per, widths or None)
+    choice = checked_choice(structure, per, widths or None, block_size)
     gated, base = _sources(model, example_inputs, ignore)
-    # Equal scores leave the order as it is.
-    return _adapted(gated, base, choice, torch.zeros(gated.gates.num_units))
+    return _adapted(gated, base, choice, None)
 
 
 def _adapted(
-    gated: GatedModel, base: nn.Module, choice: tuple[str, str, tuple[float, ...]], scores: Tensor
+    gated: GatedModel, base: nn.Module, choice: Choice, scores: Tensor | None
 ) -> AdaptiveModel:
+    """`scores`: None where channels are in order already."""
     channels, inputs = gated.channels, gated.own_inputs()
     check_data(base, inputs, to="adapt")
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -106,8 +114,11 @@ def _adapted(
         watched = [reader for group in found for reader in group.readers]
         probed = probe(base, inputs, blocks=[g.block for g in found], watched=watched)
         found, refused = _runnable(found, channels, probed)
+        if choice.kind == "blocks":
+            found, others = by_token(base, found, channels, probed, choice.block_size)
+            refused = (*refused, *others)
         ordered = copy_of(base)
-        _order_(ordered, found, scores)
+        _order_(ordered, found, _ranks(base, found, channels, choice, scores))
         found, odd = _verified(ordered, base, found, channels, probed)
         static = (*static, *refused, *odd)
         if not found:
@@ -117,8 +128,40 @@ def _adapted(
         names = {group.block for group in found}
         places = {name: place for place, name in enumerate(n for n in probed.rows if n in names)}
         found = tuple(sorted(found, key=lambda group: places[group.block]))
-        own = Structure(*choice, found, static, channels, gated.example_inputs, gated.ignored)
+        sizes: Mapping[str, tuple[int, ...]] = {}
+        tokens: Mapping[str, tuple[int, ...]] = {}
+        if choice.kind == "blocks":
+            sizes = sizes_by_block(found, choice.block_size)
+            tokens = {name: tokens_of(probed, name) for name in sizes}
+        own = Structure(
+            choice.kind,
+            choice.per,
+            choice.widths,
+            found,
+            static,
+            channels,
+            gated.example_inputs,
+            gated.ignored,
+            choice.block_size,
+            sizes,
+            tokens,
+        )
         return assembled(ordered, table, own, probed)
+
+
+def _ranks(
+    base: nn.Module,
+    groups: Sequence[NestedGroup],
+    channels: ChannelMap,
+    choice: Choice,
+    scores: Tensor | None,
+) -> Tensor:
+    """By whose descending order units lie; equal ones leave the order as it is."""
+    if scores is None or choice.kind == "free":
+        return torch.zeros(channels.num_units)
+    if choice.kind == "blocks":
+        return cluster_scores(base, groups, channels.num_units, choice.block_size)
+    return scores
 
 
 def _sources(

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from swan_surgery.adaptive.block import AdaptiveBlock
-from swan_surgery.adaptive.choices import choices_of
 from swan_surgery.adaptive.costs import BlockCosts
 from swan_surgery.adaptive.run import Execution, Levels, Run, begin
 from swan_surgery.adaptive.statics import fixed
 from swan_surgery.adaptive.structure import Structure
+from swan_surgery.adaptive.token_choices import choices_of
 from swan_surgery.errors import InputError
 from swan_surgery.models import copy_of
 
@@ -23,9 +23,10 @@ class Taken:
 
     Attributes:
         output: of the model.
-        levels: int64 (B, blocks); level 0 is the narrowest. Of free units their masks, bool (B, units).
+        levels: int64 (B, blocks); level 0 is the narrowest. Of free units their masks, bool (B, units); of blocks
+            of neurons the share of the sample's tokens that run each, float64 (B, blocks of all layers).
         macs: int64 (B,): MACs of every sample, exact.
-        efforts: (B,) by block that looked; of free units their logits, (B, units).
+        efforts: (B,) by block that looked; of free units their logits, (B, units), of tokens (tokens, blocks).
         choices: what each block took: levels, or masks (with gradients where there are any).
     """
 
@@ -46,6 +47,7 @@ class AdaptiveModel(nn.Module):
         execution: "group": samples of equal width run densely together; "masked": everything runs,
             and masks are multiplied (the reference; in training mode nested blocks always run in groups);
             "gather", of free units: samples with the same mask run on sliced weights (in training mode masked).
+            Of blocks of neurons "group": each runs the tokens that have it open (in training mode masked).
         max_macs: MACs that no sample may exceed; None without a ceiling.
         is_compact: whether `compact` made it.
     """
@@ -62,7 +64,7 @@ class AdaptiveModel(nn.Module):
         self.structure = structure
         self.costs = costs
         self.choices = choices_of(structure)
-        self.execution: Execution = "masked" if structure.kind == "free" else "group"
+        self.execution: Execution = "group" if structure.kind == "nested" else "masked"
         self.max_macs: int | None = None
         self._held: Mapping[str, Levels] = {}
         self.training = model.training
@@ -85,9 +87,9 @@ class AdaptiveModel(nn.Module):
     def new_run(self) -> Run:
         """What the blocks of the next run will ask."""
         ceiling = None if self.max_macs is None else self.max_macs - self.costs.least
-        if ceiling is not None and self.structure.kind == "free":
+        if ceiling is not None and self.structure.kind != "nested":
             raise InputError(
-                "free units know no max_macs: set it to None, or adapt in nested widths"
+                "free units and blocks of neurons know no max_macs: set it to None, or adapt in nested widths"
             )
         if ceiling is not None and ceiling < 0:
             raise InputError(
@@ -113,7 +115,8 @@ class AdaptiveModel(nn.Module):
             levels: one for all samples and blocks (0 is the narrowest, -1 the full width), int64 of
                 shape (B,) or (B, blocks), or a mapping from block names to any of the former two.
                 Of free units masks, bool of shape (units,) or (B, units) of all blocks one after the other
-                or by block name, or -1 with all open; at least one unit of each group is open.
+                or by block name, or -1 with all open; at least one unit of each group is open. Of blocks of
+                neurons the same of the blocks of each layer, by layer name also with a row per token.
 
         Raises:
             InputError: no such level, mask or block.
@@ -158,8 +161,8 @@ class AdaptiveModel(nn.Module):
         Readers of closed channels get a bias where they had none.
 
         Args:
-            width: one of `widths`, for all blocks or by block name. Of free units a mask, bool (units,)
-                of all blocks one after the other, or by block name.
+            width: one of `widths`, for all blocks or by block name. Of free units (blocks of neurons) a mask,
+                bool (units,) of all blocks one after the other, or by block name.
 
         Raises:
             InputError: no such width, mask or block.
@@ -175,7 +178,8 @@ class AdaptiveModel(nn.Module):
     def explain(self) -> str:
         """Which blocks look at their input, over which channels, and why the rest stays static."""
         kinds = ", ".join(f"{width:g}" for width in self.widths)
-        widths = f"widths {kinds}" if self.widths else "units at choice"
+        chosen = "blocks of neurons by token" if self.structure.sizes else "units at choice"
+        widths = f"widths {kinds}" if self.widths else chosen
         head = (
             f"{self.structure.kind}, per {self.structure.per}, {widths}; {self.costs.least:,} to "
             f"{self.costs.most:,} MACs per sample (given: {self.costs.dense:,})"
@@ -192,7 +196,8 @@ class AdaptiveModel(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
-        kinds = f"in widths {self.widths}" if self.widths else "of free units"
+        chosen = "of neurons by token" if self.structure.sizes else "of free units"
+        kinds = f"in widths {self.widths}" if self.widths else chosen
         return f"{len(self.costs.blocks)} blocks {kinds}, per {self.structure.per}"
 
 

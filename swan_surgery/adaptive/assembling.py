@@ -1,12 +1,13 @@
 """From groups that adapt to the adaptive model: its blocks, put in the places of the given ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.block import AdaptiveBlock
+from swan_surgery.adaptive.candidates import NestedGroup
 from swan_surgery.adaptive.costs import BlockCosts, block_costs, unit_costs
 from swan_surgery.adaptive.effort import Effort, features_of
 from swan_surgery.adaptive.free_block import FreeBlock
@@ -15,8 +16,10 @@ from swan_surgery.adaptive.nested_block import NestedBlock
 from swan_surgery.adaptive.probing import Probe
 from swan_surgery.adaptive.statics import shell_at
 from swan_surgery.adaptive.structure import Structure, open_mask
+from swan_surgery.adaptive.token_block import TokenBlock
 from swan_surgery.adaptive.unit_gates import UnitGates
 from swan_surgery.adaptive.units import Shells, units_of
+from swan_surgery.channels import ChannelMap
 from swan_surgery.costs.table import CostTable
 from swan_surgery.cutting.plan import make_plan
 
@@ -35,13 +38,14 @@ def assembled(
     names = list(dict.fromkeys(group.block for group in structure.groups))
     looks = names if structure.per == "block" else names[:1]
     last = {name: _is_last(structure, name) for name in names}
-    sizes = {
-        name: features_of(
-            probed.rows[name].first(probed.calls[name].arguments), channels_last=last[name]
-        ).shape[1]
-        for name in looks
-    }
-    make = _free if structure.kind == "free" else _nested
+    first = {name: probed.rows[name].first(probed.calls[name].arguments) for name in looks}
+    if structure.kind == "blocks":
+        sizes = {name: own.shape[-1] for name, own in first.items()}
+    else:
+        sizes = {
+            name: features_of(own, channels_last=last[name]).shape[1] for name, own in first.items()
+        }
+    make = {"nested": _nested, "free": _free, "blocks": _tokens}[structure.kind]
     model = ordered
     blocks, costs = make(ordered, table, structure, probed, sizes, last)
     for name, block in blocks.items():
@@ -65,7 +69,7 @@ def _free(
     counts = {name: [len(own.units) for own in groups[name]] for name in sizes}
     looking = sum(size * sum(counts[name]) for name, size in sizes.items())
     costs = unit_costs(table, structure.groups, batch=probed.batch, looking=looking)
-    like = _reference(ordered)
+    like = reference(ordered)
     blocks: dict[str, AdaptiveBlock] = {}
     for name, size in sizes.items():
         full = ordered.get_submodule(name)
@@ -81,6 +85,62 @@ def _free(
     return blocks, costs
 
 
+def _tokens(
+    ordered: nn.Module,
+    table: CostTable,
+    structure: Structure,
+    probed: Probe,
+    sizes: Mapping[str, int],
+    last: Mapping[str, bool],  # noqa: ARG001 - features of tokens always are
+) -> tuple[dict[str, AdaptiveBlock], BlockCosts]:
+    outputs = {
+        group.block: len(ordered.get_parameter(f"{group.readers[0]}.weight"))
+        for group in structure.groups
+    }
+    # The gates, and the means of what is closed.
+    looking = sum(
+        (size + outputs[name])
+        * len(structure.sizes[name])
+        * torch.Size(structure.tokens[name]).numel()
+        for name, size in sizes.items()
+    )
+    costs = unit_costs(
+        table, structure.groups, batch=probed.batch, looking=looking, sizes=structure.sizes
+    )
+    like = reference(ordered)
+    blocks: dict[str, AdaptiveBlock] = {
+        name: token_block(
+            ordered, name, structure.groups, structure.channels, structure.sizes[name], probed, like
+        )
+        for name in sizes
+    }
+    return blocks, costs
+
+
+def token_block(
+    ordered: nn.Module,
+    name: str,
+    groups: Sequence[NestedGroup],
+    channels: ChannelMap,
+    sizes: Sequence[int],
+    probed: Probe,
+    like: Tensor,
+) -> TokenBlock:
+    """A feed-forward layer with a gate per block of neurons; all are open."""
+    full = ordered.get_submodule(name)
+    (own,) = units_of(groups, name)
+    features = probed.rows[name].first(probed.calls[name].arguments).shape[-1]
+    return TokenBlock(
+        name,
+        full,
+        Shells(full, name, [own], channels),
+        own,
+        sizes,
+        effort=UnitGates(features, [len(sizes)], like=like),
+        rows=probed.rows[name],
+    )
+
+
 def _nested(
     ordered: nn.Module,
     table: CostTable,
@@ -91,7 +151,7 @@ def _nested(
 ) -> tuple[dict[str, AdaptiveBlock], BlockCosts]:
     groups, widths = structure.groups, structure.widths
     shells = [_shells(ordered, structure, level) for level in range(len(widths) - 1)]
-    like = _reference(ordered)
+    like = reference(ordered)
     costs = block_costs(table, groups, widths, batch=probed.batch, looking=sum(sizes.values()))
     extra = {name: own - own[0] for name, own in costs.blocks.items()}
     if structure.per == "network":
@@ -112,7 +172,8 @@ def _nested(
     return blocks, costs
 
 
-def _reference(model: nn.Module) -> Tensor:
+def reference(model: nn.Module) -> Tensor:
+    """A tensor of the model's type and device."""
     return next(p for p in model.parameters() if p.is_floating_point())
 
 
@@ -132,4 +193,4 @@ def _shells(model: nn.Module, structure: Structure, level: int) -> Mapping[str, 
     return {g.block: shell.get_submodule(g.block) for g in structure.groups}
 
 
-__all__ = ["assembled"]
+__all__ = ["assembled", "reference", "token_block"]

@@ -1,5 +1,6 @@
 """A block that looks at its input: what all structures share. Samples that choose alike run together."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -188,4 +189,17 @@ class AdaptiveBlock(nn.Module, ABC):
         return found
 
 
-__all__ = ["AdaptiveBlock"]
+def with_tensors(shell: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a module without weights, in eval mode, that holds these tensors themselves, views included."""
+    made = copy.deepcopy(shell).eval()
+    for name, tensor in tensors.items():
+        owner = made.get_submodule(name.rpartition(".")[0])
+        key = name.rpartition(".")[2]
+        if key in owner._parameters:  # noqa: SLF001 - its store
+            owner._parameters[key] = nn.Parameter(tensor.detach(), requires_grad=False)  # noqa: SLF001
+        else:
+            owner._buffers[key] = tensor  # noqa: SLF001
+    return made
+
+
+__all__ = ["AdaptiveBlock", "with_tensors"]

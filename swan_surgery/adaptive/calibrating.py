@@ -29,9 +29,9 @@ class _Seen:
     def __init__(self) -> None:
         self.norms: dict[tuple[str, int], Moments] = {}
         self.sums: dict[tuple[str, int], Tensor] = {}
-        self.counts: dict[tuple[str, int], int] = {}
+        self.counts: dict[tuple[str, int], Any] = {}
 
-    def reads(self, reader: str, level: int, mean: Tensor, count: int) -> None:
+    def reads(self, reader: str, level: int, mean: Tensor, count: int | Tensor) -> None:
         """Add up means of what a reader gets."""
         key = reader, level
         self.sums[key] = self.sums.get(key, 0) + mean.double() * count
@@ -65,7 +65,7 @@ def calibrate_widths(
             so that a width is measured on all kinds of inputs: measured on those that choose it, it would
             normalise away what they have in common. `fit_widths` does this in the shares that it found.
             Free units have one mean each: "uniform" measures it with everything open, "mixed" as the gates
-            now decide.
+            now decide. Blocks of neurons: "mixed" measures it over the tokens that close them.
         full: measure the widest width and the norms outside of blocks too, as after training; the model
             with everything open then no longer is the given one. Of free units all norms, under the gates
             where they are "mixed".
@@ -88,7 +88,7 @@ def calibrate_widths(
         raise InputError(f'among must be "uniform" or "mixed"; got {among!r}')
     batches = batches_of(loader, num_batches)
     if full and norms_of(adapted):
-        as_gated = adapted.structure.kind == "free" and among == "mixed"
+        as_gated = adapted.structure.kind != "nested" and among == "mixed"
         with adapted.holding({} if as_gated else -1):
             calibrate(adapted, batches)
     observe_(adapted, batches, among=among)
@@ -136,7 +136,7 @@ def _levels(
     generator: torch.Generator,
 ) -> list[Levels | Mapping[str, Levels]]:
     """The levels of the runs of one batch."""
-    if adapted.structure.kind == "free":
+    if adapted.structure.kind != "nested":
         return [-1 if among == "uniform" else {}]
     names, count = list(adapted.costs.blocks), len(adapted.widths)
     if among == "uniform":

@@ -1,6 +1,7 @@
 """Checks at the edge: is this an adaptive model, can it still change, what may be asked, and does a loader hold data?"""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
@@ -27,30 +28,43 @@ def check_adaptive(adapted: object, *, to: str, compact: bool = False) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What `adapt` is asked for."""
+
+    kind: str
+    per: str
+    widths: tuple[float, ...]
+    block_size: int
+
+
 def checked_choice(
-    structure: str, per: str, widths: Sequence[float] | None
-) -> tuple[str, str, tuple[float, ...]]:
+    structure: str, per: str, widths: Sequence[float] | None, block_size: int
+) -> Choice:
     """What `adapt` is asked for, with the widths that hold by default.
 
     Raises:
         InputError: it does not offer that; says what there is.
     """
-    if structure not in ("nested", "free"):
-        raise InputError(f'structure must be "nested" or "free"; got {structure!r}')
+    if structure not in ("nested", "free", "blocks"):
+        raise InputError(f'structure must be "nested", "free" or "blocks"; got {structure!r}')
     if per not in ("block", "network"):
         raise InputError(f'per must be "block" or "network"; got {per!r}')
-    if structure == "free":
+    if structure != "nested":
         if per == "network" or widths is not None:
             raise InputError(
-                'free units have no widths, and every block looks for itself: leave widths out, and per="block"'
+                "free units and blocks of neurons have no widths, and every block looks for itself: leave widths "
+                'out, and per="block"'
             )
-        return structure, per, ()
+        if type(block_size) is not int or block_size < 1:
+            raise InputError(f"block_size must be a whole number of neurons; got {block_size!r}")
+        return Choice(structure, per, (), block_size)
     widths = _WIDTHS if widths is None else widths
     if not _ascend(widths):
         raise InputError(
             f"widths must ascend from above 0 to 1, at least two of them; got {widths!r}"
         )
-    return structure, per, tuple(widths)
+    return Choice(structure, per, tuple(widths), block_size)
 
 
 def _ascend(widths: Sequence[float]) -> bool:
@@ -84,4 +98,4 @@ def checked(loader: Iterable[Any], num_batches: int | None) -> Iterator[Any]:
         yield batch
 
 
-__all__ = ["batches_of", "check_adaptive", "checked", "checked_choice"]
+__all__ = ["Choice", "batches_of", "check_adaptive", "checked", "checked_choice"]

@@ -60,6 +60,10 @@ class Choices(ABC):
     def shares(self, kinds: Sequence[Tensor]) -> tuple[float, ...]:
         """What `WidthStats` tells of a block, from the shares of the values in each of its columns."""
 
+    def counted(self, column: Tensor, count: int) -> Tensor:
+        """How many samples have each of `count` values in a column of `joined`: float64 (count,)."""
+        return torch.bincount(column.long(), minlength=count).double()
+
     @abstractmethod
     def usual(self, name: str, kinds: Sequence[Tensor]) -> Any:
         """What most samples take in a block, from how often each column has each value; `static` takes it."""
@@ -233,9 +237,4 @@ def drawn_masks(batch: int, size: int, generator: torch.Generator) -> Tensor:
     return found.scatter(1, sure, True)  # noqa: FBT003 - torch's way
 
 
-def choices_of(structure: Structure) -> Choices:
-    """What may be chosen in a structure."""
-    return FreeChoices(structure) if structure.kind == "free" else NestedChoices(structure)
-
-
-__all__ = ["Choices", "FreeChoices", "NestedChoices", "choices_of", "drawn_masks"]
+__all__ = ["Choices", "FreeChoices", "NestedChoices", "drawn_masks"]

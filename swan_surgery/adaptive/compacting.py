@@ -1,13 +1,13 @@
 """`compact`: the adaptive model as it is shipped, verified against the masked one."""
 
-import copy
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
+from swan_surgery.adaptive.block import with_tensors
 from swan_surgery.adaptive.checks import check_adaptive
 from swan_surgery.adaptive.free_block import FreeBlock
 from swan_surgery.adaptive.nested_block import NestedBlock
@@ -33,7 +33,8 @@ def compact(
         adapted: the result of `adapt`, calibrated and fitted; not changed.
         execution: "group" ("auto" for nested widths): a batch is split by width, each part runs densely, and
             the results are put back in order. "gather" ("auto" for free units): samples with the same mask run
-            densely on slices of the weights, which are copies made at each call. "masked": everything runs and
+            densely on slices of the weights, which are copies made at each call. Of blocks of neurons "group": each
+            block runs the tokens that have it open, on views of the weights. "masked": everything runs and
             masks are multiplied: the reference, and what exports as one graph; it saves no time.
         verify: run both ways on the example inputs, at every width and at widths at random, and compare.
 
@@ -65,23 +66,13 @@ def compact(
             if isinstance(block, FreeBlock):
                 block.bind()
             if isinstance(block, NestedBlock):
-                block.bound = tuple(_bound(block, level) for level in range(block.num_levels - 1))
+                block.bound = tuple(
+                    with_tensors(block.shell(level), block.tensors(level))
+                    for level in range(block.num_levels - 1)
+                )
         if verify:
             _verify(small, (dense, "masked"))
     return small
-
-
-def _bound(block: NestedBlock, level: int) -> nn.Module:
-    """A level as a module whose parameters are views of the block's weights."""
-    shell = copy.deepcopy(block.shell(level)).eval()
-    for name, tensor in block.tensors(level).items():
-        owner = shell.get_submodule(name.rpartition(".")[0])
-        key = name.rpartition(".")[2]
-        if key in owner._parameters:  # noqa: SLF001 - its store
-            owner._parameters[key] = nn.Parameter(tensor.detach(), requires_grad=False)  # noqa: SLF001
-        else:
-            owner._buffers[key] = tensor  # noqa: SLF001
-    return shell
 
 
 def _verify(small: AdaptiveModel, ways: tuple[Execution, ...]) -> None:
@@ -97,7 +88,7 @@ def _verify(small: AdaptiveModel, ways: tuple[Execution, ...]) -> None:
                 small.execution = way
                 with small.holding(levels), streams_kept():
                     outputs.append(small(*inputs.args, **inputs.kwargs))
-            _compare(*outputs, levels=levels)
+            _compare(*outputs, levels=tried)
     finally:
         small.execution = before
 

@@ -87,6 +87,38 @@ class UnitCosts(BlockCosts):
         return {name: found[list(own)] for name, own in self.units.items()}
 
 
+@dataclass(frozen=True)
+class TokenCosts(UnitCosts):
+    """The same where tokens choose blocks of neurons, for as many tokens as the example inputs have.
+
+    `blocks` are MACs with one block of neurons open, and with all.
+
+    Attributes:
+        sizes: neurons in each block, by layer.
+    """
+
+    sizes: Mapping[str, Sequence[int]] = field(repr=False)
+
+    def priced(self, values: Mapping[str, Levels]) -> Tensor:
+        """At masks of blocks of neurons: (blocks,), (B, blocks), or one row per token, whose mean counts.
+
+        Exact: what neurons cost is a sum over neurons and tokens.
+        """
+        return super().priced({name: self._of_units(name, own) for name, own in values.items()})
+
+    def marginal(self) -> dict[str, Tensor]:
+        """What closing each block of neurons alone saves per sample, by layer: float64 (blocks,)."""
+        return {
+            name: torch.stack([part.sum() for part in own.split(list(self.sizes[name]))])
+            for name, own in super().marginal().items()
+        }
+
+    def _of_units(self, name: str, masks: Levels) -> Tensor:
+        own = torch.as_tensor(masks).double().cpu()
+        own = own.flatten(1, -2).mean(1) if own.ndim > 2 else own
+        return own.repeat_interleave(torch.tensor(self.sizes[name]), dim=-1)
+
+
 def block_costs(
     table: CostTable,
     groups: Sequence[NestedGroup],
@@ -127,15 +159,30 @@ def block_costs(
 
 
 def unit_costs(
-    table: CostTable, groups: Sequence[NestedGroup], *, batch: int, looking: int
+    table: CostTable,
+    groups: Sequence[NestedGroup],
+    *,
+    batch: int,
+    looking: int,
+    sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> UnitCosts:
-    """What the units of each block cost per sample; arguments as of `block_costs`."""
+    """What the units of each block cost per sample; other arguments as of `block_costs`.
+
+    `sizes`: where tokens choose blocks of neurons, how many each holds.
+    """
     # A width so small leaves one unit open.
     ends = block_costs(table, groups, (0.0, 1.0), batch=batch, looking=looking)
     units: dict[str, list[int]] = {}
     for group in groups:
         units.setdefault(group.block, []).extend(group.units)
-    return UnitCosts(ends.dense, ends.fixed, ends.looking, ends.blocks, table, batch, units)
+    dense, fixed, rest = ends.dense, ends.fixed, (table, batch, units)
+    if sizes is None:
+        return UnitCosts(dense, fixed, looking, ends.blocks, *rest)
+    # One neuron costs as much as another.
+    blocks = {
+        name: torch.stack([own[0] * min(sizes[name]), own[1]]) for name, own in ends.blocks.items()
+    }
+    return TokenCosts(dense, fixed, looking, blocks, *rest, sizes)
 
 
-__all__ = ["BlockCosts", "UnitCosts", "block_costs", "unit_costs"]
+__all__ = ["BlockCosts", "TokenCosts", "UnitCosts", "block_costs", "unit_costs"]

@@ -24,6 +24,7 @@ from swan_surgery.adaptive.thresholds import (
     shares_below,
     thresholds_at,
 )
+from swan_surgery.adaptive.token_fitting import fit_tokens_
 from swan_surgery.adaptive.unit_fitting import fit_units_
 from swan_surgery.adaptive.watching import watching
 from swan_surgery.adaptive.width_stats import WidthStats, hardly_varies, taken_by, width_stats
@@ -34,6 +35,8 @@ from swan_surgery.models.modes import evaluating
 
 
 _ROUNDS = 4
+# Structures whose gates are fitted by themselves.
+_GATES = {"free": fit_units_, "blocks": fit_tokens_}
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,21 @@ def fit_widths(
     z of p(x) = sigmoid(z + w . f(x)): open is what is worth more than one price per MAC, the same for all units,
     which is found under the gates.
 
+    Blocks of neurons: how far what each gives a token lies from its mean is regressed on the token; open is what
+    is worth one price per MAC, in shares of what its layer gives, the same for all layers.
+
     Args:
         adapted: calibrated (`calibrate_widths`); its efforts and thresholds change in place.
         loader: batches as `calibrate` takes them, held out from training if there are such; held in memory.
         macs: share of the given model's MACs that samples may cost on average, in (0, 1].
-        max_macs: share that no sample may exceed, kept at run time as well; no ceiling by default. Not for
-            free units.
+        max_macs: share that no sample may exceed, kept at run time as well; no ceiling by default. Of
+            nested widths only.
         num_batches: how many batches to use at most; all of them by default.
         distance: (output, output of the widest) -> [B]; by default the Kullback-Leibler divergence of
-            softmax outputs over the last axis. Not for free units.
+            softmax outputs over the last axis. Of nested widths only.
         statistics: batches with the training augmentation, on which each width's statistics are then
             measured among widths at random in the shares found (`calibrate_widths(among="mixed")`), of free
-            units means and all batch-norms under the gates; thresholds are set once more.
+            units and blocks of neurons means and all batch-norms under the gates; thresholds are set once more.
 
     Returns:
         The widths taken, as measured on the batches (`width_stats`).
@@ -100,23 +106,23 @@ def fit_widths(
     check_budget(adapted.costs, macs, max_macs)
     batches = batches_of(loader, num_batches)
     others = None if statistics is None else batches_of(statistics, None)
-    is_free = adapted.structure.kind == "free"
-    if is_free and (max_macs is not None or distance is not None):
+    fit_gates_ = _GATES.get(adapted.structure.kind)
+    if fit_gates_ is not None and (max_macs is not None or distance is not None):
         raise InputError(
-            "free units take neither max_macs nor distance: they are fitted to the curvature of the "
-            "Kullback-Leibler divergence, and to the mean"
+            "only nested widths take max_macs and distance: free units are fitted to the curvature of the "
+            "Kullback-Leibler divergence, blocks of neurons to what they give, and both to mean MACs"
         )
     with _unchanged_if_it_fails(adapted), torch.no_grad(), streams_kept(), evaluating(adapted):
         adapted.max_macs = None if max_macs is None else int(max_macs * adapted.costs.dense)
-        if is_free:
+        if fit_gates_ is not None:
             adapted.execution = "masked"
-            fit_units_(adapted, batches, macs, others)
+            fit_gates_(adapted, batches, macs, others)
         else:
             adapted.execution = "group"
             _fit_levels_(adapted, batches, macs, distance or divergence, others)
     stats = width_stats(adapted, batches)
     if hardly_varies(stats):
-        usual = "stats.usual" if is_free else repr(dict(stats.usual))
+        usual = "stats.usual" if fit_gates_ is not None else repr(dict(stats.usual))
         warnings.warn(
             f"widths hardly vary with the input (at most {stats.entropy:.2f} bits of entropy in a block): "
             f"adapted.at({usual}) is a static model that does as well",

@@ -21,8 +21,8 @@ from swan_surgery.adaptive.run import Levels
 class Observer(Protocol):
     """Told what readers and batch-norms get, by the level of the samples."""
 
-    def reads(self, reader: str, level: int, mean: Tensor, count: int) -> None:
-        """A reader got inputs with this mean, [inputs, taps], from `count` samples."""
+    def reads(self, reader: str, level: int, mean: Tensor, count: int | Tensor) -> None:
+        """A reader got inputs with this mean, [inputs, taps], from `count` samples, or so many by input."""
 
     def normalises(self, norm: str, level: int, x: Tensor) -> None:
         """A batch-norm got these rows."""

@@ -142,9 +142,11 @@ def _copied(leaf: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
-    return all(
-        torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs if isinstance(a, Tensor)
+    (before, shape), (after, other_shape) = tree_flatten(one), tree_flatten(other)
+    return shape == other_shape and all(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+        for a, b in zip(before, after, strict=True)
+        if isinstance(a, Tensor)
     )
 
 
@@ -172,12 +174,14 @@ def _rows(block: nn.Module, one: Call, two: Call, batch: int) -> Rows | str:
     if not first.is_floating_point() or first.ndim < 2:
         return "gets no activations to look at"
     args, kwargs = tree_map(_copied, rows.take(two.arguments, range(batch)))
-    with torch.no_grad(), streams_kept(), evaluating(block):
-        alone = tree_leaves(block(*args, **kwargs))
-    for apart, together in zip(alone, outputs, strict=True):
-        if isinstance(apart, Tensor) and not close(apart, together[:batch]):
-            return "mixes samples, or draws at random"
-    return rows
+    try:
+        with torch.no_grad(), streams_kept(), evaluating(block):
+            alone = tree_leaves(block(*args, **kwargs))
+    except Exception as err:  # noqa: BLE001 - the model's own code, with what a first run left in its arguments
+        return f"does not run again with some of its samples ({type(err).__name__})"
+    pairs = zip(alone, outputs, strict=True)
+    same = all(close(a, b[:batch]) for a, b in pairs if isinstance(a, Tensor))
+    return rows if same else "mixes samples, or draws at random"
 
 
 def close(found: Tensor, wanted: Tensor) -> bool:

@@ -36,8 +36,8 @@ class Rows:
         leaf: Tensor = tree_flatten(call)[0][self.positions[0]]
         return leaf
 
-    def take(self, call: Any, index: Sequence[int]) -> Any:
-        """The call for some of the samples, ascending; without a copy where they lie side by side.
+    def leaves(self, call: Any) -> tuple[list[Any], TreeSpec]:
+        """All leaves of a call, checked.
 
         Raises:
             PathError: tensors stand at other places than in the call that was seen.
@@ -48,6 +48,15 @@ class Rows:
                 "a block that takes its samples apart gets other arguments than it did from the example inputs, "
                 "where it was seen which of them hold a row per sample: adapt with inputs that hold them all"
             )
+        return leaves, shape
+
+    def take(self, call: Any, index: Sequence[int]) -> Any:
+        """The call for some of the samples, ascending; without a copy where they lie side by side.
+
+        Raises:
+            PathError: tensors stand at other places than in the call that was seen.
+        """
+        leaves, shape = self.leaves(call)
         together = index[-1] - index[0] + 1 == len(index)
         for position in self.positions:
             leaf = leaves[position]

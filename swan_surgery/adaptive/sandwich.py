@@ -40,9 +40,9 @@ def sandwich_loss(
         ...     loss = swan.sandwich_loss(adapted, lambda m: F.cross_entropy(m(x), y), step=step)
     """
     check_adaptive(adapted, to="train")
-    if adapted.structure.kind == "free":
+    if adapted.structure.kind != "nested":
         raise ModelError(
-            "free units have no widths to train together; train on adapted.taken(x).output and swan.gate_penalty"
+            "free units and blocks of neurons have no widths to train together; train on adapted.taken(x).output and swan.gate_penalty"
         )
     if step < 0:
         raise InputError(f"step counts from 0; got {step}")

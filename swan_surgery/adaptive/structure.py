@@ -18,14 +18,17 @@ class Structure:
     """What an adaptive model was made of, as data.
 
     Attributes:
-        kind: "nested" or "free".
+        kind: "nested", "free" or "blocks".
         per: "block" or "network": who looks at the input.
-        widths: ascending, the last one 1; none where units are free.
+        widths: ascending, the last one 1; none but of nested widths.
         groups: of channels that look at the input.
         static: groups that do not, with the reason.
         channels: the map of the given model.
         example_inputs: what it was mapped with.
         ignored: patterns of modules that were to stay static.
+        block_size: neurons in a block, as asked for.
+        sizes: neurons in each block of every feed-forward layer, where tokens choose among them.
+        tokens: the axes of its tokens in the example inputs, behind that of samples.
     """
 
     kind: str
@@ -36,6 +39,9 @@ class Structure:
     channels: ChannelMap = field(repr=False)
     example_inputs: Inputs = field(repr=False)
     ignored: tuple[str, ...] = ()
+    block_size: int = 1
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def samples(self) -> list[Tensor]:
         """The tensors of the example inputs."""

@@ -27,12 +27,13 @@ class WidthStats:
     Attributes:
         samples: how many.
         shares: by block, the part of the samples at each width, ascending widths. Of free units the part
-            of the samples for which each is open.
+            of the samples for which each is open; of blocks of neurons, of the tokens.
         macs: float64 (samples,): MACs of every sample.
         dense_macs: of the given model.
         milliseconds: wall-clock time per sample, by batch: [batches].
-        entropies: by block, bits of entropy of the width over the samples. Of free units the mean over units.
-        information: by block, bits of mutual information of the width and the label; None without labels. Of
+        entropies: by block, bits of entropy of the width over the samples. Of free units the mean over units;
+            of blocks of neurons over the tokens.
+        information: by block, bits of mutual information of the width and the label; None without labels, and of tokens. Of
             free units the mean over units.
         usual: by block, the width that most samples take. Of free units a mask: what is open for most.
         per_unit: whether units are free.
@@ -137,20 +138,21 @@ def width_stats(
         raise InputError("the loader yielded no batch, so there are no widths to tell")
     joined = torch.cat(levels)
     known = [own for own in labels if own is not None]
-    truth = torch.cat(known) if len(known) == len(labels) else None
+    by_token = adapted.structure.kind == "blocks"
+    truth = torch.cat(known) if len(known) == len(labels) and not by_token else None
     shares, entropies, information, usual = {}, {}, {}, {}
     names, counts = list(adapted.costs.blocks), adapted.choices.kinds()
-    for name, own in zip(
-        names, joined.long().split([len(counts[n]) for n in names], 1), strict=True
-    ):
-        kinds = [_kinds(column, count) for column, count in zip(own.T, counts[name], strict=True)]
+    for name, own in zip(names, joined.split([len(counts[n]) for n in names], 1), strict=True):
+        kinds = [
+            adapted.choices.counted(column, count)
+            for column, count in zip(own.T, counts[name], strict=True)
+        ]
         shares[name] = adapted.choices.shares([kind / len(own) for kind in kinds])
         entropies[name] = _mean([_entropy(kind) for kind in kinds])
         usual[name] = adapted.choices.usual(name, kinds)
         if truth is not None:
-            information[name] = _mean(
-                [_information(c, truth, n) for c, n in zip(own.T, counts[name], strict=True)]
-            )
+            columns = zip(own.long().T, counts[name], strict=True)
+            information[name] = _mean([_information(c, truth, n) for c, n in columns])
     return WidthStats(
         len(joined),
         shares,
@@ -160,12 +162,8 @@ def width_stats(
         entropies,
         None if truth is None else information,
         usual,
-        per_unit=adapted.structure.kind == "free",
+        per_unit=adapted.structure.kind != "nested",
     )
-
-
-def _kinds(column: Tensor, count: int) -> Tensor:
-    return torch.bincount(column, minlength=count).double()
 
 
 def _mean(values: list[float]) -> float:

@@ -30,6 +30,7 @@ def adaptive_part(adapted: AdaptiveModel) -> tuple[dict[str, Any], dict[str, Ten
         "structure": structure.kind,
         "per": structure.per,
         "widths": list(structure.widths),
+        "block_size": structure.block_size,
         "ignore": list(structure.ignored),
         "blocks": _blocks(adapted),
         "map": map_digest(structure.channels),
@@ -68,6 +69,7 @@ def rebuilt_adaptive(
             structure=header["structure"],
             per=header["per"],
             widths=tuple(header["widths"]),
+            block_size=header.get("block_size", 1),
             ignore=header["ignore"],
         )
     except SwanError as err:
