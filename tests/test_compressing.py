@@ -23,10 +23,10 @@ class TwoHeads(nn.Module):
         return {"pixels": 100 * self.pixels(x), "score": self.score(x.mean((2, 3)))}
 
 
-def _mlp() -> nn.Sequential:
+def _mlp(width: int = 32) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)
+        nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 4)
     )
 
 
@@ -49,7 +49,25 @@ def test_the_given_model_stays_and_the_small_one_keeps_the_budget() -> None:
     example = torch.zeros(1, 8)
     assert 0.45 < swan.count_macs(done.model, example) / swan.count_macs(net, example) <= 0.5
     assert "cut to 0." in str(done)
-    assert done.report().after.macs == swan.count_macs(done.model, torch.zeros(2, 8))
+    assert done.report().after.macs == swan.count_macs(done.model, example)
+    assert repr(done).startswith("Compressed(Sequential: cut to 0.")
+    assert "<li>cut to 0." in done._repr_html_()
+
+
+def test_a_number_of_macs_is_of_one_sample_or_of_the_inputs_given() -> None:
+    net, one = _mlp(64), torch.zeros(1, 8)
+    half = swan.count_macs(net, one) // 2
+    assert half > 1000
+    for example, times in ((None, 1), (torch.zeros(3, 8), 3)):
+        done = swan.compress(
+            net, _data(), macs=times * half, round_to=1, example_inputs=example, progress=False
+        )
+        assert 0.45 < swan.count_macs(done.model, one) / swan.count_macs(net, one) <= 0.5
+
+
+def test_a_budget_that_is_no_number_is_refused() -> None:
+    with pytest.raises(swan.InputError, match="got '50%'"):
+        swan.compress(_mlp(), _data(), macs="50%", progress=False)
 
 
 def test_widths_are_multiples_by_default_and_that_is_told() -> None:

@@ -205,6 +205,9 @@ class TestSpeedNotes:
     def test_a_speed_up_far_below_the_macs_is_explained(self, report) -> None:
         text = str(self.slower(report, 1.5))
         assert "times fewer MACs, but only 1.50 times as fast at batch 2" in text
+        slower = self.slower(report, 0.5)
+        assert "times fewer MACs, but 2.00 times as slow at batch 2" in str(slower)
+        assert "slower" in slower.to_html()
         assert "1 of 2 layers were cut to a width that is no multiple of 8" in text
 
     def test_one_that_keeps_up_is_not(self, report) -> None:

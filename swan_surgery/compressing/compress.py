@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from swan_surgery.compressing.cutter import Budget, Choice, Cutter, Loss
 from swan_surgery.compressing.telling import told
@@ -18,10 +20,11 @@ from swan_surgery.models.checks import check_arguments
 from swan_surgery.models.inputs import as_inputs
 from swan_surgery.reporting import Report, report
 from swan_surgery.selection.importance import Score
+from swan_surgery.selection.limits import FEWEST
 from swan_surgery.timing.clock import LayerRuntime
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Compressed:
     """What `compress` made.
 
@@ -39,6 +42,16 @@ class Compressed:
     _given: nn.Module
     _example: Any
     _runtime: LayerRuntime = "eager"
+
+    def __repr__(self) -> str:
+        """The steps; models and inputs would fill a screen."""
+        return f"Compressed({type(self.model).__name__}: {'; '.join(self.steps)})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the steps."""
+        steps = "".join(f"<li>{escape(step)}</li>" for step in self.steps)
+        kind = escape(type(self.model).__name__)
+        return f"<p>{kind}, compressed in {self.seconds:.1f} s</p><ol>{steps}</ol>"
 
     def report(
         self, evaluate: Callable[[nn.Module], float] | None = None, *, unit: str = ""
@@ -83,7 +96,8 @@ def compress(
         model: a trained model; any that `swan.swanify` takes.
         data: batches: inputs, or tuples whose first element is the input, or dicts of keyword arguments.
             Training goes through them again and again, so it needs a loader or a list, no iterator.
-        macs: share of the model's MACs to keep at most, in (0, 1], or a number of MACs.
+        macs: share of the model's MACs to keep at most, in (0, 1], or a number of MACs: of one sample, or of
+            all `example_inputs` where they are given.
         params: the same of its parameters; with several budgets, all are kept.
         latency_ms: milliseconds to take at most for the example inputs, by layers measured here.
         loss: "self", or `loss(model, batch)`, a scalar, by which units are scored and the smaller model
@@ -105,7 +119,8 @@ def compress(
             "eager" for the latter two by default.
         num_batches: that units are scored and weights are solved for with; 512 to 1,024 samples are
             plenty.
-        example_inputs: to map the model with; by default the first two samples of the first batch.
+        example_inputs: to map the model with, and to report on; by default the first two samples of the first
+            batch, and the first of them.
         progress: show on stderr what is going on and how long it will take.
 
     Raises:
@@ -127,8 +142,10 @@ def compress(
     batches = list(batches_in(data, num_batches))
     if not batches:
         raise InputError("data yields no batch")
+    shown = example_inputs
     if example_inputs is None:
-        example_inputs = _example_of(model, batches[0])
+        example_inputs, shown = (_example_of(model, batches[0], count) for count in (2, 1))
+        macs = _for_all(macs, example_inputs)
     budget = Budget(macs, params, latency_ms)
     started = time.perf_counter()
     with told(progress) as tell:
@@ -154,13 +171,21 @@ def compress(
         tuple(cutter.compensations),
         time.perf_counter() - started,
         model,
-        example_inputs,
+        shown,
         runtime or "eager",
     )
 
 
-def _example_of(model: nn.Module, batch: Any) -> Any:
-    example = first_samples(batch, 2)
+def _for_all(macs: Any, example: Any) -> Any:
+    """A number of MACs of one sample, for all that the model is mapped with; a share stays one."""
+    if not isinstance(macs, (int, float)) or macs < FEWEST:
+        return macs
+    leaves = tree_leaves(example)
+    return macs * next((len(x) for x in leaves if isinstance(x, Tensor) and x.ndim), 1)
+
+
+def _example_of(model: nn.Module, batch: Any, count: int) -> Any:
+    example = first_samples(batch, count)
     if isinstance(batch, (tuple, list)) and isinstance(model, nn.Module):
         try:
             check_arguments(model, as_inputs(example))

@@ -169,8 +169,8 @@ class Cutter:
 
 def _share(wanted: float | None, part: float, whole: int, now: int) -> float | None:
     """The share of what a model costs now that brings it to `wanted` ** `part` of the whole."""
-    if wanted is None or not 0 < wanted <= 1 or not now:
-        return wanted
+    if not isinstance(wanted, (int, float)) or not 0 < wanted <= 1 or not now:
+        return wanted  # whatever is no share, limits_of takes or refuses
     return float(min(1.0, wanted**part * whole / now))
 
 

@@ -123,9 +123,9 @@ def tiles(old: Figures, new: Figures, unit: str) -> list[tuple[str, str, str]]:
     ]
     if old.latencies:
         first, then = old.latencies[0], new.latencies[0]
-        gain = f"{first.median_ms / then.median_ms:.2f} x"
+        gain = first.median_ms / then.median_ms
         now = f"{rendering.milliseconds(then.median_ms)} ms at batch {then.batch}"
-        found.append(("faster", gain, now))
+        found.append(("faster" if gain >= 1 else "slower", f"{max(gain, 1 / gain):.2f} x", now))
     if old.accuracy is not None and new.accuracy is not None:
         change = rendering.accuracy_change(old.accuracy, new.accuracy, unit)
         now = rendering.with_unit(f"{new.accuracy:.4g}", unit)

@@ -179,8 +179,8 @@ def speed_notes(before: Figures, after: Figures, layers: Sequence[LayerChange]) 
     ]
     if not slow:
         return []
-    found = ", ".join(f"{gain:.2f} times as fast at batch {batch}" for batch, gain in slow)
-    notes = [f"{before.macs / after.macs:.2f} times fewer MACs, but only {found}:"]
+    found = ", ".join(f"{_speed(gain)} at batch {batch}" for batch, gain in slow)
+    notes: list[str] = []
     widths = [
         (x.before.out_channels, x.after.out_channels)
         for x in layers
@@ -202,11 +202,15 @@ def speed_notes(before: Figures, after: Figures, layers: Sequence[LayerChange]) 
     same = sum(old == new for old, new in widths)
     if same > 1:
         notes.append(f"{same} of {len(widths)} layers kept their full width")
-    if len(notes) == 1:
+    if not notes:
         notes.append(
             "the time for calling each layer stays, and weighs more the less there is to do"
         )
-    return notes
+    return [f"{before.macs / after.macs:.2f} times fewer MACs, but {found}", *notes]
+
+
+def _speed(gain: float) -> str:
+    return f"only {gain:.2f} times as fast" if gain >= 1 else f"{1 / gain:.2f} times as slow"
 
 
 SUMMARY_HEADER = ("", "before", "after", "left")

@@ -17,7 +17,7 @@ from swan_surgery.models.provenance import provenance_of
 
 Of = Literal["given", "original"]
 # Below this no number of MACs or parameters is meant: 50 is somebody's 50 %.
-_FEWEST = 1000
+FEWEST = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +79,7 @@ def limits_of(
         if not _is_budget(given):
             raise InputError(
                 f"{name} is a share of the base model's {unit}, in (0, 1], or a number of them from "
-                f"{_FEWEST:,} on; got {given!r}"
+                f"{FEWEST:,} on; got {given!r}"
             )
     limits = []
     if macs is not None:
@@ -98,7 +98,7 @@ def limits_of(
 def _is_budget(given: object) -> bool:
     if not isinstance(given, (int, float)) or isinstance(given, bool):
         return False
-    return 0 < given <= 1 or _FEWEST <= given < float("inf")
+    return 0 < given <= 1 or FEWEST <= given < float("inf")
 
 
 def _share(given: float, original: float, total: float) -> float:

@@ -24,23 +24,37 @@ def adapt_command(
     data: Path | None,
     macs: float,
     max_macs: float | None,
-    widths: str,
+    structure: str,
+    widths: str | None,
+    block_size: int,
     per: str,
     at: float | None,
     shapes: list[str] | None,
     as_json: bool,
 ) -> None:
     """Let every input choose how wide the blocks of a model are."""
-    shares = _shares(widths)
+    shares = None if widths is None else _shares(widths)
     if per not in ("block", "network"):
         raise InputError(f"--per {per}: block or network")
+    if structure not in ("nested", "free", "blocks"):
+        raise InputError(f"--structure {structure}: nested, free or blocks")
+    of_nested = (shares, max_macs, at)
+    if structure != "nested" and (per != "block" or any(own is not None for own in of_nested)):
+        raise InputError(
+            f"--structure {structure} knows no --widths, --per network, --max-macs or --at: nested does"
+        )
     batches = [] if data is None else _batches(data)
     with waiting(f"adapting {model}"):
         base, inputs = subject_of(
             model, weights, shapes or [], sample=batches[0][:1] if batches else None
         )
         adapted = adapt(
-            base.eval(), inputs, per="network" if per == "network" else "block", widths=shares
+            base.eval(),
+            inputs,
+            structure=structure,  # type: ignore[arg-type]  # checked above
+            per="network" if per == "network" else "block",
+            widths=shares,
+            block_size=block_size,
         )
         stats = None
         if batches:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -70,6 +71,7 @@ def samples_of(data: str, assignments: list[str] | None, model: nn.Module) -> Sa
     files = sorted(root.glob("*.safetensors")) if root.is_dir() else [root]
     if files and files[0].suffix == ".safetensors":
         return _tensors(files, root, settings)
+    _tell_normalisation(settings, assignments or [])
     alone = None
     if root.is_dir() and not (root / "train").is_dir():
         alone = images_below(root, settings, input_channels(model))
@@ -93,6 +95,18 @@ def checked_labels(samples: Samples, data: str) -> Iterable[Any]:
             f"'inputs', a folder of images train/<class>/*"
         )
     return samples.test
+
+
+def _tell_normalisation(settings: TrainSettings, assignments: list[str]) -> None:
+    """A model that was trained on other numbers still runs on these, and is worked on wrongly."""
+    if any(own.partition("=")[0].strip() in ("mean", "std") for own in assignments):
+        return
+    mean, std = list(settings.mean), list(settings.std)
+    typer.echo(
+        f"images in [0, 1] are normalised with mean {mean} and std {std}: if the model was trained otherwise, say "
+        f"--set 'mean=[...]' --set 'std=[...]'",
+        err=True,
+    )
 
 
 def _loaded(images: Any, settings: TrainSettings) -> Iterable[tuple[Tensor, Tensor]]:

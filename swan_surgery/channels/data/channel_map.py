@@ -72,6 +72,7 @@ class ChannelMap:
         numbers: numbers in the code of modules that are replaced when a width shrinks.
         free_outputs: outputs that were given up and shrink: what lies on their axes.
         unused: parameters that no run of the map reached; they keep their shapes, whatever comes in.
+        lookups: embeddings whose columns no layer makes or shares; they have no gates.
         way: how `swanify` put gates in, and why in that way; empty in a map alone.
     """
 
@@ -90,6 +91,7 @@ class ChannelMap:
     numbers: tuple[RepeatedNumber, ...] = ()
     free_outputs: tuple[FreeOutput, ...] = ()
     unused: tuple[str, ...] = field(default=(), metadata=_NO_UNITS)
+    lookups: tuple[str, ...] = field(default=(), metadata=_NO_UNITS)
     way: str = field(default="", compare=False, metadata=_NO_UNITS)
 
     def __repr__(self) -> str:
@@ -113,6 +115,7 @@ class ChannelMap:
             statistics=self.statistics,
             unknown=self.unknown,
             unused=self.unused,
+            lookups=self.lookups,
             way=self.way,
         )
 

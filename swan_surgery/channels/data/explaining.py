@@ -36,6 +36,7 @@ def explain(
     statistics: Sequence[Statistic],
     unknown: tuple[UnknownOp, ...],
     unused: tuple[str, ...] = (),
+    lookups: tuple[str, ...] = (),
     way: str = "",
 ) -> Explanation:
     """Sort the entries of a channel map by the layers whose output channels they concern."""
@@ -57,7 +58,7 @@ def explain(
         explained.append(_explained(layer, found, pinned.get(layer.name, ())))
     kept = dict.fromkeys(_number(number) for number in numbers if number.units is None)
     never = dict.fromkeys(name.rpartition(".")[0] or name for name in unused)
-    return Explanation(tuple(explained), tuple(kept), unknown, tuple(never), way)
+    return Explanation(tuple(explained), tuple(kept), unknown, tuple(never), lookups, way)
 
 
 def _classes(touched: Sequence[Iterable[int]]) -> tuple[Mapping[int, int], list[tuple[int, ...]]]:

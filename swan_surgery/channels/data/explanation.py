@@ -147,6 +147,7 @@ class Explanation:
         unknown: operations without a channel rule, with module and line of code.
         never_run: modules that no run of the map reached. They keep their widths: an input that
             reaches one does not fit the cut model.
+        lookups: embeddings whose columns no layer makes or shares.
         way: how gates were put in, and why in that way; empty in a map alone.
     """
 
@@ -154,6 +155,7 @@ class Explanation:
     kept_numbers: tuple[FollowingNumber, ...]
     unknown: tuple[UnknownOp, ...]
     never_run: tuple[str, ...] = ()
+    lookups: tuple[str, ...] = ()
     way: str = ""
 
     def layer(self, name: str) -> LayerExplanation:
@@ -217,9 +219,15 @@ class Explanation:
         return "\n".join(lines)
 
     def _never_run(self) -> list[str]:
-        if not self.never_run:
-            return []
-        return [f"never run on these inputs, kept as they are: {few(self.never_run, 3)}"]
+        found = []
+        if self.never_run:
+            found = [f"never run on these inputs, kept as they are: {few(self.never_run, 3)}"]
+        if self.lookups:
+            found.append(
+                f"columns of {few(self.lookups, 3)} stay: gates belong to what convolutions, linear and "
+                f"recurrent layers make, and none of them makes or shares these"
+            )
+        return found
 
 
 def _all(coupled: Coupled, layer: LayerExplanation) -> bool:

@@ -74,6 +74,7 @@ def assemble(
         ungated_reads=ungated,
         free_outputs=_free_outputs(solution, units),
         unused=_unused(solution),
+        lookups=_lookups(solution),
         statistics=_statistics(solution, units),
         attributes=tuple(
             AttributeWidth(
@@ -90,6 +91,24 @@ def assemble(
             for training in _modes(solution, training=place.training)
         ),
     )
+
+
+def _lookups(solution: Solution) -> tuple[str, ...]:
+    """Embeddings whose columns could go if a layer made them."""
+    found: dict[str, None] = {}
+    for trace in solution.traces:
+        for op in trace.recording.ops:
+            if op.packet != "aten.embedding" or not op.inputs[0]:
+                continue
+            columns = [
+                field.numpy().reshape(-1) for field in op.inputs[0] if axes_of(field) == (1,)
+            ]
+            for labels in columns:
+                own = solution.component[labels[labels > 0]]
+                if (solution.reason[own] < 0).all() and not solution.prunable[own].any():
+                    name = solution.labelled.owner(int(labels[labels > 0][0]))[0]
+                    found[name.removesuffix(".weight")] = None
+    return tuple(found)
 
 
 def _repeated(
