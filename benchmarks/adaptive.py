@@ -1,18 +1,21 @@
 """Time of widths that look at the input: whole blocks and layers against the dense one and a static cut.
 
     python benchmarks/adaptive.py
+    python benchmarks/adaptive.py --structure blocks
 
 Paired in one loop, float32, eval mode. Every variant does the same work per sample on average: `static` is the
 library's cut of the block's inner channels, `nested` gives half of a batch one width and half another with
 that mean (at batch 1 a call for one sample of each is timed together, for all variants), `uniform` gives all the one width (what grouping itself costs
 is the difference), `masked` multiplies masks. Looking at the input is part of `nested`. Ratios are over the
-dense block's time next to it; the target is nested <= 1.15 x static.
+dense block's time next to it; the target is nested <= 1.15 x static. Feed-forward layers also run in `blocks` of
+128 and 256 neurons that every token chooses with gates at random, a share of all on average, beside a static cut to that share.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from _measure import (
     arguments,
     console,
@@ -34,6 +37,21 @@ import swan_surgery as swan
 
 # Two widths around each share, with that mean.
 AROUND = {0.5: (0.25, 0.75), 0.25: (0.125, 0.375)}
+SIZES = (128, 256)
+
+
+class GatedUnit(nn.Module):
+    """A feed-forward layer as language models have it."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, tokens, width]."""
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
 
 
 class OneBlock(nn.Module):
@@ -56,6 +74,39 @@ def subjects(*, smoke: bool) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         "bottleneck 1024/256 at 14": (Bottleneck(1024, 256), (1024, 14, 14)),
         "bottleneck 256/64 at 56": (Bottleneck(256, 64), (256, 56, 56)),
         "ViT-B MLP": (MLP(768, [3072, 768], activation_layer=nn.GELU), (197, 768)),
+    }
+
+
+def by_token(*, smoke: bool) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Feed-forward layers, and the shape of one sample."""
+    if smoke:
+        return {"MLP 16/1024": (MLP(16, [1024, 16], activation_layer=nn.GELU), (3, 16))}
+    return {
+        "ViT-B MLP": (MLP(768, [3072, 768], activation_layer=nn.GELU), (197, 768)),
+        "gated 2048/8192, one token": (GatedUnit(2048, 8192), (1, 2048)),
+    }
+
+
+def token_variants(
+    block: nn.Module, x: Tensor, share: float, size: int
+) -> dict[str, Callable[[], object]]:
+    """What is timed of blocks of neurons, by name."""
+    model = OneBlock(block).eval()
+    adapted = swan.adapt(model, x[:2], structure="blocks", block_size=size).eval()
+    looks: Any = adapted.blocks()["block"].effort
+    nn.init.normal_(looks.weight)
+    logits = F.linear(x.flatten(0, -2), looks.weight)
+    with torch.no_grad():
+        looks.bias.fill_(-float(logits.flatten()[: 2**20].quantile(1 - share)))
+    small = swan.compact(adapted, verify=False)
+    masked = swan.compact(adapted, execution="masked", verify=False)
+    count = len(looks.bias)
+    static = adapted.at(torch.arange(count) < round(share * count)).eval()
+    return {
+        "dense": lambda: model(x),
+        "static": lambda: static(x),
+        "blocks": lambda: small(x),
+        "masked": lambda: masked(x),
     }
 
 
@@ -106,14 +157,18 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--structure", choices=["nested", "blocks"], default="nested")
     options = parser.parse_args()
     if options.smoke:
         options.batches, options.repeats = [2], 2
     torch.set_num_threads(options.threads)
-    path = output_path("adaptive", options)
-    result: dict[str, Any] = {"theme": "adaptive", "environment": environment(), "rows": []}
+    theme = "adaptive" if options.structure == "nested" else "adaptive_blocks"
+    path = output_path(theme, options)
+    result: dict[str, Any] = {"theme": theme, "environment": environment(), "rows": []}
     terminal = console()
     found = subjects(smoke=options.smoke)
+    if options.structure == "blocks":
+        found = {}
     with progress_bar(terminal) as bar:
         task = bar.add_task("blocks", total=len(found) * len(options.batches) * len(AROUND))
         for name, (block, shape) in found.items():
@@ -126,7 +181,40 @@ def main() -> None:
                     write(path, result)
                     bar.advance(task)
                     bar.console.print(described(row))
+        if options.structure == "blocks":
+            for row in of_tokens(options):
+                result["rows"].append(row | {"threads": options.threads})
+                write(path, result)
+                bar.console.print(described(row))
     report(path, terminal)
+
+
+def of_tokens(options: Any) -> Iterator[dict[str, Any]]:
+    """Rows of blocks of neurons."""
+    for name, (block, shape) in by_token(smoke=options.smoke).items():
+        for batch in options.batches if shape[0] > 1 else (1,):
+            x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+            for share in AROUND:
+                for size in SIZES:
+                    with torch.no_grad():
+                        timed = token_variants(block, x, share, size)
+                        samples = paired(timed, repeats=options.repeats)
+                    yield {
+                        "block": name,
+                        "batch": batch,
+                        "share": share,
+                        "size": size,
+                        "ms": {key: 1e3 * wall(own)["median"] for key, own in samples.items()},
+                        **ratios(samples),
+                    }
+
+
+def ratios(samples: Any) -> dict[str, Any]:
+    """Over the dense and the static variant: CPU seconds of one thread hardly notice who else is on the machine."""
+    return {
+        f"over_{base}": {key: ratio(own, samples[base], clock=1) for key, own in samples.items()}
+        for base in ("dense", "static")
+    }
 
 
 def measure(
@@ -138,17 +226,13 @@ def measure(
         samples = paired(variants(block, x, share, batch), repeats=repeats)
     calls = len(x) // batch
     ms = {key: 1e3 * wall(own)["median"] / calls for key, own in samples.items()}
-    # CPU seconds of one thread hardly notice who else is on the machine.
-    over_dense = {key: ratio(own, samples["dense"], clock=1) for key, own in samples.items()}
-    over_static = {key: ratio(own, samples["static"], clock=1) for key, own in samples.items()}
     return {
         "macs_over_static": macs_over_static(block, x, share),
         "block": name,
         "batch": batch,
         "share": share,
         "ms": ms,
-        "over_dense": over_dense,
-        "over_static": over_static,
+        **ratios(samples),
     }
 
 
@@ -162,11 +246,12 @@ def macs_over_static(block: nn.Module, x: Tensor, share: float) -> float:
 
 
 def described(row: dict[str, Any]) -> str:
-    ratios = " ".join(f"{key} {own['median']:.2f}" for key, own in row["over_dense"].items())
-    nested = row["over_static"]["nested"]["median"]
+    told = " ".join(f"{key} {own['median']:.2f}" for key, own in row["over_dense"].items())
+    way = "nested" if "size" not in row else "blocks"
+    nested = row["over_static"][way]["median"]
     return (
         f"{row['block']}, batch {row['batch']}, {row['share']:.0%}: dense {row['ms']['dense']:.1f} ms; "
-        f"of dense: {ratios}; nested / static {nested:.2f}"
+        f"of dense: {told}; {way} / static {nested:.2f}"
     )
 
 

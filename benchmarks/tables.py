@@ -626,6 +626,12 @@ def adaptive_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+def adaptive_tokens_markdown(results: Sequence[Result]) -> str:
+    """Time of feed-forward layers whose tokens run blocks of neurons of their own."""
+    header, cells = tables_adaptive.token_cells(results, spread)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
 def adaptive_accuracy_markdown(results: Sequence[Result]) -> str:
     """Accuracy of widths that look at the input, and of static cuts."""
     header, cells = tables_adaptive.accuracy_cells(results, mean_and_deviation)
@@ -686,6 +692,7 @@ def gpu_markdown(results: Sequence[Result]) -> str:
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "adaptive": adaptive_markdown,
     "adaptive_accuracy": adaptive_accuracy_markdown,
+    "adaptive_blocks": adaptive_tokens_markdown,
     "activations": activations_markdown,
     "activations_training": activations_training_markdown,
     "compensation": compensation_markdown,

@@ -51,6 +51,28 @@ def speed_cells(
     return header, rows
 
 
+def token_cells(
+    results: Sequence[Result], spread: Callable[[Mapping[str, float], int], str]
+) -> Cells:
+    """Feed-forward layers whose tokens run blocks of neurons of their own: time over the dense layer's."""
+    header = ["layer", "batch", "neurons in a block", "mean share %", "dense ms"]
+    header += ["static", "blocks", "masked", "blocks / static"]
+    rows = [
+        [
+            row["block"],
+            str(row["batch"]),
+            str(row["size"]),
+            f"{100 * row['share']:g}",
+            f"{row['ms']['dense']:.1f}",
+            *(f"{row['over_dense'][key]['median']:.2f}" for key in ("static", "blocks", "masked")),
+            spread(row["over_static"]["blocks"], 2),
+        ]
+        for result in results
+        for row in result["rows"]
+    ]
+    return header, rows
+
+
 def accuracy_cells(results: Sequence[Result], shown: Callable[[Sequence[float]], str]) -> Cells:
     """Per network and method: test accuracy at the MACs that test images cost on average."""
     header = ["network", "what", "asked for or width", "seeds", "mean MACs %", "test accuracy %"]
