@@ -93,7 +93,7 @@ class Raising(nn.Module):
 
 
 class TestModel:
-    @pytest.mark.parametrize("thing", [None, 3, "resnet18", nn.Linear, {"weight": torch.zeros(2)}])
+    @pytest.mark.parametrize("thing", [None, 3, "resnet18", {"weight": torch.zeros(2)}])
     def test_not_a_module(self, thing) -> None:
         seen = type(thing).__name__
         for call in (
@@ -103,6 +103,14 @@ class TestModel:
             lambda: swan.calibrate(thing, [IMAGE]),
         ):
             refuse(swan.ModelError, rf"expected a torch\.nn\.Module, got {seen}", call)
+
+    def test_a_class_in_place_of_a_model(self) -> None:
+        for call in (swan.swanify, swan.count_macs):
+            refuse(
+                swan.ModelError,
+                r"got its class Linear; pass one, as Linear\(\.\.\.\) makes it",
+                lambda call=call: call(nn.Linear, IMAGE),
+            )
 
     def test_not_a_module_for_the_channel_map(self) -> None:
         refuse(
@@ -400,8 +408,9 @@ class TestInputs:
             ({"x": IMAGE, "size": 3}, r"unexpected keyword argument 'size'; given: x=.*, size=int"),
             ((), "missing a required argument: 'x'; given: nothing"),
             ([[IMAGE], None], "too many positional arguments; given: list of {image}, NoneType"),
+            ((1, 3, 8, 8), r"int; a shape is no input: torch\.zeros\(1, 3, 8, 8\) has it"),
         ],
-        ids=["too_many", "keyword", "unknown_keyword", "none", "nested"],
+        ids=["too_many", "keyword", "unknown_keyword", "none", "nested", "shape"],
     )
     def test_wrong_arity(self, inputs, what) -> None:
         model, _ = ZOO["vgg"]()

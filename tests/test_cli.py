@@ -265,6 +265,9 @@ ERRORS = {
     "unknown model": (("inspect", "resnat18"), "nearest torchvision names: resnet18"),
     "unknown module": (("inspect", "no.such:thing"), "cannot import 'no.such'"),
     "unknown factory": (("inspect", "tests.test_cli:nothing"), "has no function 'nothing'"),
+    "factory with a typo": (("inspect", "tests.test_cli:brokn"), "nearest names: broken"),
+    "a file's path": (("inspect", "tests/test_cli.py:net"), "tests.test_cli:net"),
+    "a file alone": (("inspect", "test_cli.py"), "test_cli:FUNCTION"),
     "failing factory": (("inspect", "tests.test_cli:broken"), "first line second line"),
     "not a module": (("inspect", "tests.test_cli:number"), "returned int"),
     "not inputs": (

@@ -1,5 +1,6 @@
 """What may or may not be there: optional packages, and functions that users name."""
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,11 @@ def named_function(name: str) -> Callable[..., Any]:
         InputError: no such module, or nothing in it that can be called.
     """
     module_name, _, attribute = name.partition(":")
+    if module_name.endswith(".py"):
+        dotted = module_name.removesuffix(".py").replace("/", ".")
+        raise InputError(
+            f"{name!r} is a file: name it as Python imports it, {dotted}:{attribute or 'FUNCTION'}"
+        )
     # A console script does not have the working folder on its path; `python -m` has.
     folder = str(os.getcwd())  # noqa: PTH109 - sys.path wants a string
     added = folder not in sys.path
@@ -46,5 +52,8 @@ def named_function(name: str) -> Callable[..., Any]:
             sys.path.remove(folder)
     function: Callable[..., Any] | None = getattr(module, attribute, None)
     if not callable(function):
-        raise InputError(f"module {module_name!r} has no function {attribute!r}")
+        names = [own for own, value in vars(module).items() if callable(value)]
+        near = difflib.get_close_matches(attribute, names, n=3, cutoff=0.5)
+        told = f"; nearest names: {', '.join(near)}" if near else ""
+        raise InputError(f"module {module_name!r} has no function {attribute!r}{told}")
     return function

@@ -22,6 +22,11 @@ def check_is_module(model: Any) -> None:
     """
     if isinstance(model, nn.Module):
         return
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        name = model.__name__
+        raise ModelError(
+            f"expected a model, got its class {name}; pass one, as {name}(...) makes it"
+        )
     holds = isinstance(getattr(model, "model", None), nn.Module)
     hint = "; pass its .model" if holds else ""
     raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}{hint}")
@@ -93,9 +98,11 @@ def check_arguments(model: nn.Module, inputs: Inputs) -> None:
             f"{p.name}=..." if p.default is not p.empty else str(p.replace(annotation=p.empty))
             for p in signature.parameters.values()
         )
+        numbers = inputs.args if all(type(own) is int for own in inputs.args) else ()
+        shape = f"; a shape is no input: torch.zeros{numbers} has it" if len(numbers) > 1 else ""
         raise InputError(
             f"the example inputs do not fit {type(model).__name__}.forward({takes}): {err}; "
-            f"given: {described(inputs) or 'nothing'}"
+            f"given: {described(inputs) or 'nothing'}{shape}"
         ) from err
 
 

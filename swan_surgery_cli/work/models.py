@@ -58,6 +58,8 @@ def build_model(name: str, *, with_data: bool = False, classes: int | None = Non
         return _timm_model(name.removeprefix(_TIMM), with_data=with_data, classes=classes)
     if ":" in name and not name.startswith(_TORCHVISION):
         return _from_factory(name)
+    if name.endswith(".py"):
+        return _from_factory(name)  # which says how a file is named
     wanted = name.removeprefix(_TORCHVISION)
     known = _torchvision().models.list_models()
     if wanted in known:

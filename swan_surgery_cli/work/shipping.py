@@ -102,6 +102,8 @@ def report_command(
         typer.echo(found.to_json())
     else:
         typer.echo(found.to_markdown() if markdown else str(found))
+    if html is not None:
+        typer.echo(f"written: {html}", err=True)
 
 
 def export_command(
