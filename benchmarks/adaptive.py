@@ -170,7 +170,8 @@ def main() -> None:
     if options.structure == "blocks":
         found = {}
     with progress_bar(terminal) as bar:
-        task = bar.add_task("blocks", total=len(found) * len(options.batches) * len(AROUND))
+        total = len(found) * len(options.batches) * len(AROUND)
+        task = bar.add_task("blocks", total=total or None)
         for name, (block, shape) in found.items():
             for batch in options.batches:
                 generator = torch.Generator().manual_seed(0)
@@ -185,6 +186,7 @@ def main() -> None:
             for row in of_tokens(options):
                 result["rows"].append(row | {"threads": options.threads})
                 write(path, result)
+                bar.advance(task)
                 bar.console.print(described(row))
     report(path, terminal)
 
