@@ -1,5 +1,6 @@
 """Blocks of neurons that every token chooses for itself: the laws, and what each part does."""
 
+import copy
 import re
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import swan_surgery as swan
 from swan_surgery.adaptive.neuron_blocks import balanced_clusters, even_sizes
@@ -366,3 +368,34 @@ def test_it_says_what_it_is() -> None:
     assert "5 blocks of 4 to 4 neurons" in repr(adapted)
     assert "blocks of neurons by token" in adapted.explain()
     assert adapted.costs.least < adapted.costs.dense < adapted.costs.most
+
+
+def test_autocast_gives_what_the_layer_gives() -> None:
+    adapted = adapted_small().float()
+    gate_(adapted, torch.Generator().manual_seed(1))
+    fast, x = swan.compact(adapted), tokens(4, 5, 3).float()
+    layer: Any = fast.blocks()["layers.0"]
+    kinds = []
+    layer.register_forward_hook(lambda _m, _a, y: kinds.append(y.dtype))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = fast(x).float()
+    assert kinds == [torch.bfloat16]
+    assert (found - adapted(x)).abs().max() < 0.02
+
+
+def test_a_layer_recomputed_in_backward_has_the_same_gradients() -> None:
+    class Again(Stream):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    plain = adapted_small().train(False)
+    gate_(plain, torch.Generator().manual_seed(1))
+    again = copy.deepcopy(plain)
+    again.model.__class__ = Again
+    found = []
+    for own in (plain, again):
+        own.zero_grad()
+        own(tokens(4, 5, 3)).square().sum().backward()
+        found.append([p.grad for p in own.parameters() if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 0
+    assert_near(found[1], found[0], "recomputed")

@@ -113,14 +113,16 @@ class TokenBlock(FreeBlock):
             out = out + bias
         places = is_open.T.contiguous()
         counts = places.sum(1).tolist()
+        kind = out.dtype
         for part in _runs([count == len(tokens) for count in counts]):
-            out = out + self._part(part, tokens, call)
+            given = self._part(part, tokens, call)
+            out, kind = out + given, given.dtype
         for block, count in enumerate(counts):
             if 0 < count < len(tokens):
                 (own,) = places[block].nonzero(as_tuple=True)
-                part = slice(block, block + 1)
-                out.index_add_(0, own, self._part(part, tokens.index_select(0, own), call))
-        return out.reshape(*x.shape[:-1], -1)
+                given = self._part(slice(block, block + 1), tokens.index_select(0, own), call)
+                out, kind = out.index_add_(0, own, given.to(out.dtype)), given.dtype
+        return out.to(kind).reshape(*x.shape[:-1], -1)  # autocast: as the layer itself gives it
 
     def _rows_of(self, masks: Tensor, x: Tensor) -> Tensor:
         """Masks of tokens, or of samples for all of their tokens: [tokens, blocks]."""
