@@ -163,7 +163,7 @@ def test_an_adaptive_model_is_fitted_and_compact(device, structure, tmp_path):
 
 
 def test_tokens_choose_blocks_of_neurons(device, tmp_path):
-    model, x = stream().float().to(device), seeded(8, 5, 3).float().to(device)
+    model, x = stream().to(device), seeded(8, 5, 3).to(device)
     adapted = swan.adapt(model, x[:2], structure="blocks", block_size=4).eval()
     assert_on(adapted, device)
     close(adapted(x), model(x))
@@ -173,7 +173,7 @@ def test_tokens_choose_blocks_of_neurons(device, tmp_path):
     close(fast(x), adapted(x))
     close(fast(x[:1, :1]), adapted(x[:1, :1]))
     swan.save(adapted, tmp_path / "adapted.swan")
-    back = swan.load(tmp_path / "adapted.swan", stream().float().to(device))
+    back = swan.load(tmp_path / "adapted.swan", stream().to(device))
     assert_on(back, device)
     assert torch.equal(back.eval()(x), adapted(x))
 
