@@ -62,6 +62,7 @@ _TRAINED = {
     "score-fisher-compensated": "one cut, compensated",
     "score-fisher-correlated-compensated": "one cut, channels chosen together, compensated",
     "staged-fisher-compensated": "in stages, compensated",
+    "tp-l2-compensated": "Torch-Pruning's uniform L2 mask, compensated by us",
     "ours": "gates that learn",
     "ours-compensated": "gates that learn, then compensated",
 }
