@@ -55,7 +55,8 @@ def prune(
     the training mode stay as they were.
 
     Args:
-        gated: the result of `swanify`, trained.
+        gated: the result of `swanify`, trained. Gates that were not trained stand in the order of their
+            weights' sizes alone: `prune_by_score` and `swan.compress` choose better then.
         macs: share of the base model's MACs to keep at most, in (0, 1], or a number of MACs
             (at the example inputs; 2e9). Moves the threshold: units
             stay in order of p, as many as the budget allows, so closed units may open again; what
