@@ -474,3 +474,21 @@ def test_units_along_two_axes_of_one_value_are_gated_above_it(run) -> None:
     gated = assert_closed_equals_cut(prepared(model), image(2, 3, 5, 5))
     assert gated is not None
     assert len(set(gated.channels.layer("first").out_units)) == 8
+
+
+def test_of_two_inputs_of_a_product_the_one_that_is_summed_over_is_gated() -> None:
+    """What a product is added to comes first, and has no part in the sum."""
+
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.beside = nn.Linear(4, 6), nn.Linear(4, 3)
+            self.weight = nn.Parameter(torch.randn(3, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.beside(x), torch.relu(self.read(x)), self.weight.t())
+
+    gated = assert_closed_equals_cut(Added().double().eval(), torch.randn(5, 4).double())
+    assert gated is not None
+    assert not gated.runs_in_place
+    assert sites(gated) == {"read"}
