@@ -298,3 +298,30 @@ def test_bad_arguments_are_refused_by_name():
         swan.report(Net(), Net(), torch.randn(1, 7, 4, 4))
     with pytest.raises(swan.InputError, match="holds no tensor"):
         swan.report(Net(), Net(), (1,))
+
+
+@pytest.mark.parametrize(
+    ("both", "projected", "widths"), [(False, 0, 16), (True, 0, 32), (True, 4, 8)]
+)
+def test_recurrent_layers_have_widths(both: bool, projected: int, widths: int) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(5, 16, bidirectional=both, proj_size=projected)
+            self.cell = nn.GRUCell(widths, 8)
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.cell(self.rnn(x)[0][-1]))
+
+    model, x = Reads(), torch.randn(7, 2, 5)
+    small = swan.prune(swan.swanify(model, x), macs=0.5)
+    layers = {layer.name: layer for layer in swan.report(model, small, x).layers}
+    before, after = layers["rnn"].before, layers["rnn"].after
+    assert before is not None
+    assert after is not None
+    assert (before.in_channels, before.out_channels) == (5, widths)
+    assert after.out_channels == small.cell.weight_ih.shape[1]
+    cell = layers["cell"].before
+    assert cell is not None
+    assert (cell.in_channels, cell.out_channels) == (widths, 8)

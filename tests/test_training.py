@@ -386,6 +386,10 @@ SETTINGS = st.builds(
 
 
 class TestSettings:
+    def test_one_number_serves_all_channels(self) -> None:
+        assert read_settings(None, ["mean=0", "std=0.25"]).mean == (0,)
+        assert read_settings(None, ["ignore=fc"]).ignore == ("fc",)
+
     @pytest.mark.parametrize("suffix", [".toml", ".yaml", ".yml"])
     @hypothesis_settings(max_examples=60)
     @given(own=SETTINGS)
@@ -415,7 +419,7 @@ class TestSettings:
             ("x.toml", "lr = true", "lr is like 0.001; got True"),
             ("x.yaml", "lr: fast", "lr is like 0.001; got 'fast'"),
             ("x.toml", "batch = 1.5", "batch is like 64; got 1.5"),
-            ("x.toml", "mean = 0.5", r"mean is like \[0.5\]; got 0.5"),
+            ("x.toml", "mean = true", r"mean is like \[0.5\]; got True"),
             ("x.toml", "ignore = [1]", r"ignore is like \[\]; got \[1\]"),
             ("x.toml", "macs = ", "is not TOML"),
             ("x.yaml", "a: [", "is not YAML"),

@@ -36,7 +36,7 @@ def swanify(
     """Retrofit a learnable gate onto every channel of a copy of `model`.
 
     Args:
-        model: an `nn.Module` that torch.fx can trace; it is not changed.
+        model: an `nn.Module`; it is not changed.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments. May be left
             out where it can be inferred: `(1, in_channels, 224, 224)` for a model that starts with
             a 2-d convolution, `(1, in_features)` for one that starts with a linear layer.

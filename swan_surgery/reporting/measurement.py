@@ -43,7 +43,7 @@ def uncounted_ops(model: nn.Module, inputs: Inputs) -> tuple[tuple[str, int], ..
 
 
 def layer_figures(model: nn.Module, inputs: Inputs) -> dict[str, LayerFigures]:
-    """Every module with MACs of its own, and every convolution and linear layer, in model order."""
+    """Every module with MACs of its own, and every convolution, linear and recurrent layer, in model order."""
     totals = count_operators(model, inputs).macs
     found = {}
     for name, module in model.named_modules():
@@ -55,11 +55,21 @@ def layer_figures(model: nn.Module, inputs: Inputs) -> dict[str, LayerFigures]:
             widths = (module.in_channels, module.out_channels)
         elif isinstance(module, nn.Linear):
             widths = (module.in_features, module.out_features)
+        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            widths = _recurrent_widths(module)
         elif not own:
             continue
         params = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         found[name] = LayerFigures(*widths, macs=own, params=params)
     return found
+
+
+def _recurrent_widths(module: nn.RNNBase | nn.RNNCellBase) -> tuple[int, int]:
+    """What goes into the first layer, and the hidden units (projected ones) of both directions."""
+    layer = "" if isinstance(module, nn.RNNCellBase) else "_l0"
+    sides = 2 if getattr(module, "bidirectional", False) else 1
+    into, hidden = (module.get_parameter(f"weight_{kind}{layer}").shape[1] for kind in ("ih", "hh"))
+    return into, sides * hidden
 
 
 def name_swapped(before: Figures, after: Figures) -> None:

@@ -141,6 +141,7 @@ def _checked(name: str, value: Any) -> Any:
         fits = type(value) in (int, float, dict)
     elif isinstance(default, tuple):
         kinds = (str,) if name == "ignore" else (int, float)
+        value = [value] if type(value) in kinds else value  # one for all channels
         fits = isinstance(value, (list, tuple)) and all(type(own) in kinds for own in value)
         value = tuple(value) if fits else value
     elif isinstance(default, float):
