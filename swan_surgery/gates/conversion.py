@@ -177,17 +177,17 @@ def _map(
             ) from err
     check_data(model, to=_INSERT)
     candidates = infer_inputs(model)
-    last: TraceError | None = None
+    failed: list[TraceError] = []
     for inputs in candidates:
         try:
             channels = channel_map(model, inputs, ignore=ignore, free_outputs=free)
         except TraceError as err:
-            last = err
+            failed.append(err)
             continue
         if not channels.notes or inputs is candidates[-1]:
             return channels, inputs
     raise InputError(
-        f"the example inputs guessed from the first layer do not fit: {last}; "
+        f"the example inputs guessed from the first layer do not fit: {'; '.join(map(str, failed))}; "
         f"pass example_inputs=..."
     )
 

@@ -91,7 +91,7 @@ def inspect_model(name: str, model: nn.Module, inputs: Inputs | None) -> Inspect
         channels, used = _map(model, candidates)
     except TraceError as err:
         if inputs is None:
-            raise misfit(model, candidates[0], err) from err
+            raise misfit(model, candidates[-1], err) from err
         raise
     explanation = channels.explain()
     total = sum(term.macs for term in channels.costs)
