@@ -153,7 +153,7 @@ class UNet(nn.Module):
         downs = {"max": nn.MaxPool2d(2), "avg": nn.AvgPool2d(2)}
         if down == "conv":
             downs["conv"] = nn.Conv2d(width, width, 2, 2)
-        self.down = downs.get(down)
+        self.down = downs.get(down) if min(shape[1:]) > 1 else nn.Identity()
         self.inner = conv_stack(width, width)
         is_even = shape[1] % 2 == 0 and shape[2] % 2 == 0
         self.up = up if is_even else "interpolate_size"
