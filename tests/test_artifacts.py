@@ -617,3 +617,19 @@ class TestNothingIsLost:
         assert (tmp_path / "link.swan").is_symlink()
         loaded = swan.load(tmp_path / "real.swan", model=nn.Sequential(nn.Linear(2, 2)))
         assert torch.equal(loaded[0].weight, model[0].weight)
+
+
+def test_parameters_over_one_memory_come_back_each_with_its_own(tmp_path) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        first, *others = [nn.Linear(4, 4) for _ in range(3)]
+        for layer in others:
+            layer.weight = nn.Parameter(first.weight.data)  # no tie: another parameter
+        return nn.Sequential(first, *others)
+
+    net = make()
+    swan.save(net, tmp_path / "net.swan")
+    again = swan.load(tmp_path / "net.swan", make())
+    x = torch.randn(2, 4)
+    assert torch.equal(again(x), net(x))
+    assert len({p.data_ptr() for name, p in again.named_parameters() if "weight" in name}) == 3
