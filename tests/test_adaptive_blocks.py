@@ -399,3 +399,13 @@ def test_a_layer_recomputed_in_backward_has_the_same_gradients() -> None:
         found.append([p.grad for p in own.parameters() if p.grad is not None])
     assert len(found[0]) == len(found[1]) > 0
     assert_near(found[1], found[0], "recomputed")
+
+
+def test_the_least_budget_is_kept_where_blocks_differ_in_size() -> None:
+    """Eleven neurons in blocks of 4, 4 and 3: the one that stays open may be a large one."""
+    model = seeded(2, lambda: Stream(6, FeedForward(6, 11), FeedForward(6, 11)))
+    adapted = swan.adapt(model, tokens(2, 5, 3), structure="blocks", block_size=4)
+    swan.calibrate_widths(adapted, batches())
+    share = adapted.costs.least / adapted.costs.dense
+    stats = swan.fit_widths(adapted, batches(), macs=share + 1e-9)
+    assert stats.mean_macs <= adapted.costs.least + 1e-6

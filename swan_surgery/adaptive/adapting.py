@@ -47,8 +47,9 @@ def adapt(
     of the channels of the block's input. Blocks: the inner units of feed-forward layers (a linear layer, or two
     that are multiplied, and the one that sums over them) are put together by what they read, `block_size` at a
     time, and every token runs the blocks of neurons that its gates open (sigmoid(z_i + w_i . x) >= 1/2, x the
-    token); a layer that is not alone in its module stays static, with the reason. All samples take all channels until `fit_widths` has seen data, or
-    gates were trained: the result then computes what the given model computes.
+    token); a layer that is not alone in its module stays static, with the reason. All samples take all channels
+    until `fit_widths` has seen data, or gates were trained: the result then computes what the given model
+    computes.
 
     A closed channel reads its mean: what closed channels add to their reader on average goes into the
     reader's bias. `calibrate_widths` measures these means, and for nested widths batch-norm statistics, each

@@ -91,7 +91,8 @@ class UnitCosts(BlockCosts):
 class TokenCosts(UnitCosts):
     """The same where tokens choose blocks of neurons, for as many tokens as the example inputs have.
 
-    `blocks` are MACs with one block of neurons open, and with all.
+    `blocks` are MACs with one block of neurons open (the largest: any budget from there on can be kept), and
+    with all.
 
     Attributes:
         sizes: neurons in each block, by layer.
@@ -114,9 +115,13 @@ class TokenCosts(UnitCosts):
         }
 
     def _of_units(self, name: str, masks: Levels) -> Tensor:
-        own = torch.as_tensor(masks).double().cpu()
-        own = own.flatten(1, -2).mean(1) if own.ndim > 2 else own
+        own = of_samples(torch.as_tensor(masks).double().cpu())
         return own.repeat_interleave(torch.tensor(self.sizes[name]), dim=-1)
+
+
+def of_samples(masks: Tensor) -> Tensor:
+    """Masks of tokens as shares of each sample's tokens; those of samples, and one for all, as they are."""
+    return masks.flatten(1, -2).mean(1) if masks.ndim > 2 else masks
 
 
 def block_costs(
@@ -180,9 +185,9 @@ def unit_costs(
         return UnitCosts(dense, fixed, looking, ends.blocks, *rest)
     # One neuron costs as much as another.
     blocks = {
-        name: torch.stack([own[0] * min(sizes[name]), own[1]]) for name, own in ends.blocks.items()
+        name: torch.stack([own[0] * max(sizes[name]), own[1]]) for name, own in ends.blocks.items()
     }
     return TokenCosts(dense, fixed, looking, blocks, *rest, sizes)
 
 
-__all__ = ["BlockCosts", "TokenCosts", "UnitCosts", "block_costs", "unit_costs"]
+__all__ = ["BlockCosts", "TokenCosts", "UnitCosts", "block_costs", "of_samples", "unit_costs"]

@@ -1,7 +1,6 @@
 """Blocks of neurons: the inner units of a feed-forward layer, put together by what they read."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -72,12 +71,6 @@ def cluster_scores(
     return scores
 
 
-def parts_of(sizes: Sequence[int]) -> list[slice]:
-    """Where each block of neurons lies among the units."""
-    ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
-    return [slice(start, end) for start, end in pairwise(ends)]
-
-
 def sizes_by_block(groups: Sequence[NestedGroup], block_size: int) -> Mapping[str, tuple[int, ...]]:
     """Neurons in each block of every feed-forward layer."""
     return {group.block: even_sizes(len(group.units), block_size) for group in groups}
@@ -87,6 +80,5 @@ __all__ = [
     "balanced_clusters",
     "cluster_scores",
     "even_sizes",
-    "parts_of",
     "sizes_by_block",
 ]

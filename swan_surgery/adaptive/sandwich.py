@@ -42,7 +42,8 @@ def sandwich_loss(
     check_adaptive(adapted, to="train")
     if adapted.structure.kind != "nested":
         raise ModelError(
-            "free units and blocks of neurons have no widths to train together; train on adapted.taken(x).output and swan.gate_penalty"
+            "free units and blocks of neurons have no widths to train together; train on adapted.taken(x).output "
+            "and swan.gate_penalty"
         )
     if step < 0:
         raise InputError(f"step counts from 0; got {step}")

@@ -13,7 +13,6 @@ from swan_surgery.adaptive.block import with_tensors
 from swan_surgery.adaptive.free_block import FreeBlock
 from swan_surgery.adaptive.levels import mean_outputs
 from swan_surgery.adaptive.masked import Observer
-from swan_surgery.adaptive.neuron_blocks import parts_of
 from swan_surgery.adaptive.rows import Rows
 from swan_surgery.adaptive.run import Levels, Run
 from swan_surgery.adaptive.unit_gates import UnitGates
@@ -180,8 +179,9 @@ class TokenBlock(FreeBlock):
         """
         weight = self.full.get_parameter(f"{self.reader}.weight" if self.reader else "weight")
         means, total, norms = self._means(), inner.new_zeros(len(inner), len(weight)), []
-        for block, part in enumerate(parts_of(self.sizes)):
-            own = inner[:, part] @ weight[:, part].T - means[block]
+        parts = (inner.split(self.sizes, 1), weight.split(self.sizes, 1), means)
+        for given, own_weight, mean in zip(*parts, strict=True):
+            own = given @ own_weight.T - mean
             norms.append(torch.linalg.vector_norm(own, dim=1))
             total += own
         return torch.stack(norms, 1), total

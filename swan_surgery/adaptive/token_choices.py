@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from swan_surgery.adaptive.choices import Choices, FreeChoices, NestedChoices, drawn_masks
+from swan_surgery.adaptive.costs import of_samples
 from swan_surgery.adaptive.run import Levels
 from swan_surgery.adaptive.structure import Structure
 from swan_surgery.errors import InputError
@@ -73,11 +74,6 @@ class TokenChoices(FreeChoices):
         return torch.stack([len(column) - is_open, is_open])
 
 
-def of_samples(masks: Tensor) -> Tensor:
-    """Masks of tokens as shares of each sample's tokens; those of samples, and one for all, as they are."""
-    return masks.flatten(1, -2).mean(1) if masks.ndim > 2 else masks
-
-
 def choices_of(structure: Structure) -> Choices:
     """What may be chosen in a structure."""
     if structure.kind == "nested":
@@ -85,4 +81,4 @@ def choices_of(structure: Structure) -> Choices:
     return TokenChoices(structure) if structure.kind == "blocks" else FreeChoices(structure)
 
 
-__all__ = ["TokenChoices", "choices_of", "of_samples"]
+__all__ = ["TokenChoices", "choices_of"]

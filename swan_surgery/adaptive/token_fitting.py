@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
+from swan_surgery.adaptive.bisecting import mean_macs, write_lowest_price
 from swan_surgery.adaptive.calibrating import observe_
 from swan_surgery.adaptive.thresholds import Reading, fit_reading
 from swan_surgery.adaptive.token_block import TokenBlock
 from swan_surgery.adaptive.watching import watching
-from swan_surgery.adaptive.width_stats import taken_by
 from swan_surgery.calibration import calibrate, norms_of
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
@@ -22,8 +22,8 @@ from swan_surgery.models.batches import run_on_batch
 
 # Tokens of a layer that its gates are fitted to, evenly from all batches.
 _MOST = 16_384
-# Bisections of the price.
-_ROUNDS = 14
+# A price at which any finite reading leaves one block of neurons open.
+_DEAREST = 2.0**60
 # The mean size of a layer's logits.
 _LOGIT = 2.0
 
@@ -126,27 +126,12 @@ def _price_(
             gates.weight.copy_(own.weight.T * scale)
             gates.bias.copy_(bias * scale)
 
-    low, high = 0.0, 1.0
-    write(low)
-    if _mean_macs(adapted, batches) <= budget:
-        return
-    for _ in range(_ROUNDS):
-        write(high)
-        if _mean_macs(adapted, batches) <= budget:
-            break
-        low, high = high, 2 * high
-    for _ in range(_ROUNDS):
-        middle = (low + high) / 2
-        write(middle)
-        if _mean_macs(adapted, batches) > budget:
-            low = middle
-        else:
-            high = middle
-    write(high)
-
-
-def _mean_macs(adapted: AdaptiveModel, batches: list[Any]) -> float:
-    return float(torch.cat([taken_by(adapted, batch).macs for batch in batches]).double().mean())
+    dearest = 1.0
+    write(dearest)
+    while mean_macs(adapted, batches) > budget and dearest < _DEAREST:
+        dearest *= 2
+        write(dearest)
+    write_lowest_price(adapted, batches, write, budget, dearest)
 
 
 __all__ = ["fit_tokens_"]

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
+from swan_surgery.adaptive.bisecting import write_lowest_price
 from swan_surgery.adaptive.calibrating import observe_
 from swan_surgery.adaptive.costs import UnitCosts
 from swan_surgery.adaptive.thresholds import Reading, fit_reading
 from swan_surgery.adaptive.watching import watching
-from swan_surgery.adaptive.width_stats import taken_by
 from swan_surgery.calibration import calibrate, norms_of
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
@@ -20,8 +20,6 @@ from swan_surgery.models.batches import run_on_batch
 
 # Labels drawn per sample from what the model says.
 _DRAWS = 4
-# Bisections of the price.
-_ROUNDS = 14
 # The mean size of a block's logits.
 _LOGIT = 2.0
 # Ratios of worth and cost of which quantiles are taken.
@@ -113,22 +111,7 @@ def _price_(
             gates.weight.copy_(own.weight.T * scale)
             gates.bias.copy_((own.bias - price * costs[name]) * scale)
 
-    low, high = 0.0, 1.0
-    write(low)
-    if _mean_macs(adapted, batches) <= budget:
-        return
-    for _ in range(_ROUNDS):
-        middle = (low + high) / 2
-        write(middle)
-        if _mean_macs(adapted, batches) > budget:
-            low = middle
-        else:
-            high = middle
-    write(high)
-
-
-def _mean_macs(adapted: AdaptiveModel, batches: list[Any]) -> float:
-    return float(torch.cat([taken_by(adapted, batch).macs for batch in batches]).double().mean())
+    write_lowest_price(adapted, batches, write, budget, 1.0)
 
 
 __all__ = ["fit_units_"]

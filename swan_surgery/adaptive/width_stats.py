@@ -33,7 +33,8 @@ class WidthStats:
         milliseconds: wall-clock time per sample, by batch: [batches].
         entropies: by block, bits of entropy of the width over the samples. Of free units the mean over units;
             of blocks of neurons over the tokens.
-        information: by block, bits of mutual information of the width and the label; None without labels, and of tokens. Of
+        information: by block, bits of mutual information of the width and the label; None without labels, and of
+            tokens. Of
             free units the mean over units.
         usual: by block, the width that most samples take. Of free units a mask: what is open for most.
         per_unit: whether units are free.
