@@ -152,6 +152,20 @@ def test_another_path_at_another_size_is_right_or_refused(middle: Middle) -> Non
     assert assert_right_at(gated, OTHERS) >= 2
 
 
+@pytest.mark.parametrize("size", [6, 12])
+@pytest.mark.parametrize("decides", [False, True])
+def test_a_layer_that_runs_at_other_sizes_only_is_cut_along(size: int, decides: bool) -> None:  # noqa: FBT001
+    def middle(m: nn.Module, y: Tensor) -> Tensor:
+        if decides and bool(y.mean() > 1e3):  # values that decide the path: no map on meta
+            return y
+        return m.narrow(y) if y.shape[-1] < 9 else m.wide(y)
+
+    net = network(middle, narrow=conv(6, 6), wide=conv(6, 6, 3))
+    gated = swan.swanify(net, image(2, 3, size, size))
+    assert all(PINNED not in gated.channels.layer(name).out_units for name in ("narrow", "wide"))
+    assert assert_right_at(gated, OTHERS) == 2 * len(OTHERS)
+
+
 def test_pixels_that_would_be_taken_for_samples_are_no_other_size() -> None:
     """`view(-1, ...)` runs at any size, but a larger image becomes more samples there."""
 

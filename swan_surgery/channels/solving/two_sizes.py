@@ -1,6 +1,6 @@
 """Runs a model at two sizes of its inputs, and keeps the recordings that say something of their own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from swan_surgery.channels.labels.recording import Recording
@@ -47,7 +47,8 @@ def solve_at_two_sizes(
     """
     others = tuple(at_other_sizes(given.inputs, larger=larger))
     trained = _first_taken(others, run, given, training=True)
-    if isinstance(trained, Trace):
+    further = _further(given, trained, run, larger=not larger)
+    if isinstance(trained, Trace) and further is None:
         others = (trained.inputs,)
         if not _differ(given, trained, labelled):
             solution = settled(Runs(_numbered([given, trained]), [], []))
@@ -57,7 +58,26 @@ def solve_at_two_sizes(
     here = _first_taken(same, run, given, training=True)
     message = here if isinstance(here, str) and isinstance(trained, str) else ""
     elsewhere = _first_taken(others, run, given, training=False)
-    return settled(_each_at_both((given, here), (elsewhere, trained), labelled)), message
+    pairs = [(given, elsewhere), (here, trained)]
+    if further is not None:
+        pairs.append((given, further))
+    return settled(_each_at_both((given, here), pairs, labelled)), message
+
+
+def _further(given: Trace, trained: Trace | str, run: Run, *, larger: bool) -> Trace | None:
+    """Eval mode at a size on the other side that reaches parameters no other run does, if there is one.
+
+    Which layer runs may hang on how large an image is: one that never ran would keep the width of what
+    it reads.
+    """
+    missed = set(given.recording.unused)
+    if isinstance(trained, Trace):
+        missed &= set(trained.recording.unused)
+    for candidate in at_other_sizes(given.inputs, larger=larger) if missed else ():
+        found = _first_taken((candidate,), run, given, training=False)
+        if isinstance(found, Trace) and not missed <= set(found.recording.unused):
+            return found
+    return None
 
 
 def _is_made_at(given: Trace, solution: Solution) -> bool:
@@ -71,14 +91,20 @@ def _is_made_at(given: Trace, solution: Solution) -> bool:
 
 
 def _each_at_both(
-    here: tuple[Trace | str, Trace | str],
-    elsewhere: tuple[Trace | str, Trace | str],
+    here: Sequence[Trace | str],
+    pairs: Sequence[tuple[Trace | str, Trace | str]],
     labelled: LabelledTensors,
 ) -> Runs:
-    """Both modes at the given size and at another; those that do something else to channels add pins."""
+    """The runs at the given size, and those at another that do something else to channels: these add pins.
+
+    Args:
+        here: both modes at the given size, or why one did not run.
+        pairs: one of these, and the same mode at another size.
+        labelled: the labels of all.
+    """
     traces = [trace for trace in here if isinstance(trace, Trace)]
     witnesses, more = [], []
-    for before, after in zip(here, elsewhere, strict=True):
+    for before, after in pairs:
         if not isinstance(after, Trace):
             continue
         before_ = before if isinstance(before, Trace) else None
