@@ -158,11 +158,24 @@ class TestBudget:
         with torch.no_grad():
             gated.gates.logits.fill_(40.0)
         total = swan.count_macs(gated, gated.example_inputs)
-        small = swan.prune(gated, macs=0.5)
+        with pytest.warns(
+            swan.SwanWarning,
+            match=r"not trained: the 64 open ones all have the logit 40, so which 22 of",
+        ):
+            small = swan.prune(gated, macs=0.5)
         one_unit = int(swan.marginal_macs(gated).max())
         macs = swan.count_macs(small, gated.example_inputs)
         assert 0.5 * total - one_unit < macs <= 0.5 * total
         assert abs(small[0].out_features - small[1].out_features) <= 1
+
+    def test_gates_that_were_closed_or_trained_choose_without_a_warning(self) -> None:
+        gated = mlp(8, 32, 32, 4)
+        gated.close("0", range(20))
+        swan.prune(gated)
+        swan.prune(gated, macs=1.0)
+        with torch.no_grad():
+            gated.gates.logits += torch.rand(len(gated.gates.logits))
+        swan.prune(gated, macs=0.2)
 
     def test_out_of_reach_with_rounding_names_what_is_reachable(self) -> None:
         gated = mlp(8, 32, 32, 4)

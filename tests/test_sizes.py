@@ -154,7 +154,7 @@ def test_another_path_at_another_size_is_right_or_refused(middle: Middle) -> Non
 
 @pytest.mark.parametrize("size", [6, 12])
 @pytest.mark.parametrize("decides", [False, True])
-def test_a_layer_that_runs_at_other_sizes_only_is_cut_along(size: int, decides: bool) -> None:  # noqa: FBT001
+def test_a_layer_that_runs_at_other_sizes_only_is_cut_along(size: int, decides: bool) -> None:
     def middle(m: nn.Module, y: Tensor) -> Tensor:
         if decides and bool(y.mean() > 1e3):  # values that decide the path: no map on meta
             return y

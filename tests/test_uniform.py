@@ -1,6 +1,7 @@
 """Uniform widths: the same in every layer of one role, said by a configuration, loaded by the model's own class."""
 
 import functools
+import importlib
 import json
 import subprocess
 import sys
@@ -119,6 +120,35 @@ class TestConfigurations:
         loaded = swan.load(tmp_path, base_of("llama"))
         assert torch.equal(loaded(**TOKENS).logits, small(**TOKENS).logits)
         assert misfit(loaded) is None
+
+    def test_other_readers_find_weights_alone(self, tmp_path) -> None:
+        small = small_of("llama")
+        swan.save_pretrained(small, tmp_path)
+        read = importlib.import_module("accelerate.utils").load_state_dict
+        weights = read(str(tmp_path / "model.safetensors"))
+        assert weights.keys() <= small.state_dict().keys()
+        found = type(small).from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(found[1].values())
+
+    def test_buffers_beside_the_weights_belong_to_them(self, tmp_path) -> None:
+        small, others = small_of("llama"), tmp_path / "others"
+        swan.save_pretrained(small, tmp_path)
+        buffers = tmp_path / "buffers.safetensors"
+        loaded = swan.load(tmp_path / "model.safetensors", base_of("llama"))
+        assert torch.equal(loaded(**TOKENS).logits, small.eval()(**TOKENS).logits)
+        whole = buffers.read_bytes()
+        swan.save(nn.Linear(2, 2), buffers)
+        with pytest.raises(
+            swan.ArtifactError, match=r"buffers\.safetensors holds 2 buffers, and not"
+        ):
+            swan.load(tmp_path, base_of("llama"))
+        buffers.write_bytes(whole)
+        others.mkdir()
+        (others / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+        with pytest.raises(swan.ArtifactError, match=r"buffers\.safetensors: no such file"):
+            swan.load(others, base_of("llama"))
+        swan.save_pretrained(nn.Linear(2, 2), tmp_path)  # what is there of an older model goes
+        assert not buffers.exists()
 
     def test_kept_channels_differ_by_layer(self) -> None:
         kept = swan.kept(small_of("llama"))

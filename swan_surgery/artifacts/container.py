@@ -22,7 +22,9 @@ from swan_surgery.errors import ArtifactError
 
 # 1 knew of cuts alone (`models.provenance`); it is still read.
 VERSION = 2
-_HEADER, _DIGEST = "swan_surgery", "sha256"  # one entry: safetensors writes several in any order
+_HEADER, _DIGEST = "swan_surgery", "sha256"
+# What other readers of safetensors ask for: transformers 4 and Accelerate refuse a file without it.
+_FORMAT = ("format", "pt")
 _EMPTY = "0" * 64
 _CHUNK = 1 << 22
 # What safetensors itself accepts as the length of a header.
@@ -43,12 +45,25 @@ def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     full = {_DIGEST: _EMPTY, "format": VERSION, **header}
     text = json.dumps(full, separators=(",", ":"))
     with replacing(path) as temporary:
-        save_file(dict(tensors), temporary, {_HEADER: text})
-        place = _parts(temporary)[0].index(_EMPTY.encode())
+        save_file(dict(tensors), temporary, {_HEADER: text, _FORMAT[0]: _FORMAT[1]})
+        start = _format_last(_parts(temporary)[0])
+        with temporary.open("r+b") as file:
+            file.write(start)
+        place = start.index(_EMPTY.encode())
         digest = _digest(temporary, place)
         with temporary.open("r+b") as file:
             file.seek(place)
             file.write(digest.encode())
+
+
+def _format_last(start: bytes) -> bytes:
+    """The start of a file with the two entries of its metadata in one order: safetensors writes them in any."""
+    entry = b'"%s":"%s",' % tuple(map(str.encode, _FORMAT))
+    before, found, after = start.partition(b"{" + entry)
+    if not found:
+        return start
+    _, end = json.JSONDecoder().raw_decode(after.decode("latin-1"), len(_HEADER) + 3)
+    return before + b"{" + after[:end] + b"," + entry[:-1] + after[end:]
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from swan_surgery.artifacts.adaptive import PREFIX, rebuilt_adaptive
-from swan_surgery.artifacts.container import file_in, read
-from swan_surgery.artifacts.folders import WEIGHTS
+from swan_surgery.artifacts.folders import read_with_buffers
 from swan_surgery.artifacts.structures import decode, map_digest, unpack
 from swan_surgery.errors import ArtifactError, InputError, SwanError
 from swan_surgery.gates import GatedModel
@@ -61,7 +60,7 @@ def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = N
     model = model if like is None else like.parts
     check_model(model)
     path = Path(path)
-    header, tensors = read(file_in(path, WEIGHTS))
+    header, tensors = read_with_buffers(path)
     private = copy_of(model)
     try:
         found = _rebuilt(path, header, tensors, private, example_inputs)

@@ -48,7 +48,8 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> gated = swan.swanify(net, torch.zeros(1, 3))
-        >>> swan.save(swan.prune(gated, macs=0.5), folder / "small.swan")
+        >>> gated.close("0", [1, 3, 5, 7])
+        >>> swan.save(swan.prune(gated), folder / "small.swan")
         >>> swan.load(folder / "small.swan", net)[0]
         Linear(in_features=3, out_features=4, bias=True)
     """

@@ -211,7 +211,8 @@ def report(
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> gated = swan.swanify(net, torch.zeros(1, 3))
-        >>> found = swan.report(net, swan.prune(gated, macs=0.5), torch.zeros(1, 3))
+        >>> gated.close("0", [1, 3, 5, 7])
+        >>> found = swan.report(net, swan.prune(gated), torch.zeros(1, 3))
         >>> found.before.macs, found.after.macs
         (40, 20)
     """
