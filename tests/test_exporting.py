@@ -2,12 +2,13 @@
 
 import sys
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
-from swan_surgery import exporting
+from swan_surgery.exporting import verified
 from tests.closing import close_random_
 from tests.gated_zoo import fresh_zoo
 from tests.small_nets import Net, conv
@@ -37,8 +38,9 @@ class TakesADict(nn.Module):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_dict_as_the_last_argument_is_one_argument(suffix, tmp_path) -> None:
     batch = ({"x": torch.randn(2, 4)},)
-    small = swan.prune(swan.swanify(TakesADict(), batch), macs=0.5)
-    assert swan.export(small, tmp_path / f"x{suffix}", batch).has_dynamic_batch
+    gated = swan.swanify(TakesADict(), batch)
+    gated.close("a", range(4))
+    assert swan.export(swan.prune(gated), tmp_path / f"x{suffix}", batch).has_dynamic_batch
 
 
 @pytest.mark.slow
@@ -129,10 +131,10 @@ class TestRefusals:
 
     def test_what_computes_something_else_is_not_kept(self, tmp_path, monkeypatch) -> None:
         def wrong(model, path, inputs, shapes):
-            run = exporting._to_pt2(model, path, inputs, shapes)
+            run = verified._to_pt2(model, path, inputs, shapes)
             return lambda given: [1.01 * tensor for tensor in run(given)]
 
-        monkeypatch.setattr(exporting, "EXPORTERS", {".pt2": wrong})
+        monkeypatch.setattr(verified, "EXPORTERS", {".pt2": wrong})
         with pytest.raises(
             swan.ExportError, match=r"computes something else: relative error 9\.9e-03"
         ):
@@ -147,3 +149,62 @@ class TestRefusals:
     def test_an_unwritable_place(self, tmp_path) -> None:
         with pytest.raises(swan.WritingError, match="cannot write"):
             swan.export(nn.Linear(2, 2), tmp_path / "none" / "x.pt2", torch.randn(2, 2))
+
+
+class Renames(nn.Module):
+    """Returns what it is told to, of one and the same linear layer."""
+
+    def __init__(self, returns) -> None:
+        super().__init__()
+        self.linear, self.returns = nn.Linear(4, 4), returns
+
+    def forward(self, x):
+        return self.returns(x, self.linear(x))
+
+
+RETURNS = {
+    "one": (lambda x, y: y, ["output"]),
+    "several": (lambda x, y: (y, [y + 1, y.mean(1)]), ["output_0", "output_1_0", "output_1_1"]),
+    "by name": (
+        lambda x, y: {"logits": y, "more": (y + 1, {"b": y - 1})},
+        ["logits", "more.0", "more.1.b"],
+    ),
+    "called as an input": (lambda x, y: {"x": y}, ["x_out"]),
+    "called as a weight": (lambda x, y: {"linear.weight": y}, ["linear.weight_out"]),
+    "the input itself": (lambda x, y: {"same": x, "other": y}, ["same", "other"]),
+    "rows in one": (lambda x, y: y.reshape(-1), ["output"]),
+}
+
+
+@pytest.mark.parametrize("name", RETURNS)
+def test_onnx_speaks_of_outputs_as_the_model_does(name, tmp_path) -> None:
+    returns, names = RETURNS[name]
+    found = swan.export(Renames(returns), tmp_path / "x.onnx", torch.randn(2, 4))
+    assert found.has_dynamic_batch
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    assert [own.name for own in graph.output] == names
+    assert [own.name.removesuffix("_orig") for own in graph.input] == [
+        "x"
+    ]  # torch's, if it is returned
+    axes = {
+        axis.dim_param
+        for own in (*graph.input, *graph.output, *graph.value_info)
+        for axis in own.type.tensor_type.shape.dim
+        if axis.dim_param
+    }
+    assert axes == ({"batch", "4*batch"} if name == "rows in one" else {"batch"})
+
+
+def test_a_tensor_returned_twice_keeps_the_exporters_names(tmp_path) -> None:
+    model = Renames(lambda x, y: {"a": y, "b": y})
+    assert swan.export(model, tmp_path / "x.onnx", torch.randn(2, 4)).relative_error < 1e-6
+
+
+def test_a_path_in_another_place_is_named(tmp_path) -> None:
+    net, x = nn.Linear(4, 4), torch.randn(2, 4)
+    with pytest.raises(
+        swan.InputError, match=r"got Tensor; the call is swan\.export\(model, path, e"
+    ):
+        swan.export(net, x, tmp_path / "x.onnx")
+    with pytest.raises(swan.InputError, match=r"got Linear; the call is swan\.load\(path, model\)"):
+        swan.load(net, net)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swan_surgery.artifacts.container import file_in, read, write
 from swan_surgery.artifacts.saving import contents
-from swan_surgery.environment.writing import replacing
+from swan_surgery.environment.writing import as_path, replacing
 from swan_surgery.errors import ArtifactError, WritingError
 from swan_surgery.models.configurations import misfit
 from swan_surgery.models.subclasses import own_class
@@ -54,7 +54,7 @@ def save_pretrained(
         ['README.md', 'model.safetensors', 'swan.json']
     """
     header, tensors = contents(model)
-    folder = Path(folder)
+    folder = as_path(folder, "swan.save_pretrained(model, folder)")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:

@@ -12,6 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from swan_surgery.artifacts.adaptive import PREFIX, rebuilt_adaptive
 from swan_surgery.artifacts.folders import read_with_buffers
 from swan_surgery.artifacts.structures import decode, map_digest, unpack
+from swan_surgery.environment.writing import as_path
 from swan_surgery.errors import ArtifactError, InputError, SwanError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model
@@ -59,7 +60,7 @@ def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = N
     like = model if isinstance(model, RoutedModel) else None
     model = model if like is None else like.parts
     check_model(model)
-    path = Path(path)
+    path = as_path(path, "swan.load(path, model)")
     header, tensors = read_with_buffers(path)
     private = copy_of(model)
     try:

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from swan_surgery.artifacts.adaptive import adaptive_part
 from swan_surgery.artifacts.container import write
 from swan_surgery.artifacts.structures import encode, map_digest, pack
 from swan_surgery.environment.machine import own_version
+from swan_surgery.environment.writing import as_path
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model, check_whole
@@ -54,7 +54,7 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
         Linear(in_features=3, out_features=4, bias=True)
     """
     header, tensors = contents(model)
-    write(Path(path), header, tensors)
+    write(as_path(path, "swan.save(model, path)"), header, tensors)
 
 
 def contents(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,11 +10,29 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from swan_surgery.environment.locking import locked
-from swan_surgery.errors import WritingError
+from swan_surgery.errors import InputError, WritingError
 
 
 # Folders of unfinished files; a writer holds its own, so that what a killed one left can be told.
 _UNFINISHED = ".swan-unfinished-"
+
+
+def as_path(path: object, call: str) -> Path:
+    """A path that a user gave.
+
+    Args:
+        path: a string or a path.
+        call: how it is given, for the message: `swan.save(model, path)`.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        return Path(path)  # type: ignore[arg-type]  # that is what is found out
+    except TypeError:
+        raise InputError(
+            f"a path is a string or a pathlib.Path, got {type(path).__name__}; the call is {call}"
+        ) from None
 
 
 @contextmanager

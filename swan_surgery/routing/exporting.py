@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.environment.extras import needed_from
-from swan_surgery.environment.writing import replacing
+from swan_surgery.environment.writing import as_path, replacing
 from swan_surgery.errors import ExportError, InputError, ModelError
 from swan_surgery.exporting import Exported, OnnxSession, export
 from swan_surgery.gates import GatedModel
@@ -86,7 +86,7 @@ def export_routed(
         raise ModelError(
             f"expected a routed model, got {type(routed).__name__}; call swan.add_switch first"
         )
-    path = Path(path)
+    path = as_path(path, "swan.export_routed(routed, path)")
     if path.suffix != ".onnx":
         raise InputError(f"{path.name!r}: a routed model is exported to .onnx")
     if isinstance(routed.body, GatedModel):

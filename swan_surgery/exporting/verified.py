@@ -18,8 +18,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from swan_surgery.cutting.verification import tensor_error
 from swan_surgery.environment.extras import needed_from
-from swan_surgery.environment.writing import replacing
+from swan_surgery.environment.writing import as_path, replacing
 from swan_surgery.errors import ExportError, InputError, ModelError, SwanError
+from swan_surgery.exporting.naming import output_names, rename_
+from swan_surgery.exporting.session import OnnxSession
 from swan_surgery.gates.checks import check_model
 from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.checks import checked_inputs
@@ -68,7 +70,9 @@ def export(
     """Write a model in eval mode for another runtime; what is kept was run and agrees with it.
 
     `.onnx` is made by torch's dynamo exporter and run by onnxruntime on the CPU, `.pt2` by
-    `torch.export` and run by torch. The file takes any batch size where the model allows it.
+    `torch.export` and run by torch. The file takes any batch size where the model allows it. In ONNX, inputs
+    are called as the arguments of `forward`, outputs as the model names them (`logits`; else `output`, or
+    `output_0`, `output_1`), and the free axis `batch`.
 
     Args:
         model: a plain model, usually what `swan.prune` returned; it is not changed.
@@ -89,7 +93,7 @@ def export(
         >>> exported.has_dynamic_batch, exported.relative_error < 1e-6
         (True, True)
     """
-    path = Path(path)
+    path = as_path(path, "swan.export(model, path, example_inputs)")
     if (own := getattr(type(model), "export_as_a_whole", None)) is not None:
         return own(model, path, example_inputs=example_inputs)  # type: ignore[no-any-return]  # made of several models
     if path.suffix not in EXPORTERS:
@@ -184,10 +188,14 @@ def _sizes(inputs: Inputs) -> Iterator[tuple[int, Inputs]]:
             yield size, inputs.map(repeated(size))
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> Sequence[Tensor]:
+def _result(model: nn.Module, inputs: Inputs) -> Any:
     with torch.no_grad():
-        result = model(*inputs.args, **inputs.kwargs)
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return model(*inputs.args, **inputs.kwargs)
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> Sequence[Tensor]:
+    leaves = tree_leaves(_result(model, inputs))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
@@ -215,8 +223,10 @@ def _to_onnx(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
         import_module("onnxscript")  # the exporter's own need, said before it runs
     with _torch_errors(".onnx"):
         own = inputs.map(Tensor.cpu)
+        model = model.to("cpu")
+        names = output_names(_result(model, own))
         program = torch.onnx.export(
-            model.to("cpu"),
+            model,
             # It takes a dict at the end for arguments by name, where there are no others.
             own.args if own.kwargs else (*own.args, {}),
             kwargs=dict(own.kwargs),
@@ -225,6 +235,7 @@ def _to_onnx(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
             verbose=False,
         )
         assert program is not None  # noqa: S101 - the dynamo exporter returns one
+        rename_(program.model, names)
         program.save(path)
         session = OnnxSession(path)
 
@@ -233,35 +244,6 @@ def _to_onnx(model: nn.Module, path: Path, inputs: Inputs, shapes: Any) -> Run:
         return [torch.from_numpy(np.asarray(result)) for result in results]
 
     return run
-
-
-class OnnxSession:
-    """An ONNX file in onnxruntime on the CPU."""
-
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
-        """Load a file; 0 threads: as many as onnxruntime likes.
-
-        Raises:
-            MissingExtraError: onnxruntime is not installed.
-        """
-        with needed_from("export"):
-            onnxruntime = import_module("onnxruntime")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-
-    def feed(self, inputs: Inputs) -> dict[str, Any]:
-        """Example inputs by the names that the exporter gave them."""
-        leaves = tree_leaves((inputs.args, dict(inputs.kwargs)))
-        tensors = [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, Tensor)]
-        names = [entry.name for entry in self._session.get_inputs()]
-        return dict(zip(names, tensors, strict=True))
-
-    def run(self, feed: Mapping[str, Any]) -> Sequence[Any]:
-        """The outputs as arrays."""
-        return list(self._session.run(None, feed))
 
 
 def _named(model: nn.Module, inputs: Inputs) -> Inputs:
