@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import swan_surgery as swan
 from swan_surgery.adaptive.neuron_blocks import balanced_clusters, even_sizes
@@ -409,3 +410,26 @@ def test_the_least_budget_is_kept_where_blocks_differ_in_size() -> None:
     share = adapted.costs.least / adapted.costs.dense
     stats = swan.fit_widths(adapted, batches(), macs=share + 1e-9)
     assert stats.mean_macs <= adapted.costs.least + 1e-6
+
+
+@pytest.mark.parametrize("execution", ["masked", "group"])
+def test_a_language_model_generates_with_its_blocks_looking(execution) -> None:
+    numbers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 40}
+    config = LlamaConfig(**numbers, num_attention_heads=2, num_key_value_heads=1)
+    words = torch.randint(0, 40, (2, 5), generator=torch.Generator().manual_seed(0))
+    model = seeded(0, lambda: LlamaForCausalLM(config))
+    adapted = swan.adapt(model, {"input_ids": words}, structure="blocks", block_size=8).eval()
+    randomise_statistics_(adapted, torch.Generator().manual_seed(0))
+    gate_(adapted, torch.Generator().manual_seed(0))
+    compacted = swan.compact(adapted, execution=execution)
+    wanted = words
+    for _ in range(6):
+        following = compacted(input_ids=wanted).logits[:, -1].argmax(-1, keepdim=True)
+        wanted = torch.cat([wanted, following], 1)
+    shares = compacted.taken(input_ids=wanted).levels
+    assert 0 < float(shares.mean()) < 1
+    with compacted.acting() as acting:
+        found = acting.generate(words, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert torch.equal(found, wanted)
+    with pytest.raises(swan.ModelError, match="adaptive"):
+        compacted.model.generate(words, max_new_tokens=1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from swan_surgery.adaptive.block import AdaptiveBlock
 from swan_surgery.adaptive.costs import BlockCosts
-from swan_surgery.adaptive.run import Execution, Levels, Run, begin
+from swan_surgery.adaptive.run import Execution, Levels, Run, begin, beginning_anew
 from swan_surgery.adaptive.statics import fixed
 from swan_surgery.adaptive.structure import Structure
 from swan_surgery.adaptive.token_choices import choices_of
@@ -83,6 +83,19 @@ class AdaptiveModel(nn.Module):
         """As the given model's forward."""
         with begin(self.new_run()):
             return self.model(*args, **kwargs)
+
+    @contextmanager
+    def acting(self) -> Iterator[nn.Module]:
+        """Inside, the blocks of `model` look at their inputs in other methods than `forward` too.
+
+        Every call of the model that such a method makes decides anew, as calls of this one do.
+
+        Example:
+            >>> with adapted.acting() as model:  # doctest: +SKIP
+            ...     model.generate(input_ids)
+        """
+        with beginning_anew(self.model, self.new_run):
+            yield self.model
 
     def new_run(self) -> Run:
         """What the blocks of the next run will ask."""

@@ -1,13 +1,13 @@
 """One run of an adaptive model: which level every block takes, for every sample."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 # "observe": masked, with statistics of the batch, while somebody records them.
@@ -70,4 +70,24 @@ def begin(run: Run) -> Iterator[Run]:
         _NOW.reset(token)
 
 
-__all__ = ["Execution", "Levels", "Run", "begin", "running"]
+@contextmanager
+def beginning_anew(model: nn.Module, new_run: Callable[[], Run]) -> Iterator[None]:
+    """Inside, every call of a model is a run of its own, whoever makes it.
+
+    Args:
+        model: with blocks in it.
+        new_run: makes what the blocks of the next call ask.
+    """
+
+    def renew(*_: object) -> None:
+        _NOW.set(new_run())
+
+    with begin(new_run()):
+        handle = model.register_forward_pre_hook(renew)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+__all__ = ["Execution", "Levels", "Run", "begin", "beginning_anew", "running"]
