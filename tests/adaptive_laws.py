@@ -202,8 +202,30 @@ def check_free_laws(
             assert int(alone.macs[0]) == int(taken.macs[index])
             counted = swan.count_macs(small, (one.args or dict(one.kwargs)))
             assert counted == int(alone.macs[0]), "counted MACs are those expected"
+        check_ceiling(adapted, small, inputs)
     check_constant(adapted, inputs, constant)
     return adapted
+
+
+def check_ceiling(adapted: swan.AdaptiveModel, small: swan.AdaptiveModel, inputs: Inputs) -> None:
+    """No sample exceeds it, whoever was below takes what it took, and nothing opens."""
+    free = adapted.taken(*inputs.args, **inputs.kwargs)
+    costs: Any = adapted.costs
+    least, most = adapted.costs.least, int(free.macs.max())
+    for ceiling in (least, (max(least, int(free.macs.min())) + most) // 2, most):
+        if ceiling < least:
+            continue
+        adapted.max_macs = small.max_macs = ceiling
+        taken = small.taken(*inputs.args, **inputs.kwargs)
+        assert int(taken.macs.max()) <= ceiling
+        was_below = free.macs <= ceiling
+        for name, masks in free.choices.items():  # a block of few neurons takes less than its least
+            was_below &= costs.extra(name, masks) >= 0
+        assert torch.equal(taken.macs[was_below], free.macs[was_below])
+        assert_near(run(small, inputs), run(adapted, inputs), "compact is masked under a ceiling")
+        first = next(iter(taken.choices))  # what runs behind it reads other inputs
+        assert not bool((taken.choices[first] & ~free.choices[first]).any()), "it opens nothing"
+    adapted.max_macs = small.max_macs = None
 
 
 def check_train_mode(adapted: swan.AdaptiveModel, inputs: Inputs) -> None:

@@ -316,9 +316,9 @@ def test_a_block_that_fills_a_cache_among_its_arguments_stays_static(
             "no widths",
         ),
         (
-            lambda: swan.fit_widths(adapted_small(), batches(1), macs=0.9, max_macs=0.95),
+            lambda: swan.fit_widths(adapted_small(), batches(1), macs=0.9, distance=F.mse_loss),
             swan.InputError,
-            "max_macs",
+            "distance",
         ),
         (
             lambda: swan.fit_widths(adapted_small(), batches(1), macs=0.01),
@@ -384,13 +384,47 @@ def test_autocast_gives_what_the_layer_gives() -> None:
     assert (found - adapted(x)).abs().max() < 0.02
 
 
-def test_a_layer_recomputed_in_backward_has_the_same_gradients() -> None:
+def test_what_is_fitted_keeps_budget_and_ceiling() -> None:
+    adapted = adapted_small()
+    stats = swan.fit_widths(adapted, batches(), macs=0.8, max_macs=0.82)
+    assert adapted.max_macs == int(0.82 * adapted.costs.dense)
+    assert stats.mean_macs <= 0.8 * adapted.costs.dense
+    macs = [adapted.taken(batch).macs for batch in batches()]
+    assert int(torch.cat(macs).max()) <= adapted.max_macs
+    adapted.max_macs = None
+    assert int(torch.cat([adapted.taken(batch).macs for batch in batches()]).max()) > 0.82 * (
+        adapted.costs.dense
+    )
+
+
+def test_a_ceiling_closes_the_least_likely_of_all_tokens() -> None:
+    adapted = adapted_small()
+    gate_(adapted, torch.Generator().manual_seed(0))
+    x = tokens(4, 5, 3)
+    free = adapted.taken(x)
+    adapted.max_macs = (int(free.macs.min()) + adapted.costs.least) // 2
+    taken = adapted.taken(x)
+    first = next(iter(adapted.costs.blocks))
+    logits = taken.efforts[first].reshape(4, -1)
+    before, after = (own.choices[first].flatten(1).bool() for own in (free, taken))
+    best = adapted.blocks()[first].effort.least(taken.efforts[first]).reshape(4, -1)
+    for sample in range(4):
+        closed = logits[sample][before[sample] & ~after[sample]]
+        left = logits[sample][after[sample] & ~best[sample]]
+        assert closed.numel()
+        assert not left.numel() or closed.max() <= left.min()
+
+
+@pytest.mark.parametrize("has_ceiling", [False, True])
+def test_a_layer_recomputed_in_backward_has_the_same_gradients(has_ceiling) -> None:
     class Again(Stream):
         def forward(self, x: Tensor) -> Tensor:
             return checkpoint(super().forward, x, use_reentrant=False)
 
     plain = adapted_small().train(False)
     gate_(plain, torch.Generator().manual_seed(1))
+    if has_ceiling:
+        plain.max_macs = (int(plain.taken(tokens(4, 5, 3)).macs.min()) + plain.costs.least) // 2
     again = copy.deepcopy(plain)
     again.model.__class__ = Again
     found = []

@@ -74,7 +74,7 @@ def test_gates_are_those_of_the_paper() -> None:
         gates.bias.copy_(torch.tensor([0.0, -1.0, -9.0]))
     features = torch.tensor([[0.5, 0.0], [-2.0, 3.0], [-2.0, 0.5]], dtype=torch.float64)
     logits = gates(features)
-    masks = gates.masks(logits)
+    masks = gates.with_gradients(gates.hard(logits), logits)
     # The last sample closes all of the first group but the more probable unit; the only one of the second stays.
     assert torch.equal(
         masks.detach().bool(), torch.tensor([[1, 0, 1], [0, 1, 1], [0, 1, 1]]).bool()
@@ -276,9 +276,9 @@ def adapt_free(**options) -> swan.AdaptiveModel:
         (lambda: free_net().at({"first": torch.ones(8).bool()}), swan.InputError, "every block"),
         (lambda: free_net().at(torch.ones(2, 22).bool()), swan.InputError, "has one mask"),
         (
-            lambda: swan.fit_widths(free_net(), loader(1), macs=0.9, max_macs=0.95),
+            lambda: swan.fit_widths(free_net(), loader(1), macs=0.9, distance=F.mse_loss),
             swan.InputError,
-            "max_macs",
+            "distance",
         ),
         (
             lambda: swan.sandwich_loss(free_net(), lambda m: m, step=0),

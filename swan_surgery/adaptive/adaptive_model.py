@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from swan_surgery.adaptive.block import AdaptiveBlock
-from swan_surgery.adaptive.costs import BlockCosts
+from swan_surgery.adaptive.costs import BlockCosts, UnitCosts
 from swan_surgery.adaptive.run import Execution, Levels, Run, begin, beginning_anew
 from swan_surgery.adaptive.statics import fixed
 from swan_surgery.adaptive.structure import Structure
@@ -100,15 +100,12 @@ class AdaptiveModel(nn.Module):
     def new_run(self) -> Run:
         """What the blocks of the next run will ask."""
         ceiling = None if self.max_macs is None else self.max_macs - self.costs.least
-        if ceiling is not None and self.structure.kind != "nested":
-            raise InputError(
-                "free units and blocks of neurons know no max_macs: set it to None, or adapt in nested widths"
-            )
         if ceiling is not None and ceiling < 0:
             raise InputError(
                 f"max_macs={self.max_macs:,} cannot be kept: the narrowest widths cost {self.costs.least:,} MACs"
             )
-        return Run(self.execution, self._held, ceiling=ceiling)
+        extra = self.costs.extra if isinstance(self.costs, UnitCosts) else None
+        return Run(self.execution, self._held, ceiling=ceiling, extra=extra)
 
     @property
     def widths(self) -> tuple[float, ...]:

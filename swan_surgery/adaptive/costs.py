@@ -81,6 +81,14 @@ class UnitCosts(BlockCosts):
             )
         return self.table.at(gates) / self.batch + self.looking
 
+    def extra(self, name: str, masks: Tensor) -> Tensor:
+        """MACs of every sample in one block, under masks, above those that are its least: float64 (B,)."""
+        with torch.no_grad():
+            most, least = self.blocks[name][1], self.blocks[name][0]
+            whole = self.table.total / self.batch + self.looking
+            above: Tensor = self.priced({name: masks}) - whole + (most - least)
+            return above
+
     def marginal(self) -> dict[str, Tensor]:
         """What closing each unit alone saves per sample, by block: float64 (units,)."""
         found = self.table.marginal() / self.batch

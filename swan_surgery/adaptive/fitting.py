@@ -79,8 +79,8 @@ def fit_widths(
         adapted: calibrated (`calibrate_widths`); its efforts and thresholds change in place.
         loader: batches as `calibrate` takes them, held out from training if there are such; held in memory.
         macs: share of the given model's MACs that samples may cost on average, in (0, 1].
-        max_macs: share that no sample may exceed, kept at run time as well; no ceiling by default. Of
-            nested widths only.
+        max_macs: share that no sample may exceed, kept at run time as well; no ceiling by default. Blocks that
+            run first take first of it; of units the least likely close, of all tokens of a sample together.
         num_batches: how many batches to use at most; all of them by default.
         distance: (output, output of the widest) -> [B]; by default the Kullback-Leibler divergence of
             softmax outputs over the last axis. Of nested widths only.
@@ -107,10 +107,10 @@ def fit_widths(
     batches = batches_of(loader, num_batches)
     others = None if statistics is None else batches_of(statistics, None)
     fit_gates_ = _GATES.get(adapted.structure.kind)
-    if fit_gates_ is not None and (max_macs is not None or distance is not None):
+    if fit_gates_ is not None and distance is not None:
         raise InputError(
-            "only nested widths take max_macs and distance: free units are fitted to the curvature of the "
-            "Kullback-Leibler divergence, blocks of neurons to what they give, and both to mean MACs"
+            "only nested widths take a distance: free units are fitted to the curvature of the "
+            "Kullback-Leibler divergence, blocks of neurons to what they give"
         )
     with _unchanged_if_it_fails(adapted), torch.no_grad(), streams_kept(), evaluating(adapted):
         adapted.max_macs = None if max_macs is None else int(max_macs * adapted.costs.dense)

@@ -24,6 +24,7 @@ class FreeBlock(AdaptiveBlock):
         groups: which units there are.
         shells: the module with any number of them.
         bound: what each input of a reader adds to its outputs on average, once `compact` has computed it.
+        capped: masks of the last run that may have a backward pass, where it had a ceiling.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class FreeBlock(AdaptiveBlock):
         self.groups = tuple(groups)
         self.shells = shells
         self.bound: dict[str, Tensor] | None = None
+        self.capped: Tensor | None = None
 
     def bind(self) -> None:
         """Compute once what the mean of each unit gives, for weights and means that stay."""
@@ -85,22 +87,38 @@ class FreeBlock(AdaptiveBlock):
         return [bytes(row) for row in rows] if choice.ndim == 2 else bytes(rows)
 
     def look(self, run: Run, call: Any) -> Levels:
-        """By the gates, at the input."""
-        logits = self.effort(self.features(call))
-        run.efforts[self.name] = logits
-        masks: Tensor = self.effort.masks(logits)
+        """By the gates, at the input; under the run's ceiling."""
+        logits = self._logits(call)
+        run.efforts[self.name] = logits.flatten(0, -2)
+        hard = self.effort.hard(logits)
+        if run.ceiling is not None:
+            hard = run.capped_masks(self.name, hard, logits, self.effort.least(logits))
+        masks: Tensor = self.effort.with_gradients(hard, logits)
         return masks
 
-    def remembered(self, choice: Levels, run: Run | None) -> Levels:  # noqa: ARG002 - it may hold a graph
-        """Masks that somebody held; else that it looked, which it can again."""
+    def _logits(self, call: Any) -> Tensor:
+        """Of the gates: [B, ..., units]."""
+        logits: Tensor = self.effort(self.features(call))
+        return logits
+
+    def remembered(self, choice: Levels, run: Run | None) -> Levels:
+        """Masks that somebody held, or that others' left to take; else that it looked, which it can again."""
         held = None if run is None else run.held.get(self.name)
-        if not isinstance(held, Tensor):
-            return _LOOKED
-        return held if held.is_leaf else held.detach()
+        self.capped = None
+        if isinstance(held, Tensor):
+            return held if held.is_leaf else held.detach()
+        if run is not None and run.ceiling is not None and isinstance(choice, Tensor):
+            self.capped = choice.detach().bool()  # without the graph that it may hold
+        return _LOOKED
 
     def recalled(self, last: Levels, call: Any) -> Levels:
         """Looked at again, with gradients of its own."""
-        return last if isinstance(last, Tensor) else self.look(Run("masked"), call)
+        if isinstance(last, Tensor):
+            return last
+        if self.capped is None:
+            return self.look(Run("masked"), call)
+        masks: Tensor = self.effort.with_gradients(self.capped, self._logits(call))
+        return masks
 
     def at(self, key: bytes | None, args: Any, kwargs: Any) -> Any:
         """Under one mask; None: no sample."""

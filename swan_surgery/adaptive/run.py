@@ -28,6 +28,7 @@ class Run:
         shared: what the last block that looked decided.
         ceiling: MACs per sample above the narrowest levels of all blocks, at most.
         left: MACs per sample that are left of these.
+        extra: MACs of a block under masks above its narrowest, (name, masks) -> (B,); where units are chosen.
     """
 
     execution: Execution
@@ -37,6 +38,7 @@ class Run:
     shared: Levels | None = None
     left: Tensor | None = None
     ceiling: int | None = None
+    extra: Callable[[str, Tensor], Tensor] | None = None
 
     def capped(self, levels: Levels, extra: Tensor) -> Levels:
         """Levels under the ceiling; `extra` int64 (levels,): MACs of each above the narrowest."""
@@ -50,6 +52,39 @@ class Run:
         own = torch.minimum(own, affordable)
         self.left = self.left - extra[own]
         return own if own.ndim else int(own)
+
+    def capped_masks(self, name: str, masks: Tensor, logits: Tensor, least: Tensor) -> Tensor:
+        """Masks under the ceiling: of each sample what is least likely to be open closes first.
+
+        Args:
+            name: of the block that they are for.
+            masks: bool (B, ..., units).
+            logits: of the gates, likewise.
+            least: what stays open whatever it costs, likewise.
+        """
+        if self.ceiling is None or self.extra is None:
+            return masks
+        extra, shape = self.extra, masks.shape
+        is_open, stays = masks.flatten(1), least.flatten(1)
+        order = logits.detach().flatten(1).argsort(dim=1, stable=True)
+        rank = order.argsort(dim=1)
+
+        def without(count: Tensor) -> Tensor:
+            """The lowest so many closed."""
+            kept: Tensor = is_open & (stays | (rank >= count[:, None]))
+            return kept.reshape(shape)
+
+        if self.left is None:
+            self.left = torch.full((len(masks),), float(self.ceiling), dtype=torch.float64)
+        low = rank.new_zeros(len(masks))
+        high = low + rank.shape[1]
+        while bool((low < high).any()):
+            middle = (low + high) // 2
+            fits = (extra(name, without(middle)) <= self.left).to(low.device)
+            low, high = torch.where(fits, low, middle + 1), torch.where(fits, middle, high)
+        capped = without(low)
+        self.left = self.left - extra(name, capped)
+        return capped
 
 
 _NOW: ContextVar[Run | None] = ContextVar("swan_adaptive_run", default=None)

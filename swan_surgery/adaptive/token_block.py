@@ -14,7 +14,7 @@ from swan_surgery.adaptive.free_block import FreeBlock
 from swan_surgery.adaptive.levels import mean_outputs
 from swan_surgery.adaptive.masked import Observer
 from swan_surgery.adaptive.rows import Rows
-from swan_surgery.adaptive.run import Levels, Run
+from swan_surgery.adaptive.run import Levels
 from swan_surgery.adaptive.unit_gates import UnitGates
 from swan_surgery.adaptive.units import GroupUnits, Shells
 
@@ -59,13 +59,11 @@ class TokenBlock(FreeBlock):
         """The tokens: [tokens, features]."""
         return self.rows.first(call).detach().flatten(0, -2)
 
-    def look(self, run: Run, call: Any) -> Levels:
-        """By the gates, token by token: [B, ..., blocks]."""
+    def _logits(self, call: Any) -> Tensor:
+        """Of the gates, token by token: [B, ..., blocks]."""
         shape = self.rows.first(call).shape[:-1]
-        logits = self.effort(self.features(call))
-        run.efforts[self.name] = logits
-        masks: Tensor = self.effort.masks(logits).reshape(*shape, -1)
-        return masks
+        logits: Tensor = self.effort(self.features(call))
+        return logits.reshape(*shape, -1)
 
     @staticmethod
     def is_by_sample(choice: Levels) -> bool:

@@ -30,14 +30,22 @@ class UnitGates(nn.Module):
         """Logits, [B, features] -> [B, units]."""
         return F.linear(features, self.weight, self.bias)
 
-    def masks(self, logits: Tensor) -> Tensor:
-        """Open units of each sample, [B, units], 0 or 1 exactly.
+    def least(self, logits: Tensor) -> Tensor:
+        """The most probable unit of each group, which stays open: bool [..., units]."""
+        parts = logits.detach().split(self.sizes, dim=-1)
+        best = [F.one_hot(part.argmax(dim=-1), part.shape[-1]).bool() for part in parts]
+        return torch.cat(best, dim=-1)
+
+    def hard(self, logits: Tensor) -> Tensor:
+        """Open where p >= 1/2; where that is nowhere in a group, its most probable unit: bool [..., units]."""
+        return (logits.detach() >= 0) | self.least(logits)
+
+    @staticmethod
+    def with_gradients(hard: Tensor, logits: Tensor) -> Tensor:
+        """The masks, 0 or 1 exactly, of the same shape.
 
         Bool without gradients; else of the type of the logits, whose gradient is that of p (Eq. 6).
         """
-        own = logits.detach()
-        is_open = [_one_open(part) for part in own.split(self.sizes, dim=1)]
-        hard = torch.cat(is_open, dim=1)
         if not (torch.is_grad_enabled() and logits.requires_grad):
             return hard
         p = torch.sigmoid(logits)
@@ -46,12 +54,6 @@ class UnitGates(nn.Module):
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
         return f"{self.weight.shape[1]} features, {self.weight.shape[0]} units"
-
-
-def _one_open(logits: Tensor) -> Tensor:
-    """Open where p >= 1/2; where that is nowhere, the most probable unit."""
-    best = F.one_hot(logits.argmax(dim=1), logits.shape[1]).bool()
-    return (logits >= 0) | (best & (logits < 0).all(dim=1, keepdim=True))
 
 
 __all__ = ["START", "UnitGates"]

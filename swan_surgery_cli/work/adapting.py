@@ -38,10 +38,10 @@ def adapt_command(
         raise InputError(f"--per {per}: block or network")
     if structure not in ("nested", "free", "blocks"):
         raise InputError(f"--structure {structure}: nested, free or blocks")
-    of_nested = (shares, max_macs, at)
+    of_nested = (shares, at)
     if structure != "nested" and (per != "block" or any(own is not None for own in of_nested)):
         raise InputError(
-            f"--structure {structure} knows no --widths, --per network, --max-macs or --at: nested does"
+            f"--structure {structure} knows no --widths, --per network or --at: nested does"
         )
     batches = [] if data is None else _batches(data)
     with waiting(f"adapting {model}"):
