@@ -73,10 +73,11 @@ def _further(given: Trace, trained: Trace | str, run: Run, *, larger: bool) -> T
     missed = set(given.recording.unused)
     if isinstance(trained, Trace):
         missed &= set(trained.recording.unused)
-    for candidate in at_other_sizes(given.inputs, larger=larger) if missed else ():
-        found = _first_taken((candidate,), run, given, training=False)
-        if isinstance(found, Trace) and not missed <= set(found.recording.unused):
-            return found
+    if not missed:
+        return None
+    found = _first_taken(at_other_sizes(given.inputs, larger=larger), run, given, training=False)
+    if isinstance(found, Trace) and not missed <= set(found.recording.unused):
+        return found
     return None
 
 
