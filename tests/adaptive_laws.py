@@ -220,7 +220,7 @@ def check_ceiling(adapted: swan.AdaptiveModel, small: swan.AdaptiveModel, inputs
         assert int(taken.macs.max()) <= ceiling
         was_below = free.macs <= ceiling
         for name, masks in free.choices.items():  # a block of few neurons takes less than its least
-            was_below &= costs.extra(name, masks) >= 0
+            was_below &= costs.above_least(name, masks) >= 0
         assert torch.equal(taken.macs[was_below], free.macs[was_below])
         assert_near(run(small, inputs), run(adapted, inputs), "compact is masked under a ceiling")
         first = next(iter(taken.choices))  # what runs behind it reads other inputs

@@ -104,8 +104,8 @@ class AdaptiveModel(nn.Module):
             raise InputError(
                 f"max_macs={self.max_macs:,} cannot be kept: the narrowest widths cost {self.costs.least:,} MACs"
             )
-        extra = self.costs.extra if isinstance(self.costs, UnitCosts) else None
-        return Run(self.execution, self._held, ceiling=ceiling, extra=extra)
+        above = self.costs.above_least if isinstance(self.costs, UnitCosts) else None
+        return Run(self.execution, self._held, ceiling=ceiling, extra=above)
 
     @property
     def widths(self) -> tuple[float, ...]:

@@ -81,7 +81,7 @@ class UnitCosts(BlockCosts):
             )
         return self.table.at(gates) / self.batch + self.looking
 
-    def extra(self, name: str, masks: Tensor) -> Tensor:
+    def above_least(self, name: str, masks: Tensor) -> Tensor:
         """MACs of every sample in one block, under masks, above those that are its least: float64 (B,)."""
         with torch.no_grad():
             most, least = self.blocks[name][1], self.blocks[name][0]

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 
+# MACs are told as whole numbers; what shares of tokens cost is one up to this.
+_ROUNDED = 0.49
+
 # "observe": masked, with statistics of the batch, while somebody records them.
 Execution = Literal["group", "masked", "gather", "observe"]
 # One level for all samples, or int64 of shape (B,): 0 is the narrowest. Of free units a mask, (units,) or (B, units).
@@ -80,7 +83,7 @@ class Run:
         high = low + rank.shape[1]
         while bool((low < high).any()):
             middle = (low + high) // 2
-            fits = (extra(name, without(middle)) <= self.left).to(low.device)
+            fits = (extra(name, without(middle)) <= self.left + _ROUNDED).to(low.device)
             low, high = torch.where(fits, low, middle + 1), torch.where(fits, middle, high)
         capped = without(low)
         self.left = self.left - extra(name, capped)
