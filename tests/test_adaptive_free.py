@@ -40,6 +40,27 @@ def test_laws_over_random_networks(part: PartSpec, seed: int) -> None:
     check_free_laws(case.model, case.inputs, seed)
 
 
+class NormedAttention(nn.Module):
+    """Two heads on a map, whose queries are normalised: torch's gradients of one sample alone are wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Conv2d(3, 4, 1) for _ in range(3))
+        self.norm, self.out = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.norm(self.q(x)), self.k(x), self.v(x)
+        q, k, v = (t.reshape(len(x), -1, 2, t.shape[2] * t.shape[3]).transpose(2, 3) for t in parts)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
+        return x + self.out(out.reshape(len(x), -1, *x.shape[2:]))
+
+
+def test_a_sample_alone_has_the_gradients_that_it_has_among_others() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), NormedAttention(), nn.Conv2d(3, 2, 1))
+    assert check_free_laws(model.double().eval(), image(2, 3, 6, 6), 0) is not None
+
+
 def test_laws_of_a_small_network() -> None:
     adapted = check_free_laws(small_net(), image(2, 3, 8, 8), 3)
     assert adapted is not None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from swan_surgery.adaptive.effort import features_of
 from swan_surgery.adaptive.levels import LevelStatistics
@@ -148,7 +149,7 @@ class AdaptiveBlock(nn.Module, ABC):
             return self.at(next(iter(groups), None), *call)
         indices = list(groups.values())
         try:
-            parts = [self.at(key, *self.rows.take(call, own)) for key, own in groups.items()]
+            parts = [self._at_rows(key, call, own) for key, own in groups.items()]
         except ValueError as err:
             alone = any(len(own) == 1 for own in groups.values())
             if not (self.training and alone and "more than 1 value per channel" in str(err)):
@@ -159,6 +160,17 @@ class AdaptiveBlock(nn.Module, ABC):
                 f"let inputs choose in eval mode"
             ) from err
         return put_together(parts, indices)
+
+    def _at_rows(self, key: Any, call: Any, rows: Sequence[int]) -> Any:
+        """Run some samples of a call.
+
+        One alone runs twice where there may be a backward pass: torch's batch-norm (2.14, on the CPU) gives wrong
+        gradients for a single sample whose gradient comes with its channels last, as attention's does.
+        """
+        if len(rows) > 1 or self.training or not torch.is_grad_enabled():
+            return self.at(key, *self.rows.take(call, rows))
+        twice = self.at(key, *self.rows.take(call, [*rows, *rows]))
+        return tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) else leaf, twice)
 
     def run_shell(
         self, shell: nn.Module, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
