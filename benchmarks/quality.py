@@ -137,6 +137,7 @@ SCHEDULES = {
     "long": Schedule(num_train=50_000, adapt_epochs=10, epochs=50),
     # Networks that come without weights for these images: the adaptation is their training.
     "new": Schedule(num_train=10_000, adapt_epochs=10, epochs=3, adapt_lr=0.05),
+    # The same for processors without bfloat16, and what is left right after the cut.
     "new-brief": Schedule(
         num_train=10_000, adapt_epochs=10, epochs=3, adapt_lr=0.05, precision="fp32"
     ),
