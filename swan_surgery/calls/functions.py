@@ -17,8 +17,8 @@ class FunctionFacts:
         numbers: what the Python numbers among its arguments are. `"sizes"` of what it returns, axis
             by axis; of the `"parts"` of one axis, which is named first; lengths of `"pieces"` of an
             axis; `"factors"`, which must not follow a width (`(C // heads) ** -0.5`); how many
-            `"heads"` share an axis, of a function that has a form in `calls.slim_forms`. None: they
-            are never replaced.
+            `"heads"` share an axis, of a function that has a form in `calls.slim_forms`; lengths of
+            `"named"` axes, each behind its place (`calls.einops_moves`). None: they are never replaced.
         infers: one size may be given as -1.
         statistics: ATen operations by which it takes a statistic over channels that can count each
             with its gate. The weighted form stands in `gates.weighted_statistics`.
@@ -27,7 +27,7 @@ class FunctionFacts:
             rule for the whole of it.
     """
 
-    numbers: Literal["sizes", "parts", "pieces", "factors", "heads"] | None = None
+    numbers: Literal["sizes", "parts", "pieces", "factors", "heads", "named"] | None = None
     infers: bool = False
     statistics: tuple[str, ...] = ()
     multiplies: bool = False
@@ -73,6 +73,7 @@ FUNCTIONS: Mapping[str, FunctionFacts] = {
     "amin": FunctionFacts(statistics=("aten.amin",)),
     "einsum": FunctionFacts(multiplies=True),
     "multi_head_attention_forward": FunctionFacts(numbers="heads"),
+    "einops_moves": FunctionFacts(numbers="named"),
     "lstm": FunctionFacts(is_whole=True),
     "gru": FunctionFacts(is_whole=True),
     "rnn_tanh": FunctionFacts(is_whole=True),
@@ -95,6 +96,7 @@ PARTING = _where(lambda facts: facts.numbers == "parts")
 SPLITTING = _where(lambda facts: facts.numbers == "pieces")
 SCALING = _where(lambda facts: facts.numbers == "factors")
 SHARING = _where(lambda facts: facts.numbers == "heads")
+NAMED = _where(lambda facts: facts.numbers == "named")
 RESIZABLE = _where(lambda facts: facts.numbers is not None)
 INFERRING = _where(lambda facts: facts.infers)
 WEIGHABLE = _where(lambda facts: bool(facts.statistics))

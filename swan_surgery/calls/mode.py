@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from swan_surgery.calls.arguments import Replacement, leaves_of, replaced
+from swan_surgery.calls.einops_moves import show_einops
 from swan_surgery.calls.functions import SCALING
 from swan_surgery.calls.sites import Call, PathGuard, call_site
 from swan_surgery.calls.slim_forms import SLIM_FORMS
@@ -107,6 +108,7 @@ class CallMode(TorchFunctionMode):
             outer: the modes of the runs around this one.
         """
         super().__init__()
+        show_einops()
         self._changes = changes
         self._names = frozenset(name for name, _ in changes)
         self._guard = guard or PathGuard({})
@@ -148,6 +150,7 @@ class NumberingMode(TorchFunctionMode):
     def __init__(self, names: frozenset[str]) -> None:
         """`names`: of the torch functions whose calls count."""
         super().__init__()
+        show_einops()
         self.numbering = Numbering()
         self._names = names
 

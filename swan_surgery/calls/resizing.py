@@ -5,11 +5,15 @@ number no longer fits, and no parameter says so. Such a module keeps its class a
 parameters and its code; in its forward, the arguments of the named calls are replaced.
 """
 
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from swan_surgery.calls.arguments import Replacement, after
+from swan_surgery.calls.functions import NAMED
 from swan_surgery.calls.mode import CallMode, Change, guard_of
 from swan_surgery.models.subclasses import maker_of, subclass_of
 
@@ -26,6 +30,13 @@ class Resized(nn.Module):
         Raises:
             PathError: the input takes another path through the code than the one that was mapped.
         """
+        # einops tells torch.compile to take its calls as they are, past all modes.
+        if torch.compiler.is_compiling() and _has_named(self.replacements[self.training]):
+            return _UNCOMPILED[0](self, args, kwargs)
+        return self.replacing(*args, **kwargs)
+
+    def replacing(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward itself."""
         numbers, sites = self.replacements[self.training], self.call_sites[self.training]
         changes = {call: Change(own, site=sites.get(call, "")) for call, own in numbers.items()}
         guard = guard_of(changes)
@@ -44,8 +55,27 @@ class Resized(nn.Module):
         return f"{own}{', ' if own else ''}sizes replaced in {', '.join(calls)}"
 
 
+_UNCOMPILED: list[Callable[[Resized, Any, Any], Any]] = []
+
+
+def _has_named(changed: Iterable[tuple[str, int]]) -> bool:
+    return any(function in NAMED for function, _ in changed)
+
+
+def _run(module: Resized, args: Any, kwargs: Any) -> Any:
+    return module.replacing(*args, **kwargs)
+
+
+def _make_uncompiled() -> None:
+    """Beforehand: torch.compile cannot."""
+    if not _UNCOMPILED:
+        _UNCOMPILED.append(torch.compiler.disable(_run))
+
+
 def resized(base: type[nn.Module]) -> tuple[tuple[type, ...], dict[str, Any]]:
     """The subclass of a class whose numbers are replaced."""
+    if "einops.einops" in sys.modules:  # a pickle, too, makes its classes here
+        _make_uncompiled()
     name = f"Resized{base.__name__}"
     return (Resized, base), {"__name__": name, "__qualname__": name}
 
@@ -68,6 +98,8 @@ def resize_(
         module.call_sites = {True: {}, False: {}}  # type: ignore[assignment]
         module.__class__ = subclass_of(type(module), resized)
     assert isinstance(module, Resized)  # noqa: S101 - made so above
+    if call[0] in NAMED:
+        _make_uncompiled()
     own = module.replacements[training].setdefault(call, {})
     own[leaf] = after(own[leaf], number) if leaf in own else number
     if site:

@@ -1,7 +1,7 @@
 """Which numbers in a module's code repeat a width, and what they become when it shrinks."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.calls.arguments import Replacement
-from swan_surgery.calls.functions import INFERRING, PARTING, RESIZABLE, SCALING, SHAPED, SHARING
+from swan_surgery.calls.functions import (
+    NAMED,
+    RESIZABLE,
+    SCALING,
+    SHAPED,
+    SHARING,
+)
 from swan_surgery.calls.resizing import resize_
 from swan_surgery.channels.labels.fields import axes_of
 from swan_surgery.channels.labels.recording import Frame, OpRecord, Recording
 from swan_surgery.channels.rehearsal.failures import Failure
+from swan_surgery.channels.rehearsal.meanings import New, Shrinks, named_numbers, new_numbers
 from swan_surgery.channels.rehearsal.scaling import Scale, Scaled
 from swan_surgery.channels.solving.mapping import Trace
 
@@ -37,11 +44,6 @@ class Place:
         owner = model.get_submodule(self.module)
         call = (self.function, self.number)
         resize_(owner, call, self.leaf, value, training=self.training, site=self.site)
-
-
-# What a number becomes: the count of these labels that remain, always the same, or scaled.
-New = Tensor | float | Scaled
-Shrinks = Callable[[Tensor], bool]
 
 
 # A call in the code of a module, and where it stands.
@@ -104,7 +106,11 @@ class Resizes:
         self.tried[place] = frame.module
         if trace.is_elsewhere and not self._is_made_here(frame):
             return False  # a number of a call that is not made at the given size has no place
-        new = dict(_numbers(op, frame, failure.leaves, shrinks))
+        if frame.function in NAMED:
+            first = next(own for own in trace.recording.ops if own.frame is frame)
+            new = dict(named_numbers(first, frame, shrinks))
+        else:
+            new = dict(new_numbers(op, frame, failure.leaves, shrinks))
         for leaf, value in new.items():
             if isinstance(value, Tensor) or value == -1 or self._is_steady(frame, leaf):
                 continue
@@ -190,100 +196,6 @@ def _is_twin(frame: Frame, twin: OpRecord, leaf: int) -> bool:
         and len(other.leaves) == len(frame.leaves)
         and other.leaves[leaf] == frame.leaves[leaf]
     )
-
-
-def _numbers(
-    op: OpRecord, frame: Frame, seen: tuple[float | None, ...], shrinks: Shrinks
-) -> Mapping[int, New]:
-    """Leaf -> new number, by what the function's numbers mean.
-
-    `seen` are the numbers that the narrower model's own code computed.
-    """
-    full = frame.leaves
-    if len(seen) != len(full):
-        return {}
-    own = [leaf for leaf, value in enumerate(full) if type(value) is int]
-    changed = {leaf: full[leaf] for leaf in range(len(full)) if seen[leaf] != full[leaf]}
-    if frame.function in SCALING:
-        return changed
-    if frame.function in SHAPED:
-        if len(own) != len(op.shapes[0]):
-            return {}
-        sizes = _sizes(op, dict(enumerate(own)), full, changed, shrinks)
-        return _inferred(sizes, full, batch=own[0]) if frame.function in INFERRING else sizes
-    if frame.function in PARTING:
-        parts = own[1:]
-        first = int(full[own[0]] or 0) % (len(op.shapes[0]) - len(parts) + 1)
-        return _sizes(op, {first + i: leaf for i, leaf in enumerate(parts)}, full, changed, shrinks)
-    return _lengths(op, own, full, shrinks)
-
-
-def _sizes(
-    op: OpRecord,
-    leaf_of: Mapping[int, int],
-    full: tuple[float | None, ...],
-    changed: Mapping[int, float],
-    shrinks: Shrinks,
-) -> dict[int, New]:
-    """Every number is the size of one axis of the result."""
-    vectors = {
-        axes_of(f)[0]: f.reshape(-1)
-        for f in op.outputs[0]
-        if len(axes_of(f)) == 1 and shrinks(f.reshape(-1))
-    }
-    new: dict[int, New] = {}
-    for axis, leaf in leaf_of.items():
-        if full[leaf] == -1:
-            continue
-        if axis in vectors:
-            new[leaf] = vectors[axis]
-        elif leaf in changed:
-            new[leaf] = changed[leaf]
-    return new
-
-
-def _inferred(
-    sizes: dict[int, New], full: tuple[float | None, ...], *, batch: int
-) -> Mapping[int, New]:
-    """One size that would be fixed had better be inferred: it may be another tomorrow.
-
-    That is the size of a batch, as a rule; or it is that of an axis which holds heads times the batch
-    (the first one, whose leaf is `batch`), or channels times pixels.
-    """
-    if -1 in full:
-        # Heads times the batch would have to be a number of this batch.
-        return {} if isinstance(sizes.get(batch), Tensor) else sizes
-    fixed = [leaf for leaf, new in sizes.items() if not isinstance(new, Tensor)]
-    products = [
-        leaf
-        for leaf, new in sizes.items()
-        if isinstance(new, Tensor) and len(torch.unique(new)) < len(new)
-    ]
-    if isinstance(sizes.get(batch), Tensor):
-        fixed = [batch]
-    candidates = fixed or products
-    if len(candidates) == 1:
-        sizes[candidates[0]] = -1
-    return sizes
-
-
-def _lengths(
-    op: OpRecord, own: list[int], full: tuple[float | None, ...], shrinks: Shrinks
-) -> Mapping[int, New]:
-    """The numbers of a split: one length for all pieces, or one for each; the axis comes last."""
-    fits = [a for a, size in enumerate(op.shapes[0]) if size == full[own[0]]]
-    if not fits:
-        return {}
-    labelled = {axes_of(f)[0] for f in op.outputs[0] if len(axes_of(f)) == 1}
-    axis = next((a for a in fits if a in labelled), fits[0])
-    vectors = []
-    for fields in op.outputs:
-        vector = next((f.reshape(-1) for f in fields if axes_of(f) == (axis,)), None)
-        vectors.append(None if vector is None or not shrinks(vector) else vector)
-    sizes = [shape[axis] for shape in op.shapes]
-    if [full[leaf] for leaf in own[: len(sizes)]] == sizes and len(own) >= len(sizes) > 1:
-        return {leaf: v for leaf, v in zip(own, vectors, strict=False) if v is not None}
-    return {} if vectors[0] is None else {own[0]: vectors[0]}
 
 
 def resize_all_(model: nn.Module, resizes: Mapping[Place, New], stays: Tensor) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from swan_surgery.channels.labels.fields import Fields
 from swan_surgery.channels.rehearsal.failures import Failure, failure_of
-from swan_surgery.channels.rehearsal.numbers import New, Place, resize_all_
+from swan_surgery.channels.rehearsal.meanings import New
+from swan_surgery.channels.rehearsal.numbers import Place, resize_all_
 from swan_surgery.channels.rehearsal.rehearsing import Prediction, RehearsalMode
 from swan_surgery.channels.rehearsal.skipping import skipping
 from swan_surgery.channels.runs.tracing import label_tensors, run_labelled
