@@ -21,7 +21,7 @@ _MOVES = {"rearrange", "repeat"}
 _ORIGINALS: list[Callable[..., Any]] = []
 
 
-def einops_moves(
+def rearrange(
     tensor: Tensor,
     pattern: str,
     reduction: str,
@@ -29,7 +29,7 @@ def einops_moves(
     lengths: Sequence[int],
     names: Sequence[str],
 ) -> Any:
-    """Einops' own function.
+    """What einops' own function gives, of "rearrange" and of "repeat".
 
     Args:
         tensor: what is moved.
@@ -41,7 +41,7 @@ def einops_moves(
     """
     if has_torch_function((tensor,)):  # each mode in force, the innermost first
         own = (pattern, reduction, places, lengths, names)
-        return handle_torch_function(einops_moves, (tensor,), tensor, *own)
+        return handle_torch_function(rearrange, (tensor,), tensor, *own)
     return _ORIGINALS[0](tensor, pattern, reduction, **dict(zip(names, lengths, strict=True)))
 
 
@@ -62,7 +62,7 @@ def show_einops() -> None:
             return original(tensor, pattern, reduction, **lengths)
         places = tuple(split.index(name) if name in split else -1 for name in lengths)
         values = tuple(lengths.values())
-        return einops_moves(tensor, pattern, reduction, places, values, tuple(lengths))
+        return rearrange(tensor, pattern, reduction, places, values, tuple(lengths))
 
     reduce.shown = True  # type: ignore[attr-defined]
     module.reduce = reduce
@@ -74,4 +74,4 @@ def _split_axes(pattern: str) -> list[str] | None:
     return names if all(name.isidentifier() for name in names) else None
 
 
-__all__ = ["einops_moves", "show_einops"]
+__all__ = ["rearrange", "show_einops"]
