@@ -397,6 +397,14 @@ def test_what_is_fitted_keeps_budget_and_ceiling() -> None:
     )
 
 
+def test_a_ceiling_is_named_where_a_model_is_exported(tmp_path) -> None:
+    adapted = adapted_small()
+    adapted.max_macs = adapted.costs.dense
+    fast = swan.compact(adapted, execution="masked")
+    with pytest.raises(swan.ModelError, match="max_macs = None to export"):
+        swan.export(fast.float(), tmp_path / "a.onnx", tokens(2, 5, 3).float())
+
+
 def test_a_ceiling_closes_the_least_likely_of_all_tokens() -> None:
     adapted = adapted_small()
     gate_(adapted, torch.Generator().manual_seed(0))

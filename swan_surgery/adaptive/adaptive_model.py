@@ -73,7 +73,9 @@ class AdaptiveModel(nn.Module):
     def exports_not(self) -> str | None:
         """Why `swan.export` cannot take it as it is, if so."""
         if self.execution == "masked":
-            return None
+            if self.max_macs is None or not isinstance(self.costs, UnitCosts):
+                return None
+            return "what max_macs closes is searched for on data: set adapted.max_macs = None to export it"
         return (
             f"which samples run together ({self.execution!r}) is decided on data: export "
             f'swan.compact(adapted, execution="masked"), or a static model, adapted.at(...)'
