@@ -160,7 +160,7 @@ class TestBudget:
         total = swan.count_macs(gated, gated.example_inputs)
         with pytest.warns(
             swan.SwanWarning,
-            match=r"not trained: the 64 open ones all have the logit 40, so which 22 of",
+            match=r"do not choose: the 64 open ones all have the logit 40, so which 22 of",
         ):
             small = swan.prune(gated, macs=0.5)
         one_unit = int(swan.marginal_macs(gated).max())

@@ -55,8 +55,8 @@ def prune(
     the training mode stay as they were.
 
     Args:
-        gated: the result of `swanify`, trained. Gates that were not trained stand in no order, so a
-            budget would choose by chance: a warning says so, and names `prune_by_score` and `compress`.
+        gated: the result of `swanify`, trained. Gates that were not trained stand in the order of their
+            weights' sizes alone: `prune_by_score` and `swan.compress` choose better then.
         macs: share of the base model's MACs to keep at most, in (0, 1], or a number of MACs
             (at the example inputs; 2e9). Moves the threshold: units
             stay in order of p, as many as the budget allows, so closed units may open again; what
@@ -122,7 +122,7 @@ def prune(
     chosen = (order, limits, multiples, widths, least)
     stays = None if limits else gated.gates.open_mask()
     mask, small = _choose(gated, *chosen, stays=stays, uniform=uniform, verify=verify)
-    _name_untrained(gated, mask)
+    _name_equal(gated, mask)
     if compensate is not None:
         if reference is None:
             reference = cut_to(gated, mask | gated.gates.open_mask(), verify=False)
@@ -225,7 +225,7 @@ def prune_by_score(
     return small
 
 
-def _name_untrained(gated: GatedModel, mask: Tensor) -> None:
+def _name_equal(gated: GatedModel, mask: Tensor) -> None:
     """Warn where some of the open gates close, and all of these stand alike."""
     is_open = gated.gates.open_mask()
     logits = gated.gates.logits.detach()[is_open]
@@ -233,7 +233,7 @@ def _name_untrained(gated: GatedModel, mask: Tensor) -> None:
     if stays.all() or bool((logits != logits[0]).any()):
         return
     warnings.warn(
-        f"the gates were not trained: the {len(logits)} open ones all have the logit {float(logits[0]):.3g}, "
+        f"the gates do not choose: the {len(logits)} open ones all have the logit {float(logits[0]):.3g}, "
         f"so which {int((~stays).sum())} of them close is chance. Train them (swan.Objective), score the "
         f"channels (swan.prune_by_score(gated, swan.importance(gated, ...), macs=0.5)), or call "
         f"swan.compress(model, data, macs=0.5)",
