@@ -156,10 +156,11 @@ def cuts(name: str, scale: Scale, clock: Clock, wanted: dict[str, dict[str, Any]
     dense = new(name).to(scale.device).eval()
     gated = swan.swanify(dense, example)
     total = swan.count_macs(dense, example)
+    sizes, plainly = gated.gates.probabilities().detach(), {"per_cost": False, "diminishing": False}
     found = [Cut("dense", dense, 1.0)]
     for key, options in wanted.items():
         clock.check()
-        small = swan.prune(gated, verify=False, **options).eval()
+        small = swan.prune_by_score(gated, sizes, verify=False, **plainly, **options).eval()
         found.append(Cut(key, small, swan.count_macs(small, example) / total))
     return found
 

@@ -11,6 +11,7 @@ the milliseconds (`latency_ms=`) shows how far the table's prediction is off, wh
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -67,13 +68,14 @@ def cuts_of(name: str, size: int, repeats: int) -> tuple[list[Cut], swan.Latency
     example = torch.randn(1, 3, size, size)
     gated = swan.swanify(dense, example)
     table = swan.measure_latency_table(gated, repeats=repeats)
-    found = [costed(DENSE, dense, example)]
-    for budget in BUDGETS:
-        pruned = swan.prune(gated, macs=budget, round_to="auto", latency_table=table).eval()
-        found.append(costed(f"macs {budget:g}", pruned, example))
-    most = SHARE_OF_TIME * table.total_ms
-    timed = swan.prune(gated, latency_ms=most, round_to="auto", latency_table=table).eval()
-    return [*found, costed(TIMED, timed, example)], table
+    # In the order that gates start in.
+    sizes, plainly = gated.gates.probabilities().detach(), {"per_cost": False, "diminishing": False}
+    cut = partial(
+        swan.prune_by_score, gated, sizes, round_to="auto", latency_table=table, **plainly
+    )
+    made = [(DENSE, dense), *((f"macs {share:g}", cut(macs=share)) for share in BUDGETS)]
+    made.append((TIMED, cut(latency_ms=SHARE_OF_TIME * table.total_ms)))
+    return [costed(budget, model.eval(), example) for budget, model in made], table
 
 
 def costed(budget: str, model: nn.Module, example: Tensor) -> Cut:

@@ -30,6 +30,10 @@ _ADVICE = (
         r"swan\.report takes the model before the cut first, swan\.report\([^)]*\)",
         "name the larger one first",
     ),
+    (
+        r"Train them \(swan\.Objective\), score the .*, or call swan\.compress\([^)]*\)",
+        "Train them (swan-surgery train), or cut without the gated file: by --score, or by swan-surgery compress",
+    ),
     (r"written by swan\.save", "written by swan-surgery"),
     (r"and keep the module out with ignore=\(('[^']*'),\) meanwhile", r"with its module \1"),
     (r"(Without|without) strict=True ", r"\1 that "),

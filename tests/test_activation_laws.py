@@ -14,7 +14,7 @@ import swan_surgery as swan
 from swan_surgery.artifacts import container
 from swan_surgery.artifacts.structures import pack, unpack
 from swan_surgery_cli.commands import app
-from tests.closing import assert_closed_equals_cut, image, outputs, prepared
+from tests.closing import assert_closed_equals_cut, image, learnt_, outputs, prepared
 from tests.conftest import PROFILE
 from tests.strategies import EASY_BLOCKS, EASY_HEADS, build, descriptions
 from tests.test_activations import Around, Calls, Mlp, leaky, shake_, swapped_in
@@ -97,16 +97,16 @@ def test_budgets_count_the_mlps():
     # One row per sample through the three layers of each MLP, and nothing else.
     widths = [(place.channels, 4) for place in swan.swaps(swapped).swapped]
     assert swan.hard_macs(gated) == swan.count_macs(net, x) + sum(2 * 3 * c * h for c, h in widths)
-    small = swan.prune(gated, macs=0.5)
+    small = swan.prune(learnt_(gated), macs=0.5)
     assert swan.count_macs(small, x) <= 0.5 * swan.count_macs(swapped, x)
 
 
 def test_swapping_after_a_cut_and_cutting_again(tmp_path):
     net, x = prepared(Calls()), image(2, 3, 8, 8)
-    small = swan.prune(swan.swanify(net, x), macs=0.6)
+    small = swan.prune(learnt_(swan.swanify(net, x)), macs=0.6)
     swapped = shake_(swapped_in(small, "fles", x))
     assert swan.swaps(swapped).swapped[0].channels == small.a.out_channels
-    again = swan.prune(swan.swanify(swapped, x), macs=0.6)
+    again = swan.prune(learnt_(swan.swanify(swapped, x)), macs=0.6)
     swan.save(again, tmp_path / "again.swan")
     back = swan.load(tmp_path / "again.swan", net)
     assert torch.equal(again.eval()(x), back.eval()(x))
@@ -180,7 +180,7 @@ def test_files_that_lie_are_refused(change, tmp_path):
 def test_export(model, tmp_path):
     net, x = prepared(model()).float(), image(2, 3, 8, 8).float()
     swapped = shake_(swapped_in(net, "fles", x))
-    small = swan.prune(swan.swanify(swapped, x), macs=0.7)
+    small = swan.prune(learnt_(swan.swanify(swapped, x)), macs=0.7)
     for name in ("small.onnx", "small.pt2"):
         assert swan.export(small, tmp_path / name, x).relative_error <= 1e-4
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import swan_surgery as swan
 from swan_surgery.artifacts import container, structures
 from swan_surgery.models import provenance, steps
-from tests.closing import close_, close_random_, image, outputs, prepared
+from tests.closing import close_, close_random_, image, learnt_, outputs, prepared
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.gated_zoo import fresh_zoo
 from tests.small_nets import Net, conv
@@ -296,7 +296,7 @@ class TestSteps:
 
         monkeypatch.setattr(steps, "_KINDS", dict(steps._KINDS))
         steps.register_step("deepen", steps.StepKind(1, deepen, reshape))
-        small = swan.prune(swan.swanify(net(), torch.zeros(1, 3)), macs=0.5)
+        small = swan.prune(learnt_(swan.swanify(net(), torch.zeros(1, 3))), macs=0.5)
         step = steps.Step("deepen", 1, {"out": 4})
         deeper = deepen(small, step)
         provenance.note_(deeper, provenance.provenance_of(small).followed_by(step))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import swan_surgery as swan
 from swan_surgery.channels import Pin
 from swan_surgery.gates import GatedModel
+from tests.closing import learnt_
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.gated_zoo import fresh_zoo
 from tests.zoo import ZOO
@@ -565,7 +566,7 @@ class TestBudget:
         assert isinstance(second, swan.BudgetError)
         assert (second.least, second.most) == (error.least, error.most)
         # The range said to be reachable is.
-        small = swan.prune(gated, macs=error.least / total)
+        small = swan.prune(learnt_(gated), macs=error.least / total)
         assert swan.count_macs(small, gated.example_inputs) == error.least
 
     @pytest.mark.parametrize("round_to", [0, -8, 1.5])

@@ -160,13 +160,30 @@ class TestBudget:
         total = swan.count_macs(gated, gated.example_inputs)
         with pytest.warns(
             swan.SwanWarning,
-            match=r"do not choose: the 64 open ones all have the logit 40, so which 22 of",
+            match=r"have not learnt: the 64 open ones all have the logit 40, so which 22 of",
         ):
             small = swan.prune(gated, macs=0.5)
         one_unit = int(swan.marginal_macs(gated).max())
         macs = swan.count_macs(small, gated.example_inputs)
         assert 0.5 * total - one_unit < macs <= 0.5 * total
         assert abs(small[0].out_features - small[1].out_features) <= 1
+
+    @pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+    def test_gates_that_never_trained_are_named(self, wide) -> None:
+        """Also where others were closed by hand, and the weights have changed since."""
+        gated = mlp(8, 32, 32, 4).to(wide)
+        gated.close("0", [3, 7])
+        with torch.no_grad():
+            gated.model[0].weight.copy_(torch.randn(32, 8))
+        for narrower in ({"macs": 0.5}, {"widths": {"1": 20}}):
+            with pytest.warns(
+                swan.SwanWarning,
+                match=r"have not learnt: the 62 open ones stand where swanify put them, so the sizes",
+            ):
+                swan.prune(gated, **narrower)
+        with torch.no_grad():
+            gated.gates.logits[40] += 1e-3
+        swan.prune(gated, macs=0.5)
 
     def test_gates_that_were_closed_or_trained_choose_without_a_warning(self) -> None:
         gated = mlp(8, 32, 32, 4)

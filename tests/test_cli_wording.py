@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import swan_surgery as swan
 from swan_surgery_cli.commands import app
 from swan_surgery_cli.wording import speak_for, spoken
+from tests.closing import learnt_
 from tests.test_cli_compress import NAME, TOKENS, digit_net
 
 
@@ -19,7 +20,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     gated = swan.swanify(digit_net(), torch.zeros(1, 1, 8, 8))
     swan.save(gated, folder / "gated.swan")
-    swan.save(swan.prune(gated, macs=0.5), folder / "small.swan")
+    swan.save(swan.prune(learnt_(gated), macs=0.5), folder / "small.swan")
     save_file({"inputs": torch.rand(8, 1, 8, 8)}, folder / "x.safetensors")
     save_file({"inputs": torch.rand(8, 5, 8, 8)}, folder / "wide.safetensors")
     return folder
@@ -86,3 +87,12 @@ def test_what_is_no_option_of_the_command_stays_as_it_is() -> None:
     speak_for(prune.__wrapped__)
     assert spoken("steps=3 and macs=0.5, uniform=True") == "steps=3 and --macs 0.5, uniform=True"
     assert spoken("/data/macs=1.swan: no such file") == "/data/macs=1.swan: no such file"
+
+
+def test_gates_that_have_not_learnt_are_told_of(files) -> None:
+    words = ("prune", NAME, "--weights", "{}/gated.swan", *_OUT, "--macs", "0.5")
+    done = CliRunner().invoke(app, [word.replace("{}", str(files)) for word in words])
+    assert done.exit_code == 0, done.output
+    told = " ".join(done.stderr.split())
+    assert told.startswith("warning: the gates have not learnt: the ")
+    assert told.endswith("without the gated file: by --score, or by swan-surgery compress")

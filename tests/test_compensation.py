@@ -15,7 +15,7 @@ from swan_surgery.cutting.compensation.lockstep import Pass
 from swan_surgery.cutting.compensation.outcome import LayerCompensation
 from swan_surgery.cutting.compensation.wide import pixels_of
 from swan_surgery.models.provenance import provenance_of
-from tests.closing import close_random_
+from tests.closing import close_random_, learnt_
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.strategies import Case, networks
 
@@ -323,7 +323,7 @@ def test_prune_by_score_compensates_against_the_base_model() -> None:
 
 def test_prune_makes_up_for_what_the_budget_closes_beyond_the_gates() -> None:
     model, data = model_and_data("conv")
-    gated = swan.swanify(model, data[:2])
+    gated = learnt_(swan.swanify(model, data[:2]))
     with torch.no_grad():
         gated.gates.logits[1:3] = -5.0
     aimed = swan.prune(gated)(data)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import swan_surgery as swan
 from swan_surgery.costs.counting import count_operators
 from swan_surgery.models.provenance import provenance_of
+from tests.closing import learnt_
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.small_nets import Net
 from tests.zoo import ZOO
@@ -237,7 +238,7 @@ def test_a_model_that_runs_has_a_cost_and_can_have_a_budget(name) -> None:
     # What the third operand of an einsum multiplies is pointwise.
     wanted = 2 * (trunk + last) if name == "a run that nobody reads" else trunk + last
     assert swan.count_macs(model, x) == wanted
-    gated = swan.swanify(model, x)
+    gated = learnt_(swan.swanify(model, x))
     small = swan.prune(gated, macs=0.6)
     mask_macs = swan.count_macs(small, x)
     assert mask_macs <= 0.6 * wanted
@@ -262,7 +263,7 @@ def test_rows_that_data_selects_are_priced_as_selected() -> None:
             return out
 
     model, x = Experts(), torch.randn(9, 8)
-    gated = swan.swanify(model, x)
+    gated = learnt_(swan.swanify(model, x))
     assert gated.channels.selects_by_data
     wanted = 9 * (8 * 3 + 2 * 8 * 24)  # each row meets one expert
     assert swan.hard_macs(gated) == swan.count_macs(model, x) == wanted

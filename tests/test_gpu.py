@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.learning.curvature import CurvatureRule
+from tests.closing import learnt_
 
 
 pytestmark = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -227,7 +228,7 @@ def test_latencies_are_measured_where_the_model_is(device):
     assert measured.latency.median_ms > 0
     if device == "cuda":
         assert measured.environment.device == torch.cuda.get_device_name()
-    gated = swan.swanify(model, x[:1])
+    gated = learnt_(swan.swanify(model, x[:1]))
     table = swan.measure_latency_table(gated, repeats=2)
     assert table.total_ms > 0
     small = swan.prune(gated, macs=0.5, round_to="auto", latency_table=table)

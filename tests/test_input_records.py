@@ -11,6 +11,7 @@ import swan_surgery as swan
 from swan_surgery.models import Inputs
 from swan_surgery.models.input_records import inputs_of_json, inputs_to_json
 from swan_surgery.models.provenance import provenance_of
+from tests.closing import learnt_
 
 
 def test_shapes_types_and_structure_without_what_they_say() -> None:
@@ -35,8 +36,8 @@ def test_shapes_types_and_structure_without_what_they_say() -> None:
 
 def test_a_cut_model_remembers_the_last_ones_through_files(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
-    small = swan.prune(swan.swanify(net, torch.zeros(4, 3)), macs=0.8)
-    smaller = swan.prune(swan.swanify(small, torch.zeros(5, 7, 3)), macs=0.8)
+    small = swan.prune(learnt_(swan.swanify(net, torch.zeros(4, 3))), macs=0.8)
+    smaller = swan.prune(learnt_(swan.swanify(small, torch.zeros(5, 7, 3))), macs=0.8)
     swan.save(smaller, tmp_path / "x.swan")
     back = provenance_of(swan.load(tmp_path / "x.swan", net))
     assert back is not None
@@ -53,7 +54,7 @@ def test_a_cut_model_remembers_the_last_ones_through_files(tmp_path: Path) -> No
 )
 def test_what_is_no_record_is_refused_and_the_model_loads(noted: object) -> None:
     net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
-    small = swan.prune(swan.swanify(net, torch.zeros(4, 3)), macs=0.8)
+    small = swan.prune(learnt_(swan.swanify(net, torch.zeros(4, 3))), macs=0.8)
     text = json.loads(vars(small)["swan_provenance"])
     text["steps"][-1]["data"]["inputs"] = noted
     small.swan_provenance = json.dumps(text)

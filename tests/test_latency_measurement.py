@@ -12,6 +12,7 @@ from swan_surgery.costs.latency_table import LatencyTable, MultipleLatency
 from swan_surgery.models import Inputs
 from swan_surgery.timing import clock as timing_clock, layers as latency_measurement
 from swan_surgery.timing.loop import Latency
+from tests.closing import learnt_
 from tests.fingerprints import assert_same_fingerprint, fingerprint
 from tests.test_plan import mlp, zoo_gated
 
@@ -283,7 +284,7 @@ class TestNoise:
 
 
 def test_a_multiple_that_leaves_much_unused_says_so() -> None:
-    gated = mlp(4, 32, 4)
+    gated = learnt_(mlp(4, 32, 4))
     with pytest.warns(
         swan.SwanWarning,
         match=r"multiples of 16 channels leave 50\.0% of the MACs, where 70\.0% were",
@@ -294,7 +295,7 @@ def test_a_multiple_that_leaves_much_unused_says_so() -> None:
 class TestRoundToAuto:
     @pytest.mark.parametrize("multiple", [1, 4, 8])
     def test_takes_the_best_of_the_table(self, multiple, clock) -> None:
-        gated = mlp(8, 64, 64, 8)
+        gated = learnt_(mlp(8, 64, 64, 8))
         scores = torch.rand(128, generator=torch.Generator().manual_seed(1))
         table = replace(
             swan.measure_latency_table(gated, repeats=1),
@@ -326,14 +327,14 @@ class TestRoundToAutoUnmeasured:
         ("hidden", "macs", "left"), [(64, 0.5, 32), (32, 0.65, 20), (32, 0.7, 22), (24, 0.4, 9)]
     )
     def test_as_coarse_as_the_budget_allows(self, hidden, macs, left) -> None:
-        gated = mlp(8, hidden, 8)
+        gated = learnt_(mlp(8, hidden, 8))
         scores = torch.rand(hidden, generator=torch.Generator().manual_seed(1))
         by_score = swan.prune_by_score(gated, scores, macs=macs, round_to="auto")
         by_gates = swan.prune(gated, macs=macs, round_to="auto")
         assert by_score[0].out_features == by_gates[0].out_features == left
 
     def test_a_budget_that_coarse_widths_cannot_reach_is_reached(self) -> None:
-        gated = mlp(4, 16, 16, 4)
+        gated = learnt_(mlp(4, 16, 16, 4))
         small = swan.prune(gated, macs=0.1, round_to="auto")
         assert small[0].out_features == swan.prune(gated, macs=0.1)[0].out_features == 3
         with pytest.raises(swan.BudgetError):
@@ -345,7 +346,7 @@ class TestRoundToAutoUnmeasured:
         assert swan.prune(gated, round_to="auto")[0].out_features == 16
 
     def test_same_widths_in_all_layers(self) -> None:
-        gated = mlp(8, 64, 64, 8)
+        gated = learnt_(mlp(8, 64, 64, 8))
         small = swan.prune(gated, macs=0.45, round_to="auto", uniform=True)
         assert small[0].out_features == small[1].out_features == 40  # 42 would fit
 

@@ -7,6 +7,7 @@ from torch import nn
 
 import swan_surgery as swan
 from swan_surgery.environment.notebooks import html_table
+from tests.closing import learnt_
 from tests.test_plan import mlp
 
 
@@ -31,7 +32,7 @@ def test_a_gated_model_and_its_explanation() -> None:
 
 def test_a_report_and_a_latency() -> None:
     net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
-    report = swan.report(net, swan.prune(swan.swanify(net), macs=0.5), torch.zeros(1, 3))
+    report = swan.report(net, swan.prune(learnt_(swan.swanify(net)), macs=0.5), torch.zeros(1, 3))
     rows = cells(report._repr_html_())
     assert next(row for row in rows if row[0] == "parameters")[1:] == ["50", "26", "52.0 %"]
     assert ["0", "3", "8 -> 4"] in [row[:3] for row in rows]

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import swan_surgery as swan
+from tests.closing import learnt_
 from tests.gated_zoo import closed_zoo, fresh_zoo
 from tests.test_plan import mlp
 
@@ -97,7 +98,7 @@ def test_the_law_in_place() -> None:
 def test_the_optimizer_of_the_given_model_is_refused() -> None:
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     stale = torch.optim.SGD(net.parameters(), momentum=0.9)
-    gated = swan.swanify(net, torch.zeros(1, 3))
+    gated = learnt_(swan.swanify(net, torch.zeros(1, 3)))
     small = swan.prune(gated, params=0.6)
     with pytest.raises(swan.InputError, match="trains no parameter of the gated model"):
         swan.optimizer_after(stale, gated, small)
@@ -135,7 +136,7 @@ def test_the_optimizer_of_a_plain_model_that_was_cut() -> None:
     optimizer = torch.optim.Adam(net.parameters())
     net(torch.randn(4, 3)).sum().backward()
     optimizer.step()
-    small = swan.prune(swan.swanify(net, torch.zeros(1, 3)), macs=0.5)
+    small = swan.prune(learnt_(swan.swanify(net, torch.zeros(1, 3))), macs=0.5)
     new = swan.optimizer_after(optimizer, net, small)
     kept = torch.tensor(swan.kept(small)["2.weight"][1])
     moment = optimizer.state[net[2].weight]["exp_avg"]
@@ -205,7 +206,7 @@ class TestGroups:
     def test_named_groups_and_an_optimizer_that_made_no_step(self) -> None:
         gated = mlp(3, 8, 2)
         optimizer = torch.optim.Adam(gated.named_parameters())
-        small = swan.prune(gated, macs=0.5)
+        small = swan.prune(learnt_(gated), macs=0.5)
         new = swan.optimizer_after(optimizer, gated, small)
         names = [name for name, _ in gated.named_parameters() if name != "gates.logits"]
         assert new.param_groups[0]["param_names"] == names
@@ -214,8 +215,8 @@ class TestGroups:
     def test_two_cuts_in_a_row(self) -> None:
         gated = fresh_zoo()
         optimizer = stepped(gated, MAKERS["adamw"])
-        once = swan.prune(gated, macs=0.7)
-        twice = swan.prune(swan.swanify(once, gated.example_inputs.args), macs=0.6)
+        once = swan.prune(learnt_(gated), macs=0.7)
+        twice = swan.prune(learnt_(swan.swanify(once, gated.example_inputs.args)), macs=0.6)
         at_once = swan.optimizer_after(optimizer, gated, twice)
         for name, axes in swan.kept(twice).items():
             if name in dict(twice.named_parameters()):
@@ -229,7 +230,7 @@ class TestRefused:
     def test_another_model(self) -> None:
         gated = mlp(3, 8, 2)
         optimizer = torch.optim.SGD(gated.parameters(), 0.1)
-        for other in (nn.Linear(2, 2), swan.prune(mlp(4, 6, 3), macs=0.5), gated.model):
+        for other in (nn.Linear(2, 2), swan.prune(learnt_(mlp(4, 6, 3)), macs=0.5), gated.model):
             with pytest.raises(swan.InputError, match="was not cut from this gated model"):
                 swan.optimizer_after(optimizer, gated, other)
         with pytest.raises(swan.InputError, match=r"expected a torch\.optim\.Optimizer, got list"):
@@ -247,6 +248,6 @@ class TestRefused:
             return loss
 
         optimizer.step(closure)
-        small = swan.prune(gated, macs=0.5)
+        small = swan.prune(learnt_(gated), macs=0.5)
         with pytest.raises(swan.InputError, match="has no slices; make a new optimizer"):
             swan.optimizer_after(optimizer, gated, small)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import swan_surgery as swan
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan
+from tests.closing import learnt_
 from tests.gated_zoo import closed_zoo
 from tests.zoo import ZOO
 
@@ -212,7 +213,7 @@ def test_what_is_cut_in_inference_mode_can_be_trained() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
     x = torch.randn(2, 3, 6, 6)
     with torch.inference_mode():
-        small = swan.prune(swan.swanify(model, x), macs=0.5)
+        small = swan.prune(learnt_(swan.swanify(model, x)), macs=0.5)
     small(x).sum().backward()
     assert all(bool(p.grad.any()) for p in small.parameters())
 

@@ -28,6 +28,7 @@ import swan_surgery as swan
 from swan_surgery.artifacts import container
 from swan_surgery.artifacts.structures import pack, unpack
 from swan_surgery.models.configurations import misfit
+from tests.closing import learnt_
 
 
 pytestmark = [
@@ -172,7 +173,7 @@ class TestConfigurations:
 
     def test_a_second_cut_goes_on(self) -> None:
         small = small_of("vit")
-        again = swan.prune(swan.swanify(small, IMAGES), macs=0.7, uniform=True)
+        again = swan.prune(learnt_(swan.swanify(small, IMAGES)), macs=0.7, uniform=True)
         assert again.config.intermediate_size < small.config.intermediate_size
         assert misfit(again) is None
 

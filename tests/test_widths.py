@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import swan_surgery as swan
+from tests.closing import learnt_
 
 
 def _net() -> nn.Sequential:
@@ -78,7 +79,7 @@ def test_a_coupled_layer_is_held_by_the_ceiling_of_the_other() -> None:
 
 
 def test_for_gates_too() -> None:
-    gated, _ = _gated(_net())
+    gated = learnt_(_gated(_net())[0])
     with torch.no_grad():
         gated.gates.logits[torch.tensor(gated.channels.layer("0").out_units)[:5]] = -4.0
     assert _widths(swan.prune(gated, widths={"2": 11})) == [15, 11, 40]

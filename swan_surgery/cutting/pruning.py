@@ -15,7 +15,7 @@ from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan_, cut_step
 from swan_surgery.cutting.verification import verify_pruned
 from swan_surgery.errors import InputError, SwanWarning
-from swan_surgery.gates import GatedModel
+from swan_surgery.gates import GatedModel, stands_as_started
 from swan_surgery.gates.checks import check_gated
 from swan_surgery.models.bare_norms import follow_widths_
 from swan_surgery.models.checks import check_data
@@ -56,7 +56,7 @@ def prune(
 
     Args:
         gated: the result of `swanify`, trained. Gates that were not trained stand in the order of their
-            weights' sizes alone: `prune_by_score` and `swan.compress` choose better then.
+            weights' sizes alone, which is warned of: `prune_by_score` and `swan.compress` choose better then.
         macs: share of the base model's MACs to keep at most, in (0, 1], or a number of MACs
             (at the example inputs; 2e9). Moves the threshold: units
             stay in order of p, as many as the budget allows, so closed units may open again; what
@@ -122,7 +122,7 @@ def prune(
     chosen = (order, limits, multiples, widths, least)
     stays = None if limits else gated.gates.open_mask()
     mask, small = _choose(gated, *chosen, stays=stays, uniform=uniform, verify=verify)
-    _name_equal(gated, mask)
+    _name_unlearnt(gated, mask)
     if compensate is not None:
         if reference is None:
             reference = cut_to(gated, mask | gated.gates.open_mask(), verify=False)
@@ -225,16 +225,24 @@ def prune_by_score(
     return small
 
 
-def _name_equal(gated: GatedModel, mask: Tensor) -> None:
-    """Warn where some of the open gates close, and all of these stand alike."""
+def _name_unlearnt(gated: GatedModel, mask: Tensor) -> None:
+    """Warn where some of the open gates close, and none of these has learnt anything."""
     is_open = gated.gates.open_mask()
-    logits = gated.gates.logits.detach()[is_open]
-    stays = mask.to(is_open.device)[is_open]
-    if stays.all() or bool((logits != logits[0]).any()):
+    closes = is_open & ~mask.to(is_open.device)
+    if not closes.any():
+        return
+    logits = gated.gates.logits.detach()
+    own, count = logits[is_open], int(closes.sum())
+    if bool((own == own[0]).all()):
+        said = f"all have the logit {float(own[0]):.3g}, so which {count} of them close is chance"
+    elif bool(stands_as_started(gated.channels, logits)[is_open].all()):
+        said = (
+            f"stand where swanify put them, so the sizes of weights choose the {count} that close"
+        )
+    else:
         return
     warnings.warn(
-        f"the gates do not choose: the {len(logits)} open ones all have the logit {float(logits[0]):.3g}, "
-        f"so which {int((~stays).sum())} of them close is chance. Train them (swan.Objective), score the "
+        f"the gates have not learnt: the {len(own)} open ones {said}. Train them (swan.Objective), score the "
         f"channels (swan.prune_by_score(gated, swan.importance(gated, ...), macs=0.5)), or call "
         f"swan.compress(model, data, macs=0.5)",
         SwanWarning,

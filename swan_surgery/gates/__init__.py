@@ -3,7 +3,13 @@
 from swan_surgery.gates.bank import INITIAL_LOGIT, GateBank
 from swan_surgery.gates.gated_model import GatedModel, acting_gates, soft_gates
 from swan_surgery.gates.sites import FoldedGate, GateSite, ParameterGate, StatisticGate, fold_scale
-from swan_surgery.gates.starting import importance_ranks, magnitudes, make_bank, widths
+from swan_surgery.gates.starting import (
+    importance_ranks,
+    magnitudes,
+    make_bank,
+    stands_as_started,
+    widths,
+)
 
 
 __all__ = [
@@ -20,5 +26,6 @@ __all__ = [
     "magnitudes",
     "make_bank",
     "soft_gates",
+    "stands_as_started",
     "widths",
 ]

@@ -6,24 +6,44 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.channels import PINNED, ChannelMap
-from swan_surgery.gates.bank import GateBank
+from swan_surgery.gates.bank import INITIAL_LOGIT, GateBank
 
 
 # Logits start apart by importance, so that a budget has an order to close units in.
 _SPREAD = 0.5
+# The rank of a unit that has no others in its group.
+_ALONE = torch.tensor([0.5])
 
 
 def make_bank(model: nn.Module, channels: ChannelMap, sites: Sequence[Tensor]) -> GateBank:
     """The gate bank of a model: logits in order of importance, on the model's device."""
     rows = widths(channels)
     bank = GateBank(channels.num_units, rows, sites, names_of(channels, rows))
-    bank.logits.data += _SPREAD * (2 * importance_ranks(model, channels) - 1)
+    bank.logits.data = _started(importance_ranks(model, channels))
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
     if reference is not None:
         # Half precision would merge the starting order of the gates: logits stay in float32 then.
         wide = torch.promote_types(reference.dtype, torch.float32)
         bank.to(device=reference.device, dtype=wide)
     return bank.train(model.training)
+
+
+def stands_as_started(channels: ChannelMap, logits: Tensor) -> Tensor:
+    """Which units have a logit that `make_bank` gives in their group, bool of shape (num_units,).
+
+    By the values alone: weights that were trained or loaded since may have another order.
+    """
+    found = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    for group in channels.unit_groups:
+        members = torch.tensor(group, device=logits.device)
+        ranks = torch.arange(len(group)) / (len(group) - 1) if len(group) > 1 else _ALONE
+        steps = _started(ranks).to(logits)
+        found[members] = torch.isin(logits.detach()[members], steps)
+    return found
+
+
+def _started(ranks: Tensor) -> Tensor:
+    return torch.full_like(ranks, INITIAL_LOGIT) + _SPREAD * (2 * ranks - 1)
 
 
 def magnitudes(model: nn.Module, channels: ChannelMap) -> Tensor:
@@ -54,7 +74,7 @@ def importance_ranks(model: nn.Module, channels: ChannelMap) -> Tensor:
     A unit alone in its group ranks 0.5.
     """
     score = magnitudes(model, channels)
-    ranks = torch.full((channels.num_units,), 0.5)
+    ranks = torch.full((channels.num_units,), float(_ALONE))
     for group in channels.unit_groups:
         if len(group) > 1:
             members = torch.tensor(group)

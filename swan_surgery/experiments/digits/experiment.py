@@ -15,7 +15,7 @@ from swan_surgery.calibration import calibrate
 from swan_surgery.channels import ChannelMap
 from swan_surgery.costs.macs import count_macs, hard_macs
 from swan_surgery.cutting.plan import PruningPlan, make_plan
-from swan_surgery.cutting.pruning import prune
+from swan_surgery.cutting.pruning import prune, prune_by_score
 from swan_surgery.experiments.digits.data import Digits, shuffled_batches
 from swan_surgery.experiments.digits.network import DigitsNet
 from swan_surgery.experiments.digits.scores import accuracy
@@ -26,6 +26,7 @@ from swan_surgery.gates.conversion import swanify
 from swan_surgery.learning.objective import Objective
 from swan_surgery.learning.parameter_groups import parameter_groups
 from swan_surgery.learning.ramps import CosineRamp
+from swan_surgery.selection.importance import importance
 from swan_surgery.selection.limits import limits_of
 from swan_surgery.selection.ordering import ranking
 from swan_surgery.selection.widest_mask import widest_mask
@@ -108,7 +109,7 @@ def run_seed(
         bench.train(dense, "Training it on", settings.later_epochs, seed)
         bench.record("dense", dense)
         gated = swanify(start, digits.train.x[:1])
-        one_shot = prune(gated, macs=settings.macs)
+        one_shot = prune_by_score(gated, importance(gated, "magnitude"), macs=settings.macs)
         bench.calibrate(one_shot, seed)
         bench.record("one_shot_cut", one_shot)
         bench.train(one_shot, "Fine-tuning a one-shot magnitude cut", settings.later_epochs, seed)
