@@ -92,6 +92,7 @@ class Job:
 
     @property
     def key(self) -> str:
+        """Names it in the result file."""
         return f"{self.network}/{self.part}/{self.method}/{self.lr:g}/{self.seed}"
 
 
@@ -192,36 +193,35 @@ class Bench:
         model = build(self.network, self.schedule.size)
         if job.part == "scratch":
             return swapped(model, job.method, self.example, "fresh")
-        load_model(model, self.file(job.lr, job.seed))
+        load_model(model, self._file(job))
         model.eval()
         if job.part == "retrofit":
             return swapped(model, job.method, self.example, "identity")
-        budget = int(float(job.part.removeprefix("cut-")) / 100 * swan.count_macs(model, self.one))
-        small = cut(model, self.splits, budget, self.one)
-        if job.method == GIVEN:
-            return small
-        model = swapped(small, job.method, self.example, "identity")
-        more = swan.count_macs(model, self.one) - swan.count_macs(small, self.one)
-        if more > 0:
-            small = cut(self.base(job), self.splits, budget - more, self.one)
-            model = swapped(small, job.method, self.example, "identity")
+        share = float(job.part.removeprefix("cut-")) / 100
+        small = self._cut_and_swapped(model, job.method, int(share * self._macs(model)))
         if job.method == "ap":
-            swan.activate_dead(model, [normalised(self.splits.train.x[:512])])
-        return model
+            swan.activate_dead(small, [normalised(self.splits.train.x[:512])])
+        return small
 
-    def base(self, job: Job) -> nn.Module:
-        model = build(self.network, self.schedule.size)
-        load_model(model, self.file(job.lr, job.seed))
-        return model.eval()
+    def _cut_and_swapped(self, model: nn.Module, method: str, macs: int) -> nn.Module:
+        """At most so many MACs, those of the activations among them."""
+        one = self.example[:1]
+        small = cut(model, self.splits, macs, one)
+        found = swapped(small, method, self.example, "identity")
+        more = self._macs(found) - self._macs(small)
+        if more > 0:
+            small = cut(model, self.splits, macs - more, one)
+            found = swapped(small, method, self.example, "identity")
+        return found
 
-    @property
-    def one(self) -> Tensor:
-        return self.example[:1]
+    def _macs(self, model: nn.Module) -> int:
+        return swan.count_macs(model, self.example[:1])
 
-    def file(self, lr: float, seed: int) -> Path:
-        return self.work / f"{self.network}_{lr:g}_{seed}.safetensors"
+    def _file(self, job: Job) -> Path:
+        return self.work / f"{self.network}_{job.lr:g}_{job.seed}.safetensors"
 
     def run(self, job: Job) -> dict[str, Any]:
+        """The row of one training."""
         started, cpu = time.perf_counter(), time.process_time()
         model = self.start_of(job)
         before = None if job.part == "scratch" else accuracy(model, self.splits.test)
@@ -231,7 +231,7 @@ class Bench:
         train(model, self.splits, schedule, lr=lr, epochs=epochs, seed=job.seed)
         if scratch and job.method == GIVEN:
             self.work.mkdir(parents=True, exist_ok=True)
-            save_model(model, self.file(job.lr, job.seed))
+            save_model(model, self._file(job))
         seen = Images(self.splits.train.x[:2000], self.splits.train.y[:2000])
         return {
             **asdict(job),
@@ -240,7 +240,7 @@ class Bench:
             "validation": accuracy(model, self.splits.validation),
             "train": accuracy(model, seen),
             "params": swan.count_params(model),
-            "macs": swan.count_macs(model, self.one),
+            "macs": self._macs(model),
             "seconds": round(time.perf_counter() - started, 1),
             "cpu_seconds": round(time.process_time() - cpu, 1),
         }
