@@ -9,19 +9,26 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.assembling import assembled
-from swan_surgery.adaptive.candidates import NestedGroup, StaticGroup, candidates, static_group
+from swan_surgery.adaptive.candidates import (
+    NestedGroup,
+    StaticGroup,
+    candidates,
+    static_group,
+    unfit_blocks,
+)
 from swan_surgery.adaptive.checks import Choice, checked_choice
 from swan_surgery.adaptive.neuron_blocks import cluster_scores, sizes_by_block
 from swan_surgery.adaptive.probing import Probe, close, probe
+from swan_surgery.adaptive.span_groups import odd_spans
 from swan_surgery.adaptive.structure import Structure
-from swan_surgery.adaptive.token_groups import by_token, tokens_of
+from swan_surgery.adaptive.token_groups import by_token, odd_reader, tokens_of
 from swan_surgery.channels import ChannelMap
 from swan_surgery.costs.macs import cost_table
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError, NoGateableChannelsError
 from swan_surgery.gates import GatedModel, magnitudes
 from swan_surgery.gates.conversion import swanify, unswanify
-from swan_surgery.models import copy_of
+from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.architecture import architecture_of
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
@@ -47,9 +54,10 @@ def adapt(
     of the channels of the block's input. Blocks: the inner units of feed-forward layers (a linear layer, or two
     that are multiplied, and the one that sums over them) are put together by what they read, `block_size` at a
     time, and every token runs the blocks of neurons that its gates open (sigmoid(z_i + w_i . x) >= 1/2, x the
-    token); a layer that is not alone in its module stays static, with the reason. All samples take all channels
-    until `fit_widths` has seen data, or gates were trained: the result then computes what the given model
-    computes.
+    token). Where such a layer is no module of its own (BERT's, OPT's), the module around it runs as it is, and
+    what lies between the linear layers must take each neuron by itself; else it stays static. All samples take all
+    channels until `fit_widths` has seen data, or gates were trained: the result then computes what the given
+    model computes.
 
     A closed channel reads its mean: what closed channels add to their reader on average goes into the
     reader's bias. `calibrate_widths` measures these means, and for nested widths batch-norm statistics, each
@@ -111,23 +119,27 @@ def _adapted(
     check_data(base, inputs, to="adapt")
     with torch.inference_mode(mode=False), torch.no_grad():
         table = cost_table(gated).to(torch.device("cpu"))
-        found, static = candidates(base, channels, table)
-        watched = [reader for group in found for reader in group.readers]
-        probed = probe(base, inputs, blocks=[g.block for g in found], watched=watched)
-        found, refused = _runnable(found, channels, probed)
+        unfit = unfit_blocks(base, channels, table)
         if choice.kind == "blocks":
-            found, others = by_token(base, found, channels, probed, choice.block_size)
-            refused = (*refused, *others)
+            found, static = candidates(base, channels, {})
+            found, refused, probed = by_token(
+                base, inputs, found, channels, unfit, choice.block_size
+            )
+        else:
+            found, static = candidates(base, channels, unfit)
+            watched = [reader for group in found for reader in group.readers]
+            probed = probe(base, inputs, blocks=[g.block for g in found], watched=watched)
+            found, refused = _runnable(found, channels, probed)
         ordered = copy_of(base)
         _order_(ordered, found, _ranks(base, found, channels, choice, scores))
-        found, odd = _verified(ordered, base, found, channels, probed)
+        found, odd = _verified(ordered, base, found, channels, probed, inputs)
         static = (*static, *refused, *odd)
         if not found:
             raise NoGateableChannelsError(
                 "no channels can look at the input:\n" + "\n".join(f"  {own}" for own in static)
             )
         names = {group.block for group in found}
-        places = {name: place for place, name in enumerate(n for n in probed.rows if n in names)}
+        places = {name: place for place, name in enumerate(n for n in probed.calls if n in names)}
         found = tuple(sorted(found, key=lambda group: places[group.block]))
         sizes: Mapping[str, tuple[int, ...]] = {}
         tokens: Mapping[str, tuple[int, ...]] = {}
@@ -206,11 +218,7 @@ def _runnable(
     """Groups whose block takes samples apart, and whose readers run once in it."""
     nested, static = [], []
     for group in found:
-        reason = probed.refused.get(group.block)
-        odd = [reader for reader in group.readers if probed.counts[reader] != 1]
-        if reason is None and odd:
-            times = probed.counts[odd[0]]
-            reason = f"{odd[0]!r}, which reads them, runs {times} times as a module"
+        reason = probed.refused.get(group.block) or odd_reader(group, probed)
         if reason is None:
             nested.append(group)
         else:
@@ -235,10 +243,14 @@ def _verified(
     found: Sequence[NestedGroup],
     channels: ChannelMap,
     probed: Probe,
+    inputs: Inputs,
 ) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...]]:
     """Blocks in another order compute what they computed; one that does not is put back, and stays static."""
-    odd = set()
-    for name in dict.fromkeys(group.block for group in found):
+    passing = [group for group in found if group.writers]
+    odd = set(odd_spans(ordered, inputs, passing, probed))
+    for name in odd:
+        ordered.get_submodule(name).load_state_dict(base.get_submodule(name).state_dict())
+    for name in dict.fromkeys(group.block for group in found if not group.writers):
         call = probed.calls[name]
         block = ordered.get_submodule(name)
         with streams_kept(), evaluating(block):

@@ -83,7 +83,7 @@ class AdaptiveModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the given model's forward."""
-        with begin(self.new_run()):
+        with begin(self.new_run(args, kwargs)):
             return self.model(*args, **kwargs)
 
     @contextmanager
@@ -99,15 +99,16 @@ class AdaptiveModel(nn.Module):
         with beginning_anew(self.model, self.new_run):
             yield self.model
 
-    def new_run(self) -> Run:
-        """What the blocks of the next run will ask."""
+    def new_run(self, args: Any = (), kwargs: Any = None) -> Run:
+        """What the blocks will ask while the model runs on these arguments."""
         ceiling = None if self.max_macs is None else self.max_macs - self.costs.least
         if ceiling is not None and ceiling < 0:
             raise InputError(
                 f"max_macs={self.max_macs:,} cannot be kept: the narrowest widths cost {self.costs.least:,} MACs"
             )
         above = self.costs.above_least if isinstance(self.costs, UnitCosts) else None
-        return Run(self.execution, self._held, ceiling=ceiling, extra=above)
+        samples = _samples(args, kwargs or {})
+        return Run(self.execution, self._held, ceiling=ceiling, extra=above, samples=samples)
 
     @property
     def widths(self) -> tuple[float, ...]:
@@ -146,7 +147,7 @@ class AdaptiveModel(nn.Module):
 
     def taken(self, *args: Any, **kwargs: Any) -> Taken:
         """Run, and say which level every sample took in every block, and what it cost."""
-        run = self.new_run()
+        run = self.new_run(args, kwargs)
         with begin(run):
             output = self.model(*args, **kwargs)
         count = self._count(run, args, kwargs)
@@ -159,8 +160,9 @@ class AdaptiveModel(nn.Module):
         for name, own in run.taken.items():
             if isinstance(own, Tensor) and blocks[name].is_by_sample(own):
                 return len(own)
-        first = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
-        return len(first)
+        count = _samples(args, kwargs)
+        assert count is not None  # noqa: S101 - it ran on samples
+        return count
 
     def dense_model(self) -> nn.Module:
         """A copy of the given class at full width, with the weights as trained, channels in order."""
@@ -211,6 +213,12 @@ class AdaptiveModel(nn.Module):
         chosen = "of neurons by token" if self.structure.sizes else "of free units"
         kinds = f"in widths {self.widths}" if self.widths else chosen
         return f"{len(self.costs.blocks)} blocks {kinds}, per {self.structure.per}"
+
+
+def _samples(args: Any, kwargs: Mapping[str, Any]) -> int | None:
+    """The length of the first tensor's first axis."""
+    tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
+    return next((len(own) for own in tensors), None)
 
 
 def dense_of(model: nn.Module) -> nn.Module:

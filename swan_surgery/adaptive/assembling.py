@@ -1,6 +1,7 @@
 """From groups that adapt to the adaptive model: its blocks, put in the places of the given ones."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from swan_surgery.adaptive.free_block import FreeBlock
 from swan_surgery.adaptive.levels import narrowing
 from swan_surgery.adaptive.nested_block import NestedBlock
 from swan_surgery.adaptive.probing import Probe
+from swan_surgery.adaptive.span_block import SpanBlock
 from swan_surgery.adaptive.statics import shell_at
 from swan_surgery.adaptive.structure import Structure, open_mask
 from swan_surgery.adaptive.token_block import TokenBlock
@@ -129,14 +131,22 @@ def token_block(
     """A feed-forward layer with a gate per block of neurons; all are open."""
     full = ordered.get_submodule(name)
     (own,) = units_of(groups, name)
-    features = probed.rows[name].first(probed.calls[name].arguments).shape[-1]
-    return TokenBlock(
+    (writers,) = (group.writers for group in groups if group.block == name)
+    cut = len(name) + 1 if name else 0
+    first = probed.rows[name].first(probed.calls[name].arguments)
+    is_flat = first.ndim == 2 and len(first) != 2 * probed.batch
+    kind = (
+        partial(SpanBlock, writers=[own[cut:] for own in writers], is_flat=is_flat)
+        if writers
+        else TokenBlock
+    )
+    return kind(
         name,
         full,
         Shells(full, name, [own], channels),
         own,
         sizes,
-        effort=UnitGates(features, [len(sizes)], like=like),
+        effort=UnitGates(first.shape[-1], [len(sizes)], like=like),
         rows=probed.rows[name],
     )
 

@@ -72,9 +72,7 @@ class AdaptiveBlock(nn.Module, ABC):
         """As the module's own forward, every sample as it chooses."""
         run = running()
         call = (args, kwargs)
-        choice = self._choice(run, call)
-        if torch.is_grad_enabled() or self.training:
-            self.last = self.remembered(choice, run)
+        choice = self.chosen(run, call)
         execution = None if run is None else run.execution
         if self.is_masked(execution):
             with self.masked(choice, self.observer if execution == "observe" else None):
@@ -83,6 +81,18 @@ class AdaptiveBlock(nn.Module, ABC):
         if isinstance(keys, list):
             return self._grouped(keys, call)
         return self.at(keys, args, kwargs)
+
+    @property
+    def entry(self) -> nn.Module:
+        """The module whose inputs are looked at."""
+        return self
+
+    def chosen(self, run: Run | None, call: Any) -> Levels:
+        """What the samples of a call take, remembered where there may be a backward pass."""
+        choice = self._choice(run, call)
+        if torch.is_grad_enabled() or self.training:
+            self.last = self.remembered(choice, run)
+        return choice
 
     @abstractmethod
     def is_masked(self, execution: str | None) -> bool:

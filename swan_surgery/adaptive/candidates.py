@@ -36,12 +36,15 @@ class NestedGroup:
         units: as the channel map numbers them.
         axes: where they lie.
         readers: the convolutions and linear layers that sum over them.
+        writers: the linear layers that write them, where these and the reader are not alone in the block: what
+            lies between chooses in passing, and the rest of the block is left alone.
     """
 
     block: str
     units: tuple[int, ...]
     axes: tuple[NestedAxis, ...]
     readers: tuple[str, ...]
+    writers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +63,34 @@ class _StaysStatic(Exception):  # noqa: N818 - a reason, no error
     """Why a group cannot adapt."""
 
 
-def candidates(
-    model: nn.Module, channels: ChannelMap, table: CostTable
-) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...]]:
-    """Groups that could adapt by the channel map, and those that cannot.
+def unfit_blocks(model: nn.Module, channels: ChannelMap, table: CostTable) -> Mapping[str, str]:
+    """Modules that hold groups of channels, and why they may not adapt as a whole: by what lies inside or around.
 
     Args:
         model: that is adapted.
         channels: its map.
         table: of its MACs.
     """
-    axes = _axes_of_groups(channels)
-    owners = [_owner(model, tensors) for tensors in axes]
-    macs = _macs_of_groups(channels, table)
-    kept = _blocks(owners, macs)
+    owners = [_owner(model, tensors) for tensors in _axes_of_groups(channels)]
+    found = _blocks(owners, _macs_of_groups(channels, table))
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def candidates(
+    model: nn.Module, channels: ChannelMap, unfit: Mapping[str, str]
+) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...]]:
+    """Groups that could adapt by the channel map, and those that cannot.
+
+    Args:
+        model: that is adapted.
+        channels: its map.
+        unfit: modules whose channels may not, with the reason.
+    """
     nested, static = [], []
-    for units, own, block in zip(channels.unit_groups, axes, owners, strict=True):
+    for units, own in zip(channels.unit_groups, _axes_of_groups(channels), strict=True):
         try:
-            _check_block(kept, block)
+            block = _owner(model, own)
+            _check_block(unfit, block)
             nested.append(_nested(model, channels, units, own, block))
         except _StaysStatic as reason:
             static.append(static_group(channels, units, str(reason)))
@@ -119,9 +132,9 @@ def _blocks(owners: Sequence[str], macs: Sequence[float]) -> dict[str, str]:
     return found
 
 
-def _check_block(blocks: Mapping[str, str], block: str) -> None:
-    if blocks[block]:
-        raise _StaysStatic(blocks[block])
+def _check_block(unfit: Mapping[str, str], block: str) -> None:
+    if block in unfit:
+        raise _StaysStatic(unfit[block])
 
 
 def static_group(channels: ChannelMap, units: Iterable[int], reason: str) -> StaticGroup:
@@ -258,4 +271,11 @@ def _readers(
     return tuple(readers)
 
 
-__all__ = ["NestedAxis", "NestedGroup", "StaticGroup", "candidates", "static_group"]
+__all__ = [
+    "NestedAxis",
+    "NestedGroup",
+    "StaticGroup",
+    "candidates",
+    "static_group",
+    "unfit_blocks",
+]

@@ -67,7 +67,12 @@ def twice(inputs: Inputs, batch: int) -> Inputs:
 
 
 def probe(
-    model: nn.Module, inputs: Inputs, *, blocks: Iterable[str], watched: Iterable[str]
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    blocks: Iterable[str],
+    watched: Iterable[str],
+    by_token: Iterable[str] = (),
 ) -> Probe:
     """Run a private model in eval mode, once and with twice as many samples.
 
@@ -76,9 +81,11 @@ def probe(
         inputs: example inputs.
         blocks: modules that shall take their samples apart.
         watched: modules whose calls are counted.
+        by_token: modules that shall take tokens apart: their rows may be all tokens of one sample after the other.
     """
     batch = batch_of(inputs)
-    names = tuple(dict.fromkeys(blocks))
+    layers = frozenset(by_token)
+    names = tuple(dict.fromkeys((*blocks, *layers)))
     counts = dict.fromkeys(watched, 0)
     first, _ = _calls(model, inputs, names, counts={})
     second, broken = _calls(model, twice(inputs, batch), names, counts=counts)
@@ -89,7 +96,8 @@ def probe(
         if name not in second or name not in first:
             refused[name] = f"their block {name!r} does not run"
             continue
-        found = _rows(model.get_submodule(name), first[name], second[name], batch)
+        calls = (first[name], second[name])
+        found = _rows(model.get_submodule(name), *calls, batch, by_token=name in layers)
         if isinstance(found, Rows):
             rows[name] = found
         else:
@@ -150,7 +158,7 @@ def _same(one: Any, other: Any) -> bool:
     )
 
 
-def _rows(block: nn.Module, one: Call, two: Call, batch: int) -> Rows | str:
+def _rows(block: nn.Module, one: Call, two: Call, batch: int, *, by_token: bool) -> Rows | str:
     """Which leaves hold a row per sample; or, in words, why rows cannot be taken apart."""
     single, shape = tree_flatten(one.arguments)
     double, other_shape = tree_flatten(two.arguments)
@@ -161,7 +169,10 @@ def _rows(block: nn.Module, one: Call, two: Call, batch: int) -> Rows | str:
         for index, (a, b) in enumerate(zip(single, double, strict=True))
         if isinstance(a, Tensor) and a.ndim and b.shape[0] == 2 * a.shape[0]
     ]
-    if not positions or any(len(single[index]) != batch for index in positions):
+    counts = {len(single[index]) for index in positions}
+    if by_token and len(counts) == 1 and not min(counts) % batch:
+        (batch,) = counts
+    if counts != {batch}:
         return "gets rows that are no samples"
     outputs = tree_leaves(two.output)
     if not outputs or any(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Run:
         ceiling: MACs per sample above the narrowest levels of all blocks, at most.
         left: MACs per sample that are left of these.
         extra: MACs of a block under masks above its narrowest, (name, masks) -> (B,); where units are chosen.
+        samples: that the model got, where it is known.
     """
 
     execution: Execution
@@ -42,6 +43,7 @@ class Run:
     left: Tensor | None = None
     ceiling: int | None = None
     extra: Callable[[str, Tensor], Tensor] | None = None
+    samples: int | None = None
 
     def capped(self, levels: Levels, extra: Tensor) -> Levels:
         """Levels under the ceiling; `extra` int64 (levels,): MACs of each above the narrowest."""
@@ -109,19 +111,19 @@ def begin(run: Run) -> Iterator[Run]:
 
 
 @contextmanager
-def beginning_anew(model: nn.Module, new_run: Callable[[], Run]) -> Iterator[None]:
+def beginning_anew(model: nn.Module, new_run: Callable[[Any, Any], Run]) -> Iterator[None]:
     """Inside, every call of a model is a run of its own, whoever makes it.
 
     Args:
         model: with blocks in it.
-        new_run: makes what the blocks of the next call ask.
+        new_run: makes what the blocks of a call ask, of its args and kwargs.
     """
 
-    def renew(*_: object) -> None:
-        _NOW.set(new_run())
+    def renew(_model: nn.Module, args: Any, kwargs: Any) -> None:
+        _NOW.set(new_run(args, kwargs))
 
-    with begin(new_run()):
-        handle = model.register_forward_pre_hook(renew)
+    with begin(new_run((), {})):
+        handle = model.register_forward_pre_hook(renew, with_kwargs=True)
         try:
             yield
         finally:

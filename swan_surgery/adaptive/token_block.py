@@ -102,8 +102,8 @@ class TokenBlock(FreeBlock):
         """Each block of neurons runs the tokens that have it open; what they give is summed."""
         x = self.rows.first(call)
         tokens = x.flatten(0, -2)
-        is_open = self._rows_of(masks, x).bool()
-        means = self._means() if self.means is None else self.means
+        is_open = self.by_token(masks, x)
+        means = self.mean_of_blocks()
         out = (~is_open).to(means.dtype) @ means
         bias = self.full.get_submodule(self.reader).bias
         if isinstance(bias, Tensor):
@@ -111,7 +111,7 @@ class TokenBlock(FreeBlock):
         places = is_open.T.contiguous()
         counts = places.sum(1).tolist()
         kind = out.dtype
-        for part in _runs([count == len(tokens) for count in counts]):
+        for part in runs_of([count == len(tokens) for count in counts]):
             given = self._part(part, tokens, call)
             out, kind = out + given, given.dtype
         for block, count in enumerate(counts):
@@ -121,8 +121,11 @@ class TokenBlock(FreeBlock):
                 out, kind = out.index_add_(0, own, given.to(out.dtype)), given.dtype
         return out.to(kind).reshape(*x.shape[:-1], -1)  # autocast: as the layer itself gives it
 
+    def by_token(self, masks: Tensor, x: Tensor) -> Tensor:
+        """What tokens [B, ..., features] have open, bool [tokens, blocks]: of masks of tokens, samples, or all."""
+        return self._rows_of(masks, x).bool()
+
     def _rows_of(self, masks: Tensor, x: Tensor) -> Tensor:
-        """Masks of tokens, or of samples for all of their tokens: [tokens, blocks]."""
         masks = masks.to(x.device)
         if masks.ndim == 2:
             masks = masks.reshape(len(masks), *[1] * (x.ndim - 2), -1)
@@ -159,6 +162,10 @@ class TokenBlock(FreeBlock):
         """Compute once what means give, and keep the modules of views, for weights and means that stay."""
         super().bind()
         self.means, self.views = self._means(), {}
+
+    def mean_of_blocks(self) -> Tensor:
+        """What each block of neurons adds on average, [blocks, outputs]; as bound, where it is."""
+        return self._means() if self.means is None else self.means
 
     def _means(self, mean: Tensor | None = None) -> Tensor:
         """What each block of neurons adds on average: [blocks, outputs]."""
@@ -237,7 +244,7 @@ def _mean_of_closed(x: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
     return mean.to(x.dtype), count
 
 
-def _runs(chosen: Sequence[bool]) -> Iterator[slice]:
+def runs_of(chosen: Sequence[bool]) -> Iterator[slice]:
     """Where neighbours are chosen."""
     start = 0
     for is_chosen, group in groupby(chosen):
@@ -253,4 +260,4 @@ def _lay_by_input_(reader: Any) -> None:
         reader.weight.data = reader.weight.data.t().contiguous().t()
 
 
-__all__ = ["TokenBlock"]
+__all__ = ["TokenBlock", "runs_of"]

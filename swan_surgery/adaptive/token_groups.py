@@ -1,6 +1,6 @@
 """Which feed-forward layers let every token choose among their neurons, and why the others stay static."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,45 +8,84 @@ from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.assembling import reference, token_block
 from swan_surgery.adaptive.candidates import NestedGroup, StaticGroup, static_group
+from swan_surgery.adaptive.choices import drawn_masks
 from swan_surgery.adaptive.neuron_blocks import even_sizes
-from swan_surgery.adaptive.probing import Call, Probe, close
+from swan_surgery.adaptive.probing import Call, Probe, close, probe
+from swan_surgery.adaptive.span_groups import in_passing, with_spans
 from swan_surgery.channels import ChannelMap
 from swan_surgery.environment.random_streams import streams_kept
+from swan_surgery.models import Inputs
 from swan_surgery.models.modes import evaluating
 
 
 def by_token(
     model: nn.Module,
+    inputs: Inputs,
     groups: Sequence[NestedGroup],
     channels: ChannelMap,
-    probed: Probe,
+    unfit: Mapping[str, str],
     block_size: int,
-) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...]]:
-    """Groups that are the neurons of a feed-forward layer, and those that are not."""
+) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...], Probe]:
+    """Groups that are the neurons of a feed-forward layer, those that are not, and how the former are called.
+
+    Args:
+        model: a private copy.
+        inputs: example inputs.
+        groups: candidates.
+        channels: the map of the model.
+        unfit: modules that may not adapt as a whole, with the reason.
+        block_size: neurons in a block.
+    """
+    shaped = {group: _misshape(model, group) for group in groups}
+    neurons = [group for group, reason in shaped.items() if reason is None]
+    passing = {group: in_passing(model, group) for group in neurons}
+    layers = [name for own in passing.values() for name in (*own.writers, *own.readers)]
+    names = [group.block for group in neurons]
+    probed = probe(model, inputs, blocks=names, watched=layers, by_token=layers)
+    whole, spans = {}, []
+    for group in neurons:
+        sizes = even_sizes(len(group.units), block_size)
+        shaped[group] = odd_reader(group, probed) or _one_block(group, sizes)
+        if shaped[group] is not None:
+            continue
+        if group.block not in unfit:
+            shaped[group] = _refusal(model, group, groups, channels, probed, sizes)
+            whole[group] = shaped[group] is None
+        if not whole.get(group):
+            spans.append(passing[group])
+    own, reasons, probed = with_spans(
+        model, inputs, spans, channels, probed, block_size=block_size,
+        taken=[group.block for group, is_whole in whole.items() if is_whole],
+    )  # fmt: skip
+    units = {span.units: span for span in own}
     found, static = [], []
     for group in groups:
-        reason = _refusal(model, group, groups, probed)
-        if reason is None:
-            sizes = even_sizes(len(group.units), block_size)
-            reason = _unlike(model, group, channels, probed, sizes)
-        if reason is None:
-            found.append(group)
+        if whole.get(group) or group.units in units:
+            found.append(units.get(group.units, group))
         else:
-            static.append(static_group(channels, group.units, reason))
-    return tuple(found), tuple(static)
+            reason = reasons.get(group.units) or shaped[group]
+            static.append(static_group(channels, group.units, str(reason)))
+    return tuple(found), tuple(static), probed
+
+
+def odd_reader(group: NestedGroup, probed: Probe) -> str | None:
+    """Why the readers of a group cannot be told what they get; None if they can."""
+    for reader in group.readers:
+        if probed.counts[reader] != 1:
+            return f"{reader!r}, which reads them, runs {probed.counts[reader]} times as a module"
+    return None
 
 
 def tokens_of(probed: Probe, block: str) -> tuple[int, ...]:
     """The axes of a block's tokens in the example inputs, behind that of samples."""
-    return tuple(probed.rows[block].first(probed.calls[block].arguments).shape[1:-1])
+    shape = probed.rows[block].first(probed.calls[block].arguments).shape
+    if len(shape) == 2 and shape[0] != 2 * probed.batch:  # all tokens of one sample after the other
+        return (shape[0] // (2 * probed.batch),)
+    return tuple(shape[1:-1])
 
 
-def _refusal(
-    model: nn.Module, group: NestedGroup, groups: Sequence[NestedGroup], probed: Probe
-) -> str | None:
-    """Why the inner units of a block cannot be chosen token by token; None if they can."""
-    if sum(other.block == group.block for other in groups) > 1:
-        return "their block has other inner channels as well"
+def _misshape(model: nn.Module, group: NestedGroup) -> str | None:
+    """Why units are no neurons between linear layers; None if they are."""
     readers = {f"{reader}.weight" if reader else "weight" for reader in group.readers}
     (first, *others) = group.readers
     if others or type(model.get_submodule(first)) is not nn.Linear:
@@ -58,7 +97,27 @@ def _refusal(
             return f"{own.tensor!r} is no part of a feed-forward layer"
     if not any(own.axis == 0 for own in group.axes):
         return "no linear layer writes them"
-    return _is_by_token(probed.calls[group.block])
+    return None
+
+
+def _one_block(group: NestedGroup, sizes: Sequence[int]) -> str | None:
+    return f"{len(group.units)} neurons make one block" if len(sizes) < 2 else None
+
+
+def _refusal(
+    model: nn.Module,
+    group: NestedGroup,
+    groups: Sequence[NestedGroup],
+    channels: ChannelMap,
+    probed: Probe,
+    sizes: Sequence[int],
+) -> str | None:
+    """Why the neurons of a block cannot be chosen token by token; None if they can."""
+    if group.block in probed.refused:
+        return probed.refused[group.block]
+    if sum(other.block == group.block for other in groups) > 1:
+        return "their block has other inner channels as well"
+    return _is_by_token(probed.calls[group.block]) or _unlike(model, group, channels, probed, sizes)
 
 
 def _is_by_token(call: Call) -> str | None:
@@ -81,20 +140,23 @@ def _unlike(
     sizes: Sequence[int],
 ) -> str | None:
     """Whether what the blocks of neurons give sums up to what the layer gives: only a run can tell."""
-    if len(sizes) < 2:
-        return f"{len(group.units)} neurons make one block"
     call = probed.calls[group.block]
     block = token_block(model, group.block, [group], channels, sizes, probed, like=reference(model))
     x = probed.rows[group.block].first(call.arguments)
     every = torch.ones(*x.shape[:-1], len(sizes), dtype=torch.bool)
-    try:
-        with streams_kept(), evaluating(block.full):
-            found = block.at(every, *call.arguments)
-    except Exception as err:  # noqa: BLE001 - the model's own code, with tokens side by side
-        return f"their block does not take tokens side by side ({type(err).__name__})"
-    if found.shape != call.output.shape or not close(found, call.output):
-        return "their block does more than sum over them, token by token"
+    some = drawn_masks(x[..., 0].numel(), len(sizes), torch.Generator().manual_seed(0))
+    args, kwargs = call.arguments
+    for masks in (every, some.reshape(every.shape)):
+        try:
+            with streams_kept(), evaluating(block.full):
+                found = block.at(masks, args, kwargs)
+                with block.masked(masks, None):
+                    wanted = block.full(*args, **kwargs)
+        except Exception as err:  # noqa: BLE001 - the model's own code, with tokens side by side
+            return f"their block does not take tokens side by side ({type(err).__name__})"
+        if found.shape != wanted.shape or not close(found, wanted):
+            return "their block does more than sum over them, token by token"
     return None
 
 
-__all__ = ["by_token", "tokens_of"]
+__all__ = ["by_token", "odd_reader", "tokens_of"]

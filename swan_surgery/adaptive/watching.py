@@ -16,12 +16,14 @@ def watching(adapted: AdaptiveModel, names: Iterable[str]) -> Iterator[Mapping[s
     """Collects what efforts would read, batch by batch."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    def look(block: nn.Module, args: Any, kwargs: Any, *, name: str) -> None:
-        assert isinstance(block, AdaptiveBlock)  # noqa: S101 - hooked below
-        found[name].append(block.features((args, kwargs)).cpu())
+    def look(_entry: nn.Module, args: Any, kwargs: Any, *, block: AdaptiveBlock) -> None:
+        found[block.name].append(block.features((args, kwargs)).cpu())
 
+    blocks = adapted.blocks()
     handles = [
-        adapted.blocks()[name].register_forward_pre_hook(partial(look, name=name), with_kwargs=True)
+        blocks[name].entry.register_forward_pre_hook(
+            partial(look, block=blocks[name]), with_kwargs=True
+        )
         for name in found
     ]
     try:

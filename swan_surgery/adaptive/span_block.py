@@ -1,0 +1,215 @@
+"""A feed-forward layer that is no module of its own: its linear layers let tokens choose in passing."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_unflatten
+
+from swan_surgery.adaptive.rows import Rows
+from swan_surgery.adaptive.run import Levels, Run, running
+from swan_surgery.adaptive.token_block import TokenBlock, runs_of
+from swan_surgery.adaptive.unit_gates import UnitGates
+from swan_surgery.adaptive.units import GroupUnits, Shells
+from swan_surgery.errors import PathError
+
+
+class SpanBlock(TokenBlock):
+    """The module around such a layer runs as it is; only what its neurons are written and read by chooses.
+
+    What lies between runs on the neurons that tokens have open and on no others, side by side in one row: it must
+    take each by itself, which `adapt` tries out.
+
+    Attributes:
+        writers: the linear layers that write the neurons, as named inside the module; all get the same tokens.
+        is_flat: whether they get all tokens of one sample after the other, [tokens, features], as OPT's do.
+        samples: of the last run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        full: nn.Module,
+        shells: Shells,
+        group: GroupUnits,
+        sizes: Sequence[int],
+        *,
+        effort: UnitGates,
+        rows: Rows,
+        writers: Sequence[str],
+        is_flat: bool,
+    ) -> None:
+        super().__init__(name, full, shells, group, sizes, effort=effort, rows=rows)
+        self.writers = tuple(writers)
+        self.is_flat = is_flat
+        self.samples: int | None = None
+
+    @property
+    def entry(self) -> nn.Module:
+        """The layer whose inputs are looked at."""
+        return self.full.get_submodule(self.writers[0])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module's own forward, every token as it chooses."""
+        with ExitStack() as stack:
+            passing = _Passing(self, running(), stack)
+            for name in self.writers:
+                # A hook also keeps nn.TransformerEncoderLayer from a kernel that calls none of its layers.
+                writer = self.full.get_submodule(name)
+                hook = writer.register_forward_pre_hook(passing.look, with_kwargs=True)
+                stack.callback(hook.remove)
+            if not passing.is_masked:
+                stack.enter_context(passing.in_place())
+            return self.full(*args, **kwargs)
+
+    def by_sample(self, run: Run | None, call: Any) -> Any:
+        """The call with the tokens of each sample on an axis of their own."""
+        if not self.is_flat:
+            return call
+        leaves, shape = self.rows.leaves(call)
+        tokens = leaves[self.rows.positions[0]]
+        if run is not None:  # in backward, where there is none, as many as there were
+            self.samples = run.samples
+        known = self.samples
+        samples = len(tokens) if not known or len(tokens) % known else known
+        leaves[self.rows.positions[0]] = tokens.unflatten(0, (samples, -1))
+        return tree_unflatten(leaves, shape)
+
+    def _rows_of(self, masks: Tensor, x: Tensor) -> Tensor:
+        if self.is_flat and masks.ndim > 1:
+            masks = masks.flatten(0, -2)
+            masks = masks.repeat_interleave(len(x) // len(masks), dim=0)
+        return super()._rows_of(masks, x)
+
+    def pieces(self, is_open: Tensor) -> list["_Piece"]:
+        """Blocks of neurons and the tokens that run them; neighbours that all tokens run are one piece.
+
+        Args:
+            is_open: bool [tokens, blocks].
+        """
+        starts = [0]
+        for size in self.sizes:
+            starts.append(starts[-1] + size)
+        places = is_open.T.contiguous()
+        counts = places.sum(1).tolist()
+        found = [
+            _Piece(starts[part.start], starts[part.stop] - starts[part.start], None, len(is_open))
+            for part in runs_of([count == len(is_open) for count in counts])
+        ]
+        for block, count in enumerate(counts):
+            if 0 < count < len(is_open):
+                (own,) = places[block].nonzero(as_tuple=True)
+                found.append(_Piece(starts[block], self.sizes[block], own, count))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Neurons `start` to `start + size`, of all tokens or of those at `tokens`."""
+
+    start: int
+    size: int
+    tokens: Tensor | None
+    count: int
+
+    def of(self, rows: Tensor) -> Tensor:
+        return rows if self.tokens is None else rows.index_select(0, self.tokens)
+
+
+@dataclass
+class _Passing:
+    """One run of the module: the choice is made when the first of the writers is called."""
+
+    block: SpanBlock
+    run: Run | None
+    stack: ExitStack
+    choice: Levels | None = None
+    closed: Tensor | None = None
+    shape: tuple[int, ...] = ()
+    pieces: list[_Piece] = field(default_factory=list)
+
+    @property
+    def is_masked(self) -> bool:
+        return self.block.is_masked(None if self.run is None else self.run.execution)
+
+    def look(self, _writer: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before a writer runs."""
+        if self.choice is not None:
+            return
+        call = self.block.by_sample(self.run, (args, kwargs))
+        self.choice = choice = self.block.chosen(self.run, call)
+        if self.is_masked:
+            seen = self.run is not None and self.run.execution == "observe"
+            observer = self.block.observer if seen else None
+            self.stack.enter_context(self.block.masked(choice, observer))
+            return
+        assert isinstance(choice, Tensor)  # noqa: S101 - masks are
+        x = self.block.rows.first((args, kwargs))
+        is_open = self.block.by_token(choice, x)
+        if choice.ndim > 1 or not bool(is_open.all()):  # masks of tokens cost what they are said to
+            self.closed, self.pieces = ~is_open, self.block.pieces(is_open)
+            self.shape = tuple(x.shape[:-1])
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the writers and the reader run pieces."""
+        reader = self.block.full.get_submodule(self.block.reader)
+        own: dict[nn.Module, Any] = {reader: self._read}
+        for name in self.block.writers:
+            writer = self.block.full.get_submodule(name)
+            own[writer] = self._writes(writer)
+        for layer, forward in own.items():
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            for layer in own:
+                del layer.forward
+
+    def _writes(self, writer: Any) -> Any:
+        def write(input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
+            if self.closed is None:
+                return F.linear(input, writer.weight, writer.bias)
+            tokens = input.flatten(0, -2)
+            parts = []
+            for piece in self.pieces:
+                weight = writer.weight.narrow(0, piece.start, piece.size)
+                bias = writer.bias
+                bias = None if bias is None else bias.narrow(0, piece.start, piece.size)
+                parts.append(F.linear(piece.of(tokens), weight, bias).flatten())
+            return torch.cat(parts)
+
+        return write
+
+    def _read(self, input: Tensor) -> Tensor:  # noqa: A002
+        reader: Any = self.block.full.get_submodule(self.block.reader)
+        if self.closed is None:
+            return F.linear(input, reader.weight, reader.bias)
+        if input.shape != (sum(piece.count * piece.size for piece in self.pieces),):
+            raise PathError(
+                f"what lies between {self.block.writers[0]!r} and {self.block.reader!r} of block {self.block.name!r} "
+                f"does not take each neuron by itself, as it did on the example inputs: it gives the shape "
+                f'{tuple(input.shape)}; run it with execution="masked"'
+            )
+        means = self.block.mean_of_blocks()
+        out = self.closed.to(means.dtype) @ means
+        if reader.bias is not None:
+            out = out + reader.bias
+        parts = input.split([piece.count * piece.size for piece in self.pieces])
+        kind = out.dtype
+        for piece, part in zip(self.pieces, parts, strict=True):
+            weight = reader.weight.narrow(1, piece.start, piece.size)
+            given = F.linear(part.reshape(piece.count, piece.size), weight)
+            kind = given.dtype
+            if piece.tokens is None:
+                out = out + given
+            else:
+                out = out.index_add_(0, piece.tokens, given.to(out.dtype))
+        return out.to(kind).reshape(*self.shape, -1)
+
+
+__all__ = ["SpanBlock"]
