@@ -46,6 +46,7 @@ from quality_correlated import correlated
 from quality_data import Images, Splits, batches, load, normalised, synthetic
 from quality_networks import build, load_pretrained_
 from quality_peers import as_units, nearest_cut, pruner
+from quality_tuning import TUNINGS, Tuning
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -78,6 +79,7 @@ METHODS = (
     "score-fisher-correlated-compensated",
     "score-self",
     "score-self-compensated",
+    *(f"score-fisher-compensated+{tuning}" for tuning in TUNINGS if tuning),
     "staged-fisher",
     "staged-fisher-compensated",
     "staged-fisher-correlated-compensated",
@@ -181,6 +183,7 @@ class Run:
         self.steps = self.schedule.epochs * (self.schedule.num_train // self.schedule.batch)
         self.total = swan.count_macs(dense, self.example)
         self.facts: dict[str, Any] = {}
+        self.method, _, self.tuning = row.method.partition("+")
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross entropy, or mostly distillation from the dense network."""
@@ -203,12 +206,13 @@ class Run:
         groups: list[dict[str, Any]] | None = None,
         objective: swan.Objective | None = None,
         each: Callable[[nn.Module], None] | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         """Steps `first` to `last` of the one cosine that all methods share."""
         lr = self.row.lr
         groups = groups or [
             {
-                "params": list(model.parameters()),
+                "params": [*model.parameters(), *(tuning.parameters() if tuning else ())],
                 "lr": lr,
                 "weight_decay": self.schedule.weight_decay,
             }
@@ -223,7 +227,11 @@ class Run:
                     break
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-                loss = self.loss(model, batch)
+                loss = (
+                    self.loss(model, batch)
+                    if tuning is None
+                    else tuning.loss(self.loss, model, batch)
+                )
                 if objective is not None:
                     loss = loss + objective(step)
                 optimizer.zero_grad()
@@ -231,6 +239,8 @@ class Run:
                 if each is not None:
                     each(model)
                 optimizer.step()
+                if tuning is not None:
+                    tuning.after_step()
                 step += 1
                 self.tick()
 
@@ -241,7 +251,7 @@ class Run:
 
     def mend(self, small: nn.Module, reference: nn.Module) -> None:
         """Calibrate or compensate, by the name of the method."""
-        if self.row.method.endswith(COMPENSATED):
+        if self.method.endswith(COMPENSATED):
             done = swan.compensate(small, reference, self.few_batches(8, self.schedule.batch))
             self.facts["compensation_seconds"] = round(
                 self.facts.get("compensation_seconds", 0.0) + done.seconds, 1
@@ -263,7 +273,9 @@ class Run:
             self.facts["cut_validation"],
         )
         if first < self.steps:
-            self.train(small, first, self.steps)
+            tuning = TUNINGS[self.tuning](small, self.dense, self.example)
+            self.train(small, first, self.steps, tuning=tuning)
+            tuning.finish_()
             self.facts["test"] = accuracy(small, self.splits.test)
             self.facts["validation"] = accuracy(small, self.splits.validation)
 
@@ -371,7 +383,7 @@ class Run:
 
     def finished(self, cut: nn.Module) -> nn.Module:
         """A peer's cut; in terms of our units where it is to be compensated."""
-        is_ours = self.row.method.endswith(COMPENSATED)
+        is_ours = self.method.endswith(COMPENSATED)
         return as_units(cut, self.dense, self.example) if is_ours else cut
 
     def pruner(self, model: nn.Module, importance: Any, ratio: float) -> Any:
@@ -401,7 +413,7 @@ class Run:
         """Do what the row says."""
         started = time.process_time()
         torch.manual_seed(self.row.seed)
-        method = self.row.method.removesuffix(COMPENSATED)
+        method = self.method.removesuffix(COMPENSATED)
         peers = {
             "tp-l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
             "tp-taylor": tp.importance.GroupTaylorImportance,
@@ -494,7 +506,7 @@ def dense_network(row: Row, splits: Splits, options: argparse.Namespace) -> nn.M
 
 def rates_of(method: str) -> tuple[float, ...]:
     """The grid that a method's learning rate is looked for in, to begin with."""
-    return COMPENSATED_RATES if method.endswith(COMPENSATED) else RATES
+    return COMPENSATED_RATES if COMPENSATED in method else RATES
 
 
 def chosen_rate(rows: dict[str, Any], wanted: Row) -> float:

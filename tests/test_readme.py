@@ -63,7 +63,10 @@ PUBLIC = [name for name in swan.__all__ if inspect.isroutine(getattr(swan, name)
 EXAMPLES = doctest.DocTestFinder(recurse=False)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+CLASSES = [name for name in swan.__all__ if inspect.isclass(getattr(swan, name))]
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, *CLASSES])
 def test_docstring_examples_hold(name, tmp_path) -> None:
     names = vars(swan) | {"torch": torch, "nn": torch.nn, "swan": swan, "folder": tmp_path}
     for example in EXAMPLES.find(getattr(swan, name), name, globs=names):

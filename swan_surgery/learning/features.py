@@ -27,7 +27,8 @@ class FeatureDistillation(nn.Module):
 
     Example:
         >>> dense = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> small = swan.prune(swan.swanify(dense, torch.zeros(1, 3)), macs=0.5)
+        >>> gated = swan.swanify(dense, torch.zeros(1, 3))
+        >>> small = swan.prune_by_score(gated, swan.importance(gated, "magnitude"), macs=0.5)
         >>> x = torch.randn(16, 3)
         >>> follow = swan.FeatureDistillation(small, dense, modules=["1"], example_inputs=x)
         >>> optimizer = torch.optim.AdamW([*small.parameters(), *follow.parameters()])
