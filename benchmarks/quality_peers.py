@@ -73,27 +73,29 @@ def nearest_cut(
 def as_units(cut: nn.Module, dense: nn.Module, example: Tensor) -> nn.Module:
     """A peer's cut of `dense` as one of ours, so that `swan.compensate` knows which channels are left.
 
-    A channel is known by its batch-norm's running mean. A unit goes where at least half of its channels
-    are gone: the peer may cut a stage of a ResNet apart from the channels that its shortcut pads, which
-    are one unit. So its MACs differ from the peer's.
+    A channel is known by its batch-norm's running mean, or by its linear layer's bias. A unit goes where at
+    least half of its channels are gone: the peer may cut a stage of a ResNet apart from the channels that its
+    shortcut pads, which are one unit. So its MACs differ from the peer's.
     """
     gated = swan.swanify(dense, example)
     modules = dict(cut.named_modules())
     gone, count = (torch.zeros(gated.channels.num_units) for _ in range(2))
-    for name, norm in dense.named_modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            means = modules[name].running_mean
-            assert isinstance(means, Tensor)  # noqa: S101 - statistics are tracked
-            assert norm.running_mean is not None  # noqa: S101
-            left = set(means.tolist())
-            for mean, unit in zip(
-                norm.running_mean.tolist(),
-                gated.channels.layer(_convolution(name)).out_units,
-                strict=True,
-            ):
-                if unit >= 0:
-                    count[unit] += 1
-                    gone[unit] += mean not in left
+    for name, module in dense.named_modules():
+        known: Any = None
+        if isinstance(module, nn.BatchNorm2d):
+            known, layer = "running_mean", _convolution(name)
+        elif isinstance(module, nn.Linear) and module.bias is not None:
+            known, layer = "bias", name
+        if known is None:
+            continue
+        left = set(getattr(modules[name], known).tolist())
+        units = gated.channels.layer(layer).out_units
+        for value, unit in zip(getattr(module, known).tolist(), units, strict=True):
+            if unit >= 0:
+                count[unit] += 1
+                gone[unit] += value not in left
+    if not bool(count.all()):
+        raise ValueError("a channel has neither a batch-norm nor a bias to be known by")
     with torch.no_grad():
         gated.gates.logits[gone >= 0.5 * count] = -5.0
     return swan.prune(gated)

@@ -276,12 +276,13 @@ def compensate_by_hand_(dense: nn.Module, small: nn.Module, block: Any, mask: Te
         own.tensor: mask[group.start : group.stop].repeat_interleave(own.run)
         for group in block.groups
         for own in group.axes
-        if own.axis == 0
+        if own.axis == 0 and own.tensor.removesuffix(".weight") not in group.readers
     }
     for group in block.groups:
         for reader, times in zip(group.readers, group.runs, strict=True):
             closed = ~mask[group.start : group.stop].repeat_interleave(times)
-            weight = dense.get_parameter(f"{prefix}{reader}.weight")[:, closed]
+            own = dense.get_submodule(f"{prefix}{reader}")
+            weight = (own.weight.T if type(own).__name__ == "Conv1D" else own.weight)[:, closed]
             added = weight.flatten(1) @ level.mean(reader)[closed].flatten()
             layer: Any = small.get_submodule(f"{prefix}{reader}")
             give_bias_(layer)

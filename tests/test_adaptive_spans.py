@@ -8,10 +8,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertConfig, BertModel, OPTConfig, OPTForCausalLM
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 import swan_surgery as swan
 from swan_surgery.adaptive.span_block import SpanBlock
+from swan_surgery.adaptive.token_block import TokenBlock
 from tests.adaptive_laws import assert_near, check_free_laws, gate_
 from tests.conftest import PROFILE
 from tests.test_adaptive_blocks import WithCache, seeded, tokens
@@ -87,6 +95,21 @@ def opt() -> nn.Module:
     return seeded(0, lambda: OPTForCausalLM(config))
 
 
+def gpt2() -> nn.Module:
+    """Whose linear layers hold their weights the other way round, in a module of their own."""
+    config = GPT2Config(
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_inner=24,
+        vocab_size=50,
+        n_positions=32,
+        bos_token_id=1,
+        eos_token_id=49,
+    )
+    return seeded(0, lambda: GPT2LMHeadModel(config))
+
+
 IDS = torch.tensor([[5, 9, 3, 7, 11, 2], [4, 8, 6, 10, 12, 13]])  # no padding
 
 
@@ -120,12 +143,14 @@ def test_laws_over_random_layers(layers, axes, block_size: int, seed: int) -> No
     assert len(wide) == (0 if adapted is None else len(adapted.costs.blocks))
 
 
-@pytest.mark.parametrize("make", [bert, opt])
+@pytest.mark.parametrize(
+    ("make", "kind"), [(bert, SpanBlock), (opt, SpanBlock), (gpt2, TokenBlock)]
+)
 @pytest.mark.law
-def test_laws_of_transformers(make) -> None:
+def test_laws_of_transformers(make, kind) -> None:
     adapted = check_free_laws(make(), IDS, 3, structure="blocks", block_size=8)
     assert adapted is not None
-    assert [type(own) for own in adapted.blocks().values()] == [SpanBlock, SpanBlock]
+    assert [type(own) for own in adapted.blocks().values()] == [kind, kind]
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
@@ -169,9 +194,10 @@ def test_one_product_where_all_tokens_choose_alike() -> None:
     ]
 
 
+@pytest.mark.parametrize("make", [opt, gpt2])
 @pytest.mark.parametrize("execution", ["masked", "group"])
-def test_a_language_model_generates(execution) -> None:
-    adapted: Any = swan.adapt(opt(), IDS, structure="blocks", block_size=8)
+def test_a_language_model_generates(make, execution) -> None:
+    adapted: Any = swan.adapt(make(), IDS, structure="blocks", block_size=8)
     gate_(adapted, torch.Generator().manual_seed(0))
     adapted.execution = execution
     asked = {"max_new_tokens": 4, "do_sample": False}

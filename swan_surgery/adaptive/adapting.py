@@ -121,7 +121,7 @@ def _adapted(
         table = cost_table(gated).to(torch.device("cpu"))
         unfit = unfit_blocks(base, channels, table)
         if choice.kind == "blocks":
-            found, static = candidates(base, channels, {})
+            found, static = candidates(base, channels, {}, by_token=True)
             found, refused, probed = by_token(
                 base, inputs, found, channels, unfit, choice.block_size
             )

@@ -13,6 +13,7 @@ from swan_surgery.adaptive.costs import BlockCosts, block_costs, unit_costs
 from swan_surgery.adaptive.effort import Effort, features_of
 from swan_surgery.adaptive.free_block import FreeBlock
 from swan_surgery.adaptive.levels import narrowing
+from swan_surgery.adaptive.matrices import matrix_of
 from swan_surgery.adaptive.nested_block import NestedBlock
 from swan_surgery.adaptive.probing import Probe
 from swan_surgery.adaptive.span_block import SpanBlock
@@ -96,7 +97,7 @@ def _tokens(
     last: Mapping[str, bool],  # noqa: ARG001 - features of tokens always are
 ) -> tuple[dict[str, AdaptiveBlock], BlockCosts]:
     outputs = {
-        group.block: len(ordered.get_parameter(f"{group.readers[0]}.weight"))
+        group.block: len(matrix_of(ordered.get_submodule(group.readers[0])))
         for group in structure.groups
     }
     # The gates, and the means of what is closed.

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from swan_surgery.adaptive.matrices import input_axis, is_turned
 from swan_surgery.channels import PINNED, ChannelMap
 from swan_surgery.costs.table import CostTable
 
@@ -77,7 +78,7 @@ def unfit_blocks(model: nn.Module, channels: ChannelMap, table: CostTable) -> Ma
 
 
 def candidates(
-    model: nn.Module, channels: ChannelMap, unfit: Mapping[str, str]
+    model: nn.Module, channels: ChannelMap, unfit: Mapping[str, str], *, by_token: bool = False
 ) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...]]:
     """Groups that could adapt by the channel map, and those that cannot.
 
@@ -85,13 +86,14 @@ def candidates(
         model: that is adapted.
         channels: its map.
         unfit: modules whose channels may not, with the reason.
+        by_token: tokens will choose: readers may be transformers' `Conv1D`, too.
     """
     nested, static = [], []
     for units, own in zip(channels.unit_groups, _axes_of_groups(channels), strict=True):
         try:
             block = _owner(model, own)
             _check_block(unfit, block)
-            nested.append(_nested(model, channels, units, own, block))
+            nested.append(_nested(model, channels, units, own, block, by_token=by_token))
         except _StaysStatic as reason:
             static.append(static_group(channels, units, str(reason)))
     return tuple(nested), tuple(static)
@@ -179,6 +181,8 @@ def _nested(
     units: tuple[int, ...],
     axes: Mapping[tuple[str, int], tuple[int, ...]],
     block: str,
+    *,
+    by_token: bool,
 ) -> NestedGroup:
     own = frozenset(units)
     if own & channels.ungated_reads:
@@ -188,7 +192,7 @@ def _nested(
     _check_code(channels, own, block)
     order = _order(axes, own)
     _check_tensors(model, axes)
-    readers = _readers(model, channels, axes)
+    readers = _readers(model, channels, axes, by_token=by_token)
     runs = tuple(NestedAxis(t, axis, len(found) // len(order)) for (t, axis), found in axes.items())
     return NestedGroup(block, order, runs, readers)
 
@@ -251,7 +255,11 @@ def _check_tensors(model: nn.Module, axes: Mapping[tuple[str, int], tuple[int, .
 
 
 def _readers(
-    model: nn.Module, channels: ChannelMap, axes: Mapping[tuple[str, int], tuple[int, ...]]
+    model: nn.Module,
+    channels: ChannelMap,
+    axes: Mapping[tuple[str, int], tuple[int, ...]],
+    *,
+    by_token: bool,
 ) -> tuple[str, ...]:
     readers = []
     for tensor, axis in axes:
@@ -259,9 +267,10 @@ def _readers(
             continue
         name, _, parameter = tensor.rpartition(".")
         module = model.get_submodule(name)
-        plain = [kind for kind in _READERS if type(module).forward is kind.forward]
+        plain = any(type(module).forward is kind.forward for kind in _READERS)
+        plain = plain or (by_token and is_turned(module))
         grouped = isinstance(module, _ConvNd) and module.groups > 1
-        if not plain or parameter != "weight" or axis != 1 or grouped:
+        if not plain or parameter != "weight" or axis != input_axis(module) or grouped:
             raise _StaysStatic(
                 f"{tensor!r} reads them, which is not the weight of a plain convolution or linear layer"
             )

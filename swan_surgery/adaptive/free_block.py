@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from swan_surgery.adaptive.block import AdaptiveBlock
 from swan_surgery.adaptive.levels import LevelStatistics, mean_outputs
 from swan_surgery.adaptive.masked import Observer, masking
+from swan_surgery.adaptive.matrices import is_turned, matrix_of
 from swan_surgery.adaptive.rows import Rows
 from swan_surgery.adaptive.run import Levels, Run
 from swan_surgery.adaptive.unit_gates import UnitGates
@@ -133,6 +134,8 @@ class FreeBlock(AdaptiveBlock):
         device = next(iter(whole.values())).device
         mask = torch.tensor(list(key), dtype=torch.bool, device=device)
         found, rows = dict(whole), {}
+        readers = [reader for group in self.groups for reader in group.readers]
+        turned = {f"{name}.weight" for name in readers if is_turned(self.full.get_submodule(name))}
         for group in self.groups:
             is_open = mask[group.start : group.stop]
             if bool(is_open.all()):
@@ -140,7 +143,7 @@ class FreeBlock(AdaptiveBlock):
             for own in group.axes:
                 places = places_of(is_open, own.run)
                 found[own.tensor] = found[own.tensor].index_select(own.axis, places)
-                if own.axis == 0:
+                if own.axis == 0 and own.tensor not in turned:
                     rows[own.tensor] = places
         for group in self.groups:
             for reader, run in zip(group.readers, group.runs, strict=True):
@@ -157,8 +160,7 @@ class FreeBlock(AdaptiveBlock):
     def _mean_outputs(self, reader: str) -> Tensor:
         (statistics,) = self.statistics
         assert isinstance(statistics, LevelStatistics)  # noqa: S101 - made so
-        weight = self.full.get_parameter(f"{reader}.weight" if reader else "weight")
-        return mean_outputs(weight, statistics.mean(reader))
+        return mean_outputs(matrix_of(self.full.get_submodule(reader)), statistics.mean(reader))
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""

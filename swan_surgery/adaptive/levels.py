@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swan_surgery.adaptive.candidates import NestedGroup
+from swan_surgery.adaptive.matrices import matrix_of
 
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -91,8 +92,7 @@ class LevelStatistics(nn.Module):
                     own = level.view(f"{name}.{statistic}", own)
                     self.register_buffer(f"norm_{index}_{statistic}", own.detach().clone())
         for index, name in enumerate(self.readers):
-            weight = block.get_submodule(name).weight
-            assert isinstance(weight, Tensor)  # noqa: S101
+            weight = matrix_of(block.get_submodule(name))
             taps = num_taps(block.get_submodule(name))
             mean = torch.zeros(weight.shape[1], taps, dtype=weight.dtype, device=weight.device)
             self.register_buffer(f"mean_{index}", mean)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from swan_surgery.adaptive.candidates import NestedGroup
+from swan_surgery.adaptive.matrices import matrix_of
 
 
 _ROUNDS = 10
@@ -60,12 +61,12 @@ def cluster_scores(
     model: nn.Module, groups: Sequence[NestedGroup], num_units: int, block_size: int
 ) -> Tensor:
     """Scores by whose descending order the units of a block of neurons lie side by side: [num_units]."""
-    tensors = dict(model.named_parameters())
     scores = torch.zeros(num_units, dtype=torch.float64)
     for group in groups:
         # By what units read; of gated linear units both of its layers.
-        writers = [tensors[own.tensor] for own in group.axes if own.axis == 0 and own.run == 1]
-        rows = [own.detach().cpu() for own in writers if own.ndim == 2]
+        layers = dict.fromkeys(own.tensor.rpartition(".")[0] for own in group.axes)
+        writers = [model.get_submodule(name) for name in layers if name not in group.readers]
+        rows = [matrix_of(layer).detach().cpu() for layer in writers]
         clusters = balanced_clusters(torch.cat(rows, 1), even_sizes(len(group.units), block_size))
         scores[list(group.units)] = -clusters.double()
     return scores

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
+from swan_surgery.adaptive.matrices import matrix_of
 from swan_surgery.adaptive.rows import Rows
 from swan_surgery.adaptive.run import Levels, Run, running
 from swan_surgery.adaptive.token_block import TokenBlock, runs_of
@@ -172,12 +173,13 @@ class _Passing:
 
     def _writes(self, writer: Any) -> Any:
         def write(input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
+            matrix = matrix_of(writer)
             if self.closed is None:
-                return F.linear(input, writer.weight, writer.bias)
+                return F.linear(input, matrix, writer.bias)
             tokens = input.flatten(0, -2)
             parts = []
             for piece in self.pieces:
-                weight = writer.weight.narrow(0, piece.start, piece.size)
+                weight = matrix.narrow(0, piece.start, piece.size)
                 bias = writer.bias
                 bias = None if bias is None else bias.narrow(0, piece.start, piece.size)
                 parts.append(F.linear(piece.of(tokens), weight, bias).flatten())
@@ -187,8 +189,9 @@ class _Passing:
 
     def _read(self, input: Tensor) -> Tensor:  # noqa: A002
         reader: Any = self.block.full.get_submodule(self.block.reader)
+        matrix = matrix_of(reader)
         if self.closed is None:
-            return F.linear(input, reader.weight, reader.bias)
+            return F.linear(input, matrix, reader.bias)
         if input.shape != (sum(piece.count * piece.size for piece in self.pieces),):
             raise PathError(
                 f"what lies between {self.block.writers[0]!r} and {self.block.reader!r} of block {self.block.name!r} "
@@ -202,7 +205,7 @@ class _Passing:
         parts = input.split([piece.count * piece.size for piece in self.pieces])
         kind = out.dtype
         for piece, part in zip(self.pieces, parts, strict=True):
-            weight = reader.weight.narrow(1, piece.start, piece.size)
+            weight = matrix.narrow(1, piece.start, piece.size)
             given = F.linear(part.reshape(piece.count, piece.size), weight)
             kind = given.dtype
             if piece.tokens is None:

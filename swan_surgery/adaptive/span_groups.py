@@ -25,11 +25,10 @@ from swan_surgery.models.modes import evaluating
 _NOT_ALONE = "their module holds other layers as well, and what lies between them"
 
 
-def in_passing(model: nn.Module, group: NestedGroup) -> NestedGroup:
+def in_passing(group: NestedGroup) -> NestedGroup:
     """The same group, by its linear layers instead of its block."""
-    owners = (own.tensor.rpartition(".")[0] for own in group.axes if own.axis == 0)
-    writers = dict.fromkeys(name for name in owners if type(model.get_submodule(name)) is nn.Linear)
-    return replace(group, writers=tuple(writers))
+    owners = dict.fromkeys(own.tensor.rpartition(".")[0] for own in group.axes)
+    return replace(group, writers=tuple(name for name in owners if name not in group.readers))
 
 
 def with_spans(

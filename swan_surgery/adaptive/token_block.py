@@ -13,6 +13,7 @@ from swan_surgery.adaptive.block import with_tensors
 from swan_surgery.adaptive.free_block import FreeBlock
 from swan_surgery.adaptive.levels import mean_outputs
 from swan_surgery.adaptive.masked import Observer
+from swan_surgery.adaptive.matrices import is_turned, matrix_of
 from swan_surgery.adaptive.rows import Rows
 from swan_surgery.adaptive.run import Levels
 from swan_surgery.adaptive.unit_gates import UnitGates
@@ -155,7 +156,8 @@ class TokenBlock(FreeBlock):
         weight, bias = (
             f"{self.reader}.{own}" if self.reader else own for own in ("weight", "bias")
         )
-        found[bias] = found[weight].new_zeros(len(found[weight]))
+        outputs = len(matrix_of(self.full.get_submodule(self.reader)))
+        found[bias] = found[weight].new_zeros(outputs)
         return found
 
     def bind(self) -> None:
@@ -169,7 +171,7 @@ class TokenBlock(FreeBlock):
 
     def _means(self, mean: Tensor | None = None) -> Tensor:
         """What each block of neurons adds on average: [blocks, outputs]."""
-        weight = self.full.get_parameter(f"{self.reader}.weight" if self.reader else "weight")
+        weight = matrix_of(self.full.get_submodule(self.reader))
         by_unit = self._mean_outputs(self.reader) if mean is None else mean_outputs(weight, mean)
         return torch.stack([own.sum(1) for own in by_unit.split(self.sizes, dim=1)])
 
@@ -182,7 +184,7 @@ class TokenBlock(FreeBlock):
         Returns:
             norms [tokens, blocks], and the sum of the differences [tokens, outputs].
         """
-        weight = self.full.get_parameter(f"{self.reader}.weight" if self.reader else "weight")
+        weight = matrix_of(self.full.get_submodule(self.reader))
         means, total, norms = self._means(), inner.new_zeros(len(inner), len(weight)), []
         parts = (inner.split(self.sizes, 1), weight.split(self.sizes, 1), means)
         for given, own_weight, mean in zip(*parts, strict=True):
@@ -256,6 +258,8 @@ def runs_of(chosen: Sequence[bool]) -> Iterator[slice]:
 
 def _lay_by_input_(reader: Any) -> None:
     """Let what belongs to one neuron lie side by side: a block of them is then one piece of memory."""
+    if is_turned(reader):
+        return
     with torch.no_grad():
         reader.weight.data = reader.weight.data.t().contiguous().t()
 

@@ -1,6 +1,6 @@
 """Which feed-forward layers let every token choose among their neurons, and why the others stay static."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 from swan_surgery.adaptive.assembling import reference, token_block
 from swan_surgery.adaptive.candidates import NestedGroup, StaticGroup, static_group
 from swan_surgery.adaptive.choices import drawn_masks
+from swan_surgery.adaptive.matrices import input_axis, is_linear
 from swan_surgery.adaptive.neuron_blocks import even_sizes
 from swan_surgery.adaptive.probing import Call, Probe, close, probe
 from swan_surgery.adaptive.span_groups import in_passing, with_spans
@@ -38,7 +39,7 @@ def by_token(
     """
     shaped = {group: _misshape(model, group) for group in groups}
     neurons = [group for group, reason in shaped.items() if reason is None]
-    passing = {group: in_passing(model, group) for group in neurons}
+    passing = {group: in_passing(group) for group in neurons}
     layers = [name for own in passing.values() for name in (*own.writers, *own.readers)]
     names = [group.block for group in neurons]
     probed = probe(model, inputs, blocks=names, watched=layers, by_token=layers)
@@ -88,16 +89,26 @@ def _misshape(model: nn.Module, group: NestedGroup) -> str | None:
     """Why units are no neurons between linear layers; None if they are."""
     readers = {f"{reader}.weight" if reader else "weight" for reader in group.readers}
     (first, *others) = group.readers
-    if others or type(model.get_submodule(first)) is not nn.Linear:
+    if others or not is_linear(model.get_submodule(first)):
         return "they are read by something else than one linear layer"
     for own in group.axes:
-        owner = model.get_submodule(own.tensor.rpartition(".")[0])
-        wanted = 1 if own.tensor in readers else 0
-        if own.run != 1 or own.axis != wanted or type(owner) is not nn.Linear:
+        layer = model.get_submodule(own.tensor.rpartition(".")[0])
+        if (
+            own.run != 1
+            or not is_linear(layer)
+            or own.axis != _axis_of_units(layer, own.tensor, readers)
+        ):
             return f"{own.tensor!r} is no part of a feed-forward layer"
-    if not any(own.axis == 0 for own in group.axes):
+    if all(own.tensor in readers for own in group.axes):
         return "no linear layer writes them"
     return None
+
+
+def _axis_of_units(layer: nn.Module, tensor: str, readers: Container[str]) -> int:
+    inputs = input_axis(layer)
+    if tensor in readers:
+        return inputs
+    return 1 - inputs if tensor.endswith("weight") else 0
 
 
 def _one_block(group: NestedGroup, sizes: Sequence[int]) -> str | None:

@@ -40,9 +40,11 @@ def units_of(groups: Sequence[NestedGroup], block: str) -> tuple[GroupUnits, ...
         if group.block != block:
             continue
         axes = tuple(NestedAxis(own.tensor[cut:], own.axis, own.run) for own in group.axes)
-        inputs = {own.tensor: own.run for own in axes if own.axis == 1}
         readers = tuple(reader[cut:] for reader in group.readers)
-        runs = tuple(inputs[f"{reader}.weight" if reader else "weight"] for reader in readers)
+        weights = [f"{reader}.weight" if reader else "weight" for reader in readers]
+        # As many in one piece on each axis: also where a reader's outputs are units as well.
+        inputs = {own.tensor: own.run for own in sorted(axes, key=lambda own: own.axis)}
+        runs = tuple(inputs[weight] for weight in weights)
         found.append(GroupUnits(start, group.units, axes, readers, runs))
         start += len(group.units)
     return tuple(found)
