@@ -168,6 +168,22 @@ def test_laws_of_torch_encoders(norm_first) -> None:
     assert list(adapted.costs.blocks) == ["layers.0", "layers.1"]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused_with_the_line_that_works() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 24, batch_first=True)
+    model = seeded(0, lambda: nn.TransformerEncoder(layer, 2))
+    x, padded = tokens(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool)
+    padded[1, 3:] = True
+    adapted: Any = swan.adapt(model, x, structure="blocks", block_size=8)
+    with torch.no_grad():
+        with pytest.raises(swan.PathError, match="use_nested_tensor = False"):
+            adapted(x, src_key_padding_mask=padded)
+        adapted.model.use_nested_tensor = False
+        found = adapted(x, src_key_padding_mask=padded)
+        wanted = model(x, src_key_padding_mask=padded)
+    assert_near([found[~padded]], [wanted[~padded]], "all open")
+
+
 def test_a_module_that_fills_a_cache_runs_as_it_is() -> None:
     class Cache(list):
         pass

@@ -141,6 +141,12 @@ class _Passing:
         """Before a writer runs."""
         if self.choice is not None:
             return
+        if self.block.rows.first((args, kwargs)).is_nested:
+            raise PathError(
+                f"block {self.block.name!r} gets a nested tensor, which nn.TransformerEncoder makes of padded batches "
+                f"where no gradients are wanted, and whose tokens cannot be told apart: set use_nested_tensor = False "
+                f"on the encoder (enable_nested_tensor=False where it is made)"
+            )
         call = self.block.by_sample(self.run, (args, kwargs))
         self.choice = choice = self.block.chosen(self.run, call)
         if self.is_masked:
