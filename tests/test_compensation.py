@@ -13,6 +13,7 @@ import swan_surgery as swan
 from swan_surgery.cutting.compensation import compensating, layers
 from swan_surgery.cutting.compensation.lockstep import Pass
 from swan_surgery.cutting.compensation.outcome import LayerCompensation
+from swan_surgery.cutting.compensation.solving import Rows, Sums, solve, solve_held
 from swan_surgery.cutting.compensation.wide import pixels_of
 from swan_surgery.models.provenance import provenance_of
 from tests.closing import close_random_, learnt_
@@ -450,3 +451,23 @@ def test_channels_that_hardly_vary_are_not_blown_up() -> None:
     small = swan.prune_by_score(gated, scores, macs=0.5, compensate=data.split(16))
     wanted = model(data)
     assert (small(data) - wanted).square().mean() < (plain(data) - wanted).square().mean()
+
+
+def test_of_few_rows_held_out_ones_choose_how_strongly_weights_are_held() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 200, 40, generator=generator).double()
+    start = torch.randn(1, 3, 40, generator=generator).double()
+    y = x @ start.transpose(1, 2) + torch.randn(1, 200, 3, generator=generator)
+    few, many, held = Sums(), Sums(), Rows([(x[:, 180:], y[:, 180:])])
+    few.add(x[:, :45], y[:, :45])
+    plain = solve(few, start, centred=False, damping=0.01)
+    assert plain is not None
+    found, error = solve_held(few, start, held, centred=False, damping=0.01)
+    assert found is not None
+    assert error == held.error(found, centred=False) < 0.5 * held.error(plain, centred=False)
+    many.add(x[:, :180].repeat(1, 3, 1), y[:, :180].repeat(1, 3, 1))  # 13 rows per input
+    found, _ = solve_held(many, start, held, centred=False, damping=0.01)
+    wanted = solve(many, start, centred=False, damping=0.01)
+    assert found is not None
+    assert wanted is not None
+    assert torch.equal(found, wanted)

@@ -87,7 +87,8 @@ def compensate(
         reference: the plain model that it was cut from, with its weights (`unswanify(gated)`).
         batches: inputs, or tuples whose first element is the input, or dicts of keyword arguments;
             512 to 1,024 samples as in training, augmentation included.
-        damping: how strongly weights are held where they are, over the mean square of the inputs.
+        damping: how strongly weights are held where they are, over the mean square of the inputs; where there are
+            few rows for an input, up to 1,000 times that, as held-out rows choose.
         num_batches: how many batches to use at most; all of them by default.
         progress: show a bar with the time that is left on stderr.
 

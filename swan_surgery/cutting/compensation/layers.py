@@ -22,12 +22,11 @@ from swan_surgery.cutting.compensation.rows import (
     weight_matrix,
     write_weight_,
 )
-from swan_surgery.cutting.compensation.solving import Rows, Sums, solve
+from swan_surgery.cutting.compensation.solving import FEW, Rows, Sums, solve_held
 from swan_surgery.cutting.compensation.streams import Following, Stream
 from swan_surgery.cutting.compensation.wide import MOST_INPUTS, TOO_WIDE, mend_wide_
 
 
-ROWS_PER_INPUT = 10
 MOST_RESCALED = 10.0  # of a variance: what is left of a channel is not blown up beyond that
 MOST_TAPS = 16_384  # a Gram matrix of 2 GB
 
@@ -150,8 +149,8 @@ class Layers:
         before = held.error(old, centred=centred)
         if before <= ROUNDING.get(first.input.dtype, 1e-6):
             return self._leave(first, "nothing to mend", before)
-        new = solve(sums, old, centred=centred, damping=self.settings.damping)
-        after = before if new is None else held.error(new, centred=centred)
+        damping = self.settings.damping
+        new, after = solve_held(sums, old, held, centred=centred, damping=damping)
         if new is None or not after < before:
             new = old
             self._leave(first, "not better on held-out rows", before)
@@ -185,7 +184,7 @@ class Layers:
         self, events: list[Read], twins: list[Read], kept: Tensor, shape: torch.Size
     ) -> tuple[Sums, Rows]:
         """What the batches say about a weight of shape [G, n_out, n_in]; the last rows are held out."""
-        wanted = max(ROWS, ROWS_PER_INPUT * shape[2])
+        wanted = max(ROWS, FEW * shape[2])
         sums, held = self.kept_back.pop(events[0].region, (Sums(), Rows()))
         generator = torch.Generator().manual_seed(len(self.done))
         for one, two in zip(events, twins, strict=True):
