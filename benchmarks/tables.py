@@ -676,7 +676,7 @@ def activations_markdown(results: Sequence[Result]) -> str:
 
 def activations_training_markdown(results: Sequence[Result]) -> str:
     """Other activations trained from scratch."""
-    rows = [row for result in results for row in result["rows"]]
+    rows = [row for result in results for row in result["rows"].values()]
     header, cells = tables_activations.training(rows, mean_and_deviation)
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 

@@ -6,15 +6,23 @@ from typing import Any
 
 Row = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]
+_NETWORKS = {"resnet8": "ResNet-8", "vit": "ViT, 4 layers"}
+_GIVEN = {"resnet8": "ReLU, as given", "vit": "GELU, as given"}
+_PARTS = {
+    "scratch": "from scratch",
+    "retrofit": "trained on",
+    "cut-25": "cut to 25 %, trained on",
+    "cut-10": "cut to 10 %, trained on",
+}
 _METHODS = {
-    "relu": "ReLU",
+    "given": "as given",
     "silu": "SiLU",
     "starrelu": "StarReLU",
     "acon-c": "ACON-C",
     "fles": "FleS",
     "fles-dg": "FleS-DG (no statistics)",
     "fles-pn": "FleS-P&N (all entries)",
-    "fles-from-relu": "FleS that starts as ReLU",
+    "ap": "AP (a quarter of the channels, those dead most often)",
 }
 
 
@@ -110,24 +118,40 @@ def sections(rows: Sequence[Row]) -> list[tuple[str, Cells | None]]:
 
 
 def training(rows: Sequence[Row], shown: Callable[[Sequence[float]], str]) -> Cells:
-    """Accuracy from scratch, per activation."""
+    """Accuracy from scratch, put into a trained network, and after a cut; at the rate that validation chose."""
     header = [
+        "network",
+        "how",
         "activation",
         "seeds",
-        "test accuracy %",
-        "training accuracy %",
+        "learning rate",
+        "before training %",
+        "accuracy %",
+        "on training images %",
         "params",
         "kMACs",
         "CPU s",
     ]
     cells = []
-    for method, name in _METHODS.items():
-        own = [row for row in rows if row["method"] == method]
-        if own:
+    places = dict.fromkeys((row["network"], row["part"]) for row in rows)
+    for network, part in sorted(places, key=lambda own: (own[0], list(_PARTS).index(own[1]))):
+        here = [row for row in rows if (row["network"], row["part"]) == (network, part)]
+        for method, name in _METHODS.items():
+            own = [row for row in here if row["method"] == method]
+            first = [row for row in own if row["seed"] == 0]
+            if not first:
+                continue
+            rate = max(first, key=lambda row: float(row["validation"]))["lr"]
+            own = [row for row in own if row["lr"] == rate]
+            before = [row["before"] for row in own if row["before"] is not None]
             cells.append(
                 [
-                    name,
+                    _NETWORKS[network],
+                    _PARTS[part],
+                    _GIVEN[network] if method == "given" else name,
                     str(len(own)),
+                    f"{rate:g}",
+                    shown(before) if before else "",
                     shown([(row["test"] + row["validation"]) / 2 for row in own]),
                     shown([row["train"] for row in own]),
                     f"{own[0]['params']:,}",

@@ -14,15 +14,30 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import swan_surgery as swan
 from swan_surgery.adaptive.neuron_blocks import balanced_clusters, even_sizes
+from swan_surgery.adaptive.span_block import SpanBlock
+from swan_surgery.adaptive.token_block import TokenBlock
 from tests.adaptive_laws import assert_near, check_free_laws, gate_, randomise_statistics_
 from tests.conftest import PROFILE
 
 
 class FeedForward(nn.Module):
-    """A layer of a transformer as they come: gated or not, with biases or without, with dropout."""
+    """A layer of a transformer as they come: gated or not, with biases or without, with dropout.
 
-    def __init__(self, width: int, inner: int, *, gated: bool = False, bias: bool = True) -> None:
+    `scaled`: by a number that each token has, so that the module takes each token by itself, but what lies between
+    its linear layers not each neuron.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        *,
+        gated: bool = False,
+        bias: bool = True,
+        scaled: bool = False,
+    ) -> None:
         super().__init__()
+        self.scaled = scaled
         self.up = nn.Linear(width, inner, bias=bias)
         self.gate = nn.Linear(width, inner, bias=bias) if gated else None
         self.drop = nn.Dropout(0.1)
@@ -32,6 +47,8 @@ class FeedForward(nn.Module):
         inner = F.gelu(self.up(x))
         if self.gate is not None:
             inner = inner * self.gate(x)
+        if self.scaled:
+            inner = inner * x.mean(-1, keepdim=True)
         return self.down(self.drop(inner))
 
 
@@ -67,8 +84,11 @@ def small() -> nn.Module:
     )
 
 
-def adapted_small() -> swan.AdaptiveModel:
-    adapted = swan.adapt(small(), tokens(2, 5, 3), structure="blocks", block_size=4).eval()
+def adapted_small(*, scaled: bool = False) -> swan.AdaptiveModel:
+    model = small()
+    for layer in model.layers:
+        layer.scaled = scaled
+    adapted = swan.adapt(model, tokens(2, 5, 3), structure="blocks", block_size=4).eval()
     randomise_statistics_(adapted, torch.Generator().manual_seed(0))
     return adapted
 
@@ -96,16 +116,16 @@ def batches(count: int = 3) -> list[Tensor]:
 @pytest.mark.law
 @settings(max_examples=200 if PROFILE == "thorough" else 6)
 @given(
-    st.lists(st.tuples(st.integers(4, 21), st.booleans(), st.booleans()), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(4, 21), *[st.booleans()] * 3), min_size=1, max_size=3),
     st.sampled_from([(), (3,), (2, 3)]),
     st.integers(2, 7),
     st.integers(0, 2**16),
 )
 def test_laws_over_random_feed_forward_layers(
-    layers: list[tuple[int, bool, bool]], axes: tuple[int, ...], block_size: int, seed: int
+    layers: list[tuple[int, bool, bool, bool]], axes: tuple[int, ...], block_size: int, seed: int
 ) -> None:
     def make() -> nn.Module:
-        return Stream(5, *(FeedForward(5, n, gated=g, bias=b) for n, g, b in layers))
+        return Stream(5, *(FeedForward(5, n, gated=g, bias=b, scaled=s) for n, g, b, s in layers))
 
     model, x = seeded(seed, make), tokens(2, *(axes or (1,)), 3, seed=seed)
     adapted = check_free_laws(model, x, seed, structure="blocks", block_size=block_size)
@@ -115,6 +135,8 @@ def test_laws_over_random_feed_forward_layers(
     assert (adapted is None) == (len(whole) == len(layers))
     if adapted is not None:
         assert len(adapted.costs.blocks) == len(layers) - len(whole)
+        for name, block in adapted.blocks().items():
+            assert type(block) is (TokenBlock if block.full.scaled else SpanBlock), name
 
 
 def test_a_closed_block_of_neurons_reads_its_mean() -> None:
@@ -194,7 +216,7 @@ def test_train_mode_reaches_gates_and_weights() -> None:
 
 
 def test_a_compact_model_copies_no_weight_and_runs_one_token_at_a_time() -> None:
-    adapted = adapted_small()
+    adapted = adapted_small(scaled=True)
     gate_(adapted, torch.Generator().manual_seed(2))
     fast = swan.compact(adapted)
     x = tokens(1, 1, 3)
@@ -207,7 +229,7 @@ def test_a_compact_model_copies_no_weight_and_runs_one_token_at_a_time() -> None
 
 
 def test_neighbours_that_all_tokens_run_are_one_product() -> None:
-    adapted = adapted_small()
+    adapted = adapted_small(scaled=True)
     fast = swan.compact(adapted, verify=False)
     layer: Any = fast.blocks()["layers.0"]
     masks = torch.tensor([True, True, False, True, True])

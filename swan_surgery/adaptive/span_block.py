@@ -101,10 +101,10 @@ class SpanBlock(TokenBlock):
             _Piece(starts[part.start], starts[part.stop] - starts[part.start], None, len(is_open))
             for part in runs_of([count == len(is_open) for count in counts])
         ]
+        tokens = places.nonzero()[:, 1].split(counts)
         for block, count in enumerate(counts):
             if 0 < count < len(is_open):
-                (own,) = places[block].nonzero(as_tuple=True)
-                found.append(_Piece(starts[block], self.sizes[block], own, count))
+                found.append(_Piece(starts[block], self.sizes[block], tokens[block], count))
         return found
 
 

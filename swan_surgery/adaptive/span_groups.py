@@ -22,7 +22,7 @@ from swan_surgery.models import Inputs
 from swan_surgery.models.modes import evaluating
 
 
-_NOT_ALONE = "their module holds other layers as well, and what lies between them"
+_NOT_APART = "what lies between the linear layers does not take each neuron by itself"
 
 
 def in_passing(group: NestedGroup) -> NestedGroup:
@@ -39,7 +39,6 @@ def with_spans(
     probed: Probe,
     *,
     block_size: int,
-    taken: Iterable[str],
 ) -> tuple[list[NestedGroup], dict[tuple[int, ...], str], Probe]:
     """Those that can, by their units why the others cannot, and the probe with what the former get and give.
 
@@ -50,27 +49,23 @@ def with_spans(
         channels: the map of the model.
         probed: how their blocks, writers and readers are called.
         block_size: neurons in a block.
-        taken: modules that adapt as a whole.
     """
     reasons: dict[tuple[int, ...], str] = {}
     found: list[NestedGroup] = []
-    adapts = set(taken)
     for span in spans:
-        reason = _refusal(span, probed) or _in_the_way(span, adapts)
+        reason = _refusal(span, probed) or in_the_way(span, [own.block for own in found])
         if reason is None:
-            probed = _as_called(span, probed)
-            adapts.add(span.block)
             found.append(span)
         else:
             reasons[span.units] = reason
-    if found and not _is_exact(model, inputs, found, channels, probed, block_size):
+    called = _as_called(found, probed)
+    if found and not _is_exact(model, inputs, found, channels, called, block_size):
         alone = [
-            own for own in found if _is_exact(model, inputs, [own], channels, probed, block_size)
+            own for own in found if _is_exact(model, inputs, [own], channels, called, block_size)
         ]
-        reasons |= {own.units: f"{_NOT_ALONE} does not take each neuron by itself"
-                    for own in found if own not in alone}  # fmt: skip
+        reasons |= {own.units: _NOT_APART for own in found if own not in alone}
         found = alone
-    return found, reasons, probed
+    return found, reasons, _as_called(found, probed)
 
 
 def odd_spans(
@@ -118,24 +113,29 @@ def _input(call: Call) -> Tensor:
     return found
 
 
-def _in_the_way(span: NestedGroup, adapts: set[str]) -> str | None:
-    """Blocks replace modules: none stands in another."""
+def in_the_way(group: NestedGroup, adapts: Iterable[str]) -> str | None:
+    """Why a group cannot adapt beside others: blocks replace modules, and none stands in another."""
     for name in adapts:
-        inner, outer = sorted((name, span.block), key=len, reverse=True)
+        inner, outer = sorted((name, group.block), key=len, reverse=True)
         if not outer or inner == outer or inner.startswith(f"{outer}."):
             return f"{name or 'the model'!r} adapts already, and one of the two holds the other"
     return None
 
 
-def _as_called(span: NestedGroup, probed: Probe) -> Probe:
-    """The block stands for its feed-forward layer: what that gets and gives."""
-    first, (reader,) = span.writers[0], span.readers
-    call = Call(probed.calls[first].arguments, probed.calls[reader].output)
+def _as_called(spans: Sequence[NestedGroup], probed: Probe) -> Probe:
+    """Blocks stand for their feed-forward layers: what these get and give."""
+    first = {span.block: span.writers[0] for span in spans}
+    calls = {
+        span.block: Call(
+            probed.calls[span.writers[0]].arguments, probed.calls[span.readers[0]].output
+        )
+        for span in spans
+    }
     return replace(
         probed,
-        rows={**probed.rows, span.block: probed.rows[first]},
-        calls={**probed.calls, span.block: call},
-        refused={name: why for name, why in probed.refused.items() if name != span.block},
+        rows={**probed.rows, **{block: probed.rows[name] for block, name in first.items()}},
+        calls={**probed.calls, **calls},
+        refused={name: why for name, why in probed.refused.items() if name not in first},
     )
 
 

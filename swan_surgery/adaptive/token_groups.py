@@ -12,7 +12,7 @@ from swan_surgery.adaptive.choices import drawn_masks
 from swan_surgery.adaptive.matrices import input_axis, is_linear
 from swan_surgery.adaptive.neuron_blocks import even_sizes
 from swan_surgery.adaptive.probing import Call, Probe, close, probe
-from swan_surgery.adaptive.span_groups import in_passing, with_spans
+from swan_surgery.adaptive.span_groups import in_passing, in_the_way, with_spans
 from swan_surgery.channels import ChannelMap
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.models import Inputs
@@ -43,30 +43,33 @@ def by_token(
     layers = [name for own in passing.values() for name in (*own.writers, *own.readers)]
     names = [group.block for group in neurons]
     probed = probe(model, inputs, blocks=names, watched=layers, by_token=layers)
-    whole, spans = {}, []
     for group in neurons:
         sizes = even_sizes(len(group.units), block_size)
         shaped[group] = odd_reader(group, probed) or _one_block(group, sizes)
-        if shaped[group] is not None:
-            continue
-        if group.block not in unfit:
-            shaped[group] = _refusal(model, group, groups, channels, probed, sizes)
-            whole[group] = shaped[group] is None
-        if not whole.get(group):
-            spans.append(passing[group])
-    own, reasons, probed = with_spans(
-        model, inputs, spans, channels, probed, block_size=block_size,
-        taken=[group.block for group, is_whole in whole.items() if is_whole],
-    )  # fmt: skip
-    units = {span.units: span for span in own}
-    found, static = [], []
-    for group in groups:
-        if whole.get(group) or group.units in units:
-            found.append(units.get(group.units, group))
+    spans = [own for group, own in passing.items() if shaped[group] is None]
+    taken, reasons, called = with_spans(
+        model, inputs, spans, channels, probed, block_size=block_size
+    )
+    found: list[NestedGroup] = []
+    static: list[StaticGroup] = []
+    units = {span.units: span for span in taken}
+    for group, why in shaped.items():
+        reason = why
+        own = units.get(group.units)
+        if own is None and reason is None:
+            # What lies between does not take each neuron by itself: the whole module may take each token so.
+            reason = unfit.get(group.block) or in_the_way(
+                group, [one.block for one in (*taken, *found)]
+            )
+            sizes = even_sizes(len(group.units), block_size)
+            reason = reason or _refusal(model, group, groups, channels, probed, sizes)
+            own = group if reason is None else None
+        if own is None:
+            reason = reasons.get(group.units) or str(reason)
+            static.append(static_group(channels, group.units, reason))
         else:
-            reason = reasons.get(group.units) or shaped[group]
-            static.append(static_group(channels, group.units, str(reason)))
-    return tuple(found), tuple(static), probed
+            found.append(own)
+    return tuple(found), tuple(static), called
 
 
 def odd_reader(group: NestedGroup, probed: Probe) -> str | None:
