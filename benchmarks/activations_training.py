@@ -193,7 +193,7 @@ class Bench:
         model = build(self.network, self.schedule.size)
         if job.part == "scratch":
             return swapped(model, job.method, self.example, "fresh")
-        load_model(model, self._file(job))
+        load_model(model, self.file_of(job))
         model.eval()
         if job.part == "retrofit":
             return swapped(model, job.method, self.example, "identity")
@@ -217,7 +217,8 @@ class Bench:
     def _macs(self, model: nn.Module) -> int:
         return swan.count_macs(model, self.example[:1])
 
-    def _file(self, job: Job) -> Path:
+    def file_of(self, job: Job) -> Path:
+        """Where the network that a job started from scratch is kept."""
         return self.work / f"{self.network}_{job.lr:g}_{job.seed}.safetensors"
 
     def run(self, job: Job) -> dict[str, Any]:
@@ -231,7 +232,7 @@ class Bench:
         train(model, self.splits, schedule, lr=lr, epochs=epochs, seed=job.seed)
         if scratch and job.method == GIVEN:
             self.work.mkdir(parents=True, exist_ok=True)
-            save_model(model, self._file(job))
+            save_model(model, self.file_of(job))
         seen = Images(self.splits.train.x[:2000], self.splits.train.y[:2000])
         return {
             **asdict(job),
