@@ -1,6 +1,7 @@
 """Feed-forward layers that are no module of their own: tokens choose in passing, and the rest runs as it is."""
 
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,9 +20,9 @@ from transformers import (
 
 import swan_surgery as swan
 from swan_surgery.adaptive.span_block import SpanBlock
-from tests.adaptive_laws import assert_near, check_free_laws, gate_
+from tests.adaptive_laws import assert_near, check_free_laws, gate_, randomise_statistics_
 from tests.conftest import PROFILE
-from tests.test_adaptive_blocks import WithCache, seeded, tokens
+from tests.test_adaptive_blocks import FeedForward, Stream, WithCache, seeded, tokens
 
 
 class Layer(nn.Module):
@@ -49,6 +50,20 @@ class Layer(nn.Module):
             inner = inner * self.gate(tokens)
         out = self.fc2(self.drop(inner)).view(mixed.shape)
         return (mixed + out if self.before else self.norm(mixed + out)), None
+
+
+class Waiting(FeedForward):
+    """Does something else in the middle."""
+
+    meanwhile: ClassVar[Any] = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.gelu(self.up(x))
+        if Waiting.meanwhile is not None:
+            Waiting.meanwhile()
+        if self.gate is not None:
+            inner = inner * self.gate(x)
+        return self.down(inner)
 
 
 class Layers(nn.Module):
@@ -291,3 +306,40 @@ def test_what_lies_between_is_told_apart_at_run_time_too() -> None:
     assert masked.shape == x.shape
     with pytest.raises(swan.PathError, match="does not take each neuron by itself"):
         swan.compact(adapted)(x, factor)
+
+
+@pytest.mark.parametrize("structure", ["blocks", "free", "nested"])
+@pytest.mark.parametrize("execution", ["masked", "dense"])
+def test_another_thread_runs_the_same_model_in_between(structure, execution) -> None:
+    """One starts, and waits inside until another is done: each gets what it gets alone."""
+    options = {"block_size": 4} if structure == "blocks" else {}
+    model = seeded(0, lambda: Stream(6, Waiting(6, 20), Waiting(6, 16, gated=True)))
+    adapted: Any = swan.adapt(model, tokens(2, 5, 3), structure=structure, **options)
+    randomise_statistics_(adapted, torch.Generator().manual_seed(0))
+    small = swan.compact(adapted, execution="masked" if execution == "masked" else "auto")
+    x, y = tokens(3, 5, 3, seed=4), tokens(2, 5, 3, seed=5)
+    for block in small.blocks().values():
+        if structure == "nested":
+            block.effort.weight.data.normal_(generator=torch.Generator().manual_seed(1))
+        else:
+            gate_(small, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        alone = small(x), small(y)
+        other: list[Tensor] = []
+
+        def run() -> None:
+            with torch.no_grad():
+                other.append(small(y))
+
+        def meanwhile() -> None:
+            Waiting.meanwhile = None
+            thread = Thread(target=run)
+            thread.start()
+            thread.join()
+
+        Waiting.meanwhile = meanwhile
+        found = small(x)
+    assert Waiting.meanwhile is None
+    assert torch.equal(found, alone[0])
+    assert torch.equal(other[0], alone[1])
+    assert not any("forward" in vars(module) for module in small.modules())

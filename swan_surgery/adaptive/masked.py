@@ -1,7 +1,7 @@
 """The reference: the whole block runs, every sample with its own mask where its readers read."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
 
 from swan_surgery.adaptive.levels import (
     LevelStatistics,
     closed_bias,
 )
+from swan_surgery.adaptive.own_hooks import Hook, own_hooks
 from swan_surgery.adaptive.run import Levels
 
 
@@ -49,25 +51,39 @@ def masking(
         observer: then means and batch-norm statistics are those of the samples at hand, level by level
             (but for the widest), and the observer is told what they are made of.
     """
+    with own_hooks() as own:
+        handles = _hooked(block, masks, statistics, kinds, levels, observer, own)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _hooked(
+    block: nn.Module,
+    masks: Mapping[str, Tensor],
+    statistics: Sequence[LevelStatistics],
+    kinds: Levels,
+    levels: Levels,
+    observer: Observer | None,
+    own: Callable[[Hook], Hook],
+) -> list[RemovableHandle]:
     handles = []
     for name, is_open in masks.items():
         reader = block.get_submodule(name)
         means = [level.mean(name) for level in statistics]
         mask = _Mask(name, reader, (is_open, kinds), (means, levels), observer)
         handles += [
-            reader.register_forward_pre_hook(mask.before, with_kwargs=True),
-            reader.register_forward_hook(mask.behind),
+            reader.register_forward_pre_hook(own(mask.before), with_kwargs=True),
+            reader.register_forward_hook(own(mask.behind)),
         ]
     for name in statistics[0].norms:
         norm = block.get_submodule(name)
         assert isinstance(norm, _BatchNorm)  # noqa: S101 - norms_of found it
         shift = _Shift(name, norm, statistics, levels, observer)
-        handles.append(norm.register_forward_pre_hook(shift.before))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        handles.append(norm.register_forward_pre_hook(own(shift.before)))
+    return handles
 
 
 def rows_at(x: Tensor, levels: Levels, level: int) -> Tensor:

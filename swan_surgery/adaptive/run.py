@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from swan_surgery.adaptive.own_hooks import own_hooks
+
 
 # MACs are told as whole numbers; what shares of tokens cost is one up to this.
 _ROUNDED = 0.49
@@ -122,8 +124,8 @@ def beginning_anew(model: nn.Module, new_run: Callable[[Any, Any], Run]) -> Iter
     def renew(_model: nn.Module, args: Any, kwargs: Any) -> None:
         _NOW.set(new_run(args, kwargs))
 
-    with begin(new_run((), {})):
-        handle = model.register_forward_pre_hook(renew, with_kwargs=True)
+    with begin(new_run((), {})), own_hooks() as own:
+        handle = model.register_forward_pre_hook(own(renew), with_kwargs=True)
         try:
             yield
         finally:

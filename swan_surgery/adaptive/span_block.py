@@ -1,8 +1,11 @@
 """A feed-forward layer that is no module of its own: its linear layers let tokens choose in passing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from swan_surgery.adaptive.matrices import matrix_of
+from swan_surgery.adaptive.own_hooks import own_hooks
 from swan_surgery.adaptive.rows import Rows
 from swan_surgery.adaptive.run import Levels, Run, running
 from swan_surgery.adaptive.token_block import TokenBlock, runs_of
@@ -29,6 +33,7 @@ class SpanBlock(TokenBlock):
         writers: the linear layers that write the neurons, as named inside the module; all get the same tokens.
         is_flat: whether they get all tokens of one sample after the other, [tokens, features], as OPT's do.
         samples: of the last run.
+        runs: how many are under way, in all threads.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class SpanBlock(TokenBlock):
         self.writers = tuple(writers)
         self.is_flat = is_flat
         self.samples: int | None = None
+        self.runs = 0
 
     @property
     def entry(self) -> nn.Module:
@@ -58,14 +64,38 @@ class SpanBlock(TokenBlock):
         """As the module's own forward, every token as it chooses."""
         with ExitStack() as stack:
             passing = _Passing(self, running(), stack)
+            own = stack.enter_context(own_hooks())
             for name in self.writers:
                 # A hook also keeps nn.TransformerEncoderLayer from a kernel that calls none of its layers.
                 writer = self.full.get_submodule(name)
-                hook = writer.register_forward_pre_hook(passing.look, with_kwargs=True)
+                hook = writer.register_forward_pre_hook(own(passing.look), with_kwargs=True)
                 stack.callback(hook.remove)
             if not passing.is_masked:
-                stack.enter_context(passing.in_place())
+                stack.enter_context(self._in_pieces(passing))
             return self.full(*args, **kwargs)
+
+    @contextmanager
+    def _in_pieces(self, passing: "_Passing") -> Iterator[None]:
+        """Inside, the writers and the reader run pieces: in each thread those of the run that it makes."""
+        token = _PASSING.set({**_PASSING.get(), id(self): passing})
+        with _INSTALLING:
+            if not self.runs:
+                for layer, kind in self._layers():
+                    layer.forward = partial(kind, self, layer)
+            self.runs += 1
+        try:
+            yield
+        finally:
+            with _INSTALLING:
+                self.runs -= 1
+                if not self.runs:
+                    for layer, _ in self._layers():
+                        del layer.forward
+            _PASSING.reset(token)
+
+    def _layers(self) -> list[tuple[Any, Callable[..., Tensor]]]:
+        writers = [(self.full.get_submodule(name), _write) for name in self.writers]
+        return [*writers, (self.full.get_submodule(self.reader), _read)]
 
     def by_sample(self, run: Run | None, call: Any) -> Any:
         """The call with the tokens of each sample on an axis of their own."""
@@ -161,54 +191,31 @@ class _Passing:
             self.closed, self.pieces = ~is_open, self.block.pieces(is_open)
             self.shape = tuple(x.shape[:-1])
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the writers and the reader run pieces."""
-        reader = self.block.full.get_submodule(self.block.reader)
-        own: dict[nn.Module, Any] = {reader: self._read}
-        for name in self.block.writers:
-            writer = self.block.full.get_submodule(name)
-            own[writer] = self._writes(writer)
-        for layer, forward in own.items():
-            layer.forward = forward
-        try:
-            yield
-        finally:
-            for layer in own:
-                del layer.forward
+    def write(self, writer: Any, x: Tensor) -> Tensor:
+        """All pieces side by side, in one row."""
+        matrix, tokens = matrix_of(writer), x.flatten(0, -2)
+        parts = []
+        for piece in self.pieces:
+            weight = matrix.narrow(0, piece.start, piece.size)
+            bias = writer.bias
+            bias = None if bias is None else bias.narrow(0, piece.start, piece.size)
+            parts.append(F.linear(piece.of(tokens), weight, bias).flatten())
+        return torch.cat(parts)
 
-    def _writes(self, writer: Any) -> Any:
-        def write(input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
-            matrix = matrix_of(writer)
-            if self.closed is None:
-                return F.linear(input, matrix, writer.bias)
-            tokens = input.flatten(0, -2)
-            parts = []
-            for piece in self.pieces:
-                weight = matrix.narrow(0, piece.start, piece.size)
-                bias = writer.bias
-                bias = None if bias is None else bias.narrow(0, piece.start, piece.size)
-                parts.append(F.linear(piece.of(tokens), weight, bias).flatten())
-            return torch.cat(parts)
-
-        return write
-
-    def _read(self, input: Tensor) -> Tensor:  # noqa: A002
-        reader: Any = self.block.full.get_submodule(self.block.reader)
-        matrix = matrix_of(reader)
-        if self.closed is None:
-            return F.linear(input, matrix, reader.bias)
-        if input.shape != (sum(piece.count * piece.size for piece in self.pieces),):
+    def read(self, reader: Any, x: Tensor) -> Tensor:
+        """What they sum up to, and the mean of what is closed."""
+        assert self.closed is not None  # noqa: S101 - there are pieces
+        if x.shape != (sum(piece.count * piece.size for piece in self.pieces),):
             raise PathError(
                 f"what lies between {self.block.writers[0]!r} and {self.block.reader!r} of block {self.block.name!r} "
                 f"does not take each neuron by itself, as it did on the example inputs: it gives the shape "
-                f'{tuple(input.shape)}; run it with execution="masked"'
+                f'{tuple(x.shape)}; run it with execution="masked"'
             )
-        means = self.block.mean_of_blocks()
+        means, matrix = self.block.mean_of_blocks(), matrix_of(reader)
         out = self.closed.to(means.dtype) @ means
         if reader.bias is not None:
             out = out + reader.bias
-        parts = input.split([piece.count * piece.size for piece in self.pieces])
+        parts = x.split([piece.count * piece.size for piece in self.pieces])
         kind = out.dtype
         for piece, part in zip(self.pieces, parts, strict=True):
             weight = matrix.narrow(1, piece.start, piece.size)
@@ -219,6 +226,25 @@ class _Passing:
             else:
                 out = out.index_add_(0, piece.tokens, given.to(out.dtype))
         return out.to(kind).reshape(*self.shape, -1)
+
+
+def _write(block: SpanBlock, writer: Any, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
+    passing = _PASSING.get().get(id(block))
+    if passing is None or passing.closed is None:
+        return F.linear(input, matrix_of(writer), writer.bias)
+    return passing.write(writer, input)
+
+
+def _read(block: SpanBlock, reader: Any, input: Tensor) -> Tensor:  # noqa: A002
+    passing = _PASSING.get().get(id(block))
+    if passing is None or passing.closed is None:
+        return F.linear(input, matrix_of(reader), reader.bias)
+    return passing.read(reader, input)
+
+
+# The runs that this thread makes, by block.
+_PASSING: ContextVar[dict[int, _Passing]] = ContextVar("swan_passing", default={})  # noqa: B039 - never changed
+_INSTALLING = Lock()
 
 
 __all__ = ["SpanBlock"]

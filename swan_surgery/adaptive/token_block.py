@@ -14,6 +14,7 @@ from swan_surgery.adaptive.free_block import FreeBlock
 from swan_surgery.adaptive.levels import mean_outputs
 from swan_surgery.adaptive.masked import Observer
 from swan_surgery.adaptive.matrices import is_turned, matrix_of
+from swan_surgery.adaptive.own_hooks import own_hooks
 from swan_surgery.adaptive.rows import Rows
 from swan_surgery.adaptive.run import Levels
 from swan_surgery.adaptive.unit_gates import UnitGates
@@ -219,15 +220,16 @@ class TokenBlock(FreeBlock):
             means = self._means(seen.pop() if seen else None)
             return y + (1 - spread(y).to(y.dtype)) @ means
 
-        handles = [
-            reader.register_forward_pre_hook(before, with_kwargs=True),
-            reader.register_forward_hook(behind),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with own_hooks() as own:
+            handles = [
+                reader.register_forward_pre_hook(own(before), with_kwargs=True),
+                reader.register_forward_hook(own(behind)),
+            ]
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
