@@ -632,6 +632,12 @@ def adaptive_tokens_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+def adaptive_tokens_accuracy_markdown(results: Sequence[Result]) -> str:
+    """Accuracy of blocks of neurons that tokens choose, and of static cuts."""
+    header, cells = tables_adaptive.token_accuracy_cells(results, mean_and_deviation)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
 def adaptive_accuracy_markdown(results: Sequence[Result]) -> str:
     """Accuracy of widths that look at the input, and of static cuts."""
     header, cells = tables_adaptive.accuracy_cells(results, mean_and_deviation)
@@ -692,6 +698,7 @@ def gpu_markdown(results: Sequence[Result]) -> str:
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "adaptive": adaptive_markdown,
     "adaptive_accuracy": adaptive_accuracy_markdown,
+    "adaptive_tokens_accuracy": adaptive_tokens_accuracy_markdown,
     "adaptive_blocks": adaptive_tokens_markdown,
     "activations": activations_markdown,
     "activations_training": activations_training_markdown,

@@ -73,6 +73,39 @@ def token_cells(
     return header, rows
 
 
+_TOKENS = {
+    "dense": "the dense network",
+    "blocks": "blocks of neurons, by token",
+    "static": "static cut, one-shot Fisher",
+    "static, compensated": "static cut, compensated",
+}
+
+
+def token_accuracy_cells(
+    results: Sequence[Result], shown: Callable[[Sequence[float]], str]
+) -> Cells:
+    """Test accuracy at the MACs that test images cost on average, before and after training."""
+    header = ["MACs asked for %", "what", "seeds", "mean MACs %", "as it is %", "after training %"]
+    rows = [row for result in results for row in result["rows"].values()]
+    found = []
+    for share in sorted({row["share"] for row in rows}, reverse=True):
+        for method, name in _TOKENS.items():
+            own = [row for row in rows if (row["share"], row["method"]) == (share, method)]
+            if own:
+                after = [row["after"] for row in own if "after" in row]
+                found.append(
+                    [
+                        f"{100 * share:g}",
+                        name,
+                        str(len(own)),
+                        f"{100 * sum(row['macs_share'] for row in own) / len(own):.1f}",
+                        shown([row["before"] for row in own]),
+                        shown(after) if after else "",
+                    ]
+                )
+    return header, found
+
+
 def accuracy_cells(results: Sequence[Result], shown: Callable[[Sequence[float]], str]) -> Cells:
     """Per network and method: test accuracy at the MACs that test images cost on average."""
     header = ["network", "what", "asked for or width", "seeds", "mean MACs %", "test accuracy %"]

@@ -26,6 +26,7 @@ SCRIPTS = (
                 "activations_training",
                 "adaptive",
                 "adaptive_accuracy",
+                "adaptive_tokens_accuracy",
                 "gated_compression",
                 "gpu",
                 "latency",

@@ -85,15 +85,16 @@ def solve_held(
 ) -> tuple[Tensor | None, float]:
     """The solution, and its error on rows that it has not seen; of few rows that of the best damping.
 
-    With fewer rows than `FEW` per input the least squares fit their noise: weights are held more strongly, too, and
-    the held-out rows choose.
+    With fewer rows than `FEW` per input the least squares fit their noise: weights are held more and more strongly,
+    until the error on the held-out rows rises.
     """
     best, least = None, float("inf")
     for factor in STRONGER if sums.count < FEW * start.shape[2] else (1,):
         new = solve(sums, start, centred=centred, damping=factor * damping)
         error = least if new is None else held.error(new, centred=centred)
-        if error < least:
-            best, least = new, error
+        if not error < least:
+            break
+        best, least = new, error
     return best, least
 
 
