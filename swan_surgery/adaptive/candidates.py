@@ -37,8 +37,8 @@ class NestedGroup:
         units: as the channel map numbers them.
         axes: where they lie.
         readers: the convolutions and linear layers that sum over them.
-        writers: the linear layers that write them, where these and the reader are not alone in the block: what
-            lies between chooses in passing, and the rest of the block is left alone.
+        writers: the linear layers that write them, where tokens choose in passing and the rest of the block is
+            left alone.
     """
 
     block: str

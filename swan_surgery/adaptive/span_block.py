@@ -1,4 +1,4 @@
-"""A feed-forward layer that is no module of its own: its linear layers let tokens choose in passing."""
+"""A feed-forward layer whose tokens choose in passing: in its linear layers, wherever these stand in a module."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +24,7 @@ from swan_surgery.errors import PathError
 
 
 class SpanBlock(TokenBlock):
-    """The module around such a layer runs as it is; only what its neurons are written and read by chooses.
+    """The module around the layer runs as it is; only what its neurons are written and read by chooses.
 
     What lies between runs on the neurons that tokens have open and on no others, side by side in one row: it must
     take each by itself, which `adapt` tries out.
@@ -54,6 +54,7 @@ class SpanBlock(TokenBlock):
         self.is_flat = is_flat
         self.samples: int | None = None
         self.runs = 0
+        self._before: dict[Any, Any] = {}
 
     @property
     def entry(self) -> nn.Module:
@@ -80,6 +81,7 @@ class SpanBlock(TokenBlock):
         token = _PASSING.set({**_PASSING.get(), id(self): passing})
         with _INSTALLING:
             if not self.runs:
+                self._before = {layer: vars(layer).get("forward") for layer, _ in self._layers()}
                 for layer, kind in self._layers():
                     layer.forward = partial(kind, self, layer)
             self.runs += 1
@@ -89,8 +91,11 @@ class SpanBlock(TokenBlock):
             with _INSTALLING:
                 self.runs -= 1
                 if not self.runs:
-                    for layer, _ in self._layers():
+                    for layer, before in self._before.items():
                         del layer.forward
+                        if before is not None:  # somebody else's, as Accelerate puts there
+                            layer.forward = before
+                    self._before = {}
             _PASSING.reset(token)
 
     def _layers(self) -> list[tuple[Any, Callable[..., Tensor]]]:

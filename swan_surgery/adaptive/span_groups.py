@@ -1,4 +1,4 @@
-"""Feed-forward layers among others in one module: which of them let tokens choose in passing."""
+"""Which feed-forward layers let tokens choose in passing, and run with them what lies between."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
