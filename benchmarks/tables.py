@@ -607,6 +607,13 @@ def compensation_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+def compensation_cost_markdown(results: Sequence[Result]) -> str:
+    """Seconds and memory of compensation."""
+    rows = [row for result in results for row in result["rows"].values()]
+    header, cells = tables_compensation.cost(rows)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
 def stages_markdown(results: Sequence[Result]) -> str:
     """Test accuracy after training: one cut, several, and gates."""
     header, cells = tables_compensation.trained(quality_rows(results), mean_and_deviation)
@@ -703,6 +710,7 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "activations": activations_markdown,
     "activations_training": activations_training_markdown,
     "compensation": compensation_markdown,
+    "compensation_cost": compensation_cost_markdown,
     "demo": demo_markdown,
     "gated_compression": gated_compression_markdown,
     "pretrained": pretrained_markdown,

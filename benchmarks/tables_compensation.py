@@ -100,6 +100,24 @@ def trained(
     return header, found
 
 
+def cost(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: seconds and memory of compensation."""
+    header = ["model", "images of 64x64", "threads", "seconds", "aim", "memory grows by MiB"]
+    header += ["both models MiB", "largest input of a layer MiB"]
+    sizes = ("peak_growth_mib", "models_mib", "largest_input_mib")
+    return header, [
+        [
+            row["model"],
+            str(row["images"]),
+            str(row["threads"]),
+            f"{row['seconds']:.0f}",
+            f"{row['target_seconds']}",
+            *(f"{row[size]:,.0f}" for size in sizes),
+        ]
+        for row in rows
+    ]
+
+
 _PRETRAINED_NETWORKS = {
     "tiny": "CREPE tiny",
     "full": "CREPE full",
