@@ -263,6 +263,15 @@ def test_masked_exports_as_one_graph(tmp_path) -> None:
         assert swan.export(small, tmp_path / name, tokens(2, 4, 3).float()).relative_error < 1e-4
 
 
+def test_inputs_by_name_export(tmp_path) -> None:
+    """The adaptive model hands them on, and so has no names of its own."""
+    inputs = {"input_ids": IDS, "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
+    adapted = swan.adapt(bert().float(), inputs, structure="blocks", block_size=8)
+    gate_(adapted.double(), torch.Generator().manual_seed(0))
+    small = swan.compact(adapted.float(), execution="masked")
+    assert swan.export(small, tmp_path / "x.onnx", inputs).relative_error < 1e-4
+
+
 def test_a_layer_recomputed_in_backward_has_the_same_gradients() -> None:
     class Saving(Layers):
         def forward(self, x: Tensor) -> Tensor:
