@@ -66,6 +66,9 @@ class Waiting(FeedForward):
         return self.down(inner)
 
 
+_PLAIN = {"gated": False, "bias": True, "before": True, "flat": False}
+
+
 class Layers(nn.Module):
     """Such layers, one after the other."""
 
@@ -180,6 +183,31 @@ def test_laws_of_torch_encoders(norm_first) -> None:
     assert list(adapted.costs.blocks) == ["layers.0", "layers.1"]
 
 
+def test_layers_inside_adapt_where_one_stands_around_them() -> None:
+    class Around(Layers):
+        def __init__(self) -> None:
+            super().__init__(5)
+            del self.layers  # and last among the modules
+            self.first, self.second = nn.Linear(5, 12), nn.Linear(12, 5)
+            self.layers = nn.ModuleList(Layer(5, 12, **_PLAIN) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.enter(x)
+            x = x + self.second(self.first(x).relu())
+            for layer in self.layers:
+                x, _ = layer(x)
+            return self.leave(x.mean(1))
+
+    adapted = check_free_laws(
+        seeded(0, Around), tokens(2, 4, 3), 3, structure="blocks", block_size=4
+    )
+    assert adapted is not None
+    assert list(adapted.costs.blocks) == ["layers.0", "layers.1"]
+    reasons = [own.reason for own in adapted.structure.static if "first" in own.layers]
+    assert len(reasons) == 1
+    assert "adapts already" in reasons[0]
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_are_refused_with_the_line_that_works() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 24, batch_first=True)
@@ -281,8 +309,7 @@ def test_a_layer_recomputed_in_backward_has_the_same_gradients() -> None:
             return self.leave(x.mean(1))
 
     def made(kind: Any) -> swan.AdaptiveModel:
-        own = {"gated": False, "bias": True, "before": True, "flat": True}
-        model = seeded(0, lambda: kind(5, Layer(5, 12, **own)))
+        model = seeded(0, lambda: kind(5, Layer(5, 12, **{**_PLAIN, "flat": True})))
         adapted = swan.adapt(model, tokens(2, 4, 3), structure="blocks", block_size=4)
         gate_(adapted, torch.Generator().manual_seed(0))
         return adapted

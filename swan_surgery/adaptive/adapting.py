@@ -138,9 +138,8 @@ def _adapted(
             raise NoGateableChannelsError(
                 "no channels can look at the input:\n" + "\n".join(f"  {own}" for own in static)
             )
-        names = {group.block for group in found}
-        places = {name: place for place, name in enumerate(n for n in probed.calls if n in names)}
-        found = tuple(sorted(found, key=lambda group: places[group.block]))
+        places = {name: place for place, name in enumerate(probed.calls)}
+        found = tuple(sorted(found, key=lambda own: places[(*own.writers, own.block)[0]]))
         sizes: Mapping[str, tuple[int, ...]] = {}
         tokens: Mapping[str, tuple[int, ...]] = {}
         if choice.kind == "blocks":

@@ -52,7 +52,8 @@ def with_spans(
     """
     reasons: dict[tuple[int, ...], str] = {}
     found: list[NestedGroup] = []
-    for span in spans:
+    # Of two where one module holds the other the inner one adapts: there may be many of these.
+    for span in sorted(spans, key=lambda own: -_depth(own.block)):
         reason = _refusal(span, probed) or in_the_way(span, [own.block for own in found])
         if reason is None:
             found.append(span)
@@ -106,6 +107,10 @@ def _refusal(span: NestedGroup, probed: Probe) -> str | None:
     if inputs[0].shape[:-1] != probed.calls[reader].output.shape[:-1]:
         return "what reads them does not give one row per token"
     return None
+
+
+def _depth(name: str) -> int:
+    return len(name.split(".")) if name else 0
 
 
 def _input(call: Call) -> Tensor:

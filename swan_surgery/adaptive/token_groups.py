@@ -41,11 +41,11 @@ def by_token(
     neurons = [group for group, reason in shaped.items() if reason is None]
     passing = {group: in_passing(group) for group in neurons}
     layers = [name for own in passing.values() for name in (*own.writers, *own.readers)]
-    names = [group.block for group in neurons]
+    names = [group.block for group in neurons if group.block not in unfit]
     probed = probe(model, inputs, blocks=names, watched=layers, by_token=layers)
-    for group in neurons:
-        sizes = even_sizes(len(group.units), block_size)
-        shaped[group] = odd_reader(group, probed) or _one_block(group, sizes)
+    sizes = {group: even_sizes(len(group.units), block_size) for group in neurons}
+    for group, own_sizes in sizes.items():
+        shaped[group] = odd_reader(group, probed) or _one_block(group, own_sizes)
     spans = [own for group, own in passing.items() if shaped[group] is None]
     taken, reasons, called = with_spans(
         model, inputs, spans, channels, probed, block_size=block_size
@@ -58,11 +58,9 @@ def by_token(
         own = units.get(group.units)
         if own is None and reason is None:
             # What lies between does not take each neuron by itself: the whole module may take each token so.
-            reason = unfit.get(group.block) or in_the_way(
-                group, [one.block for one in (*taken, *found)]
-            )
-            sizes = even_sizes(len(group.units), block_size)
-            reason = reason or _refusal(model, group, groups, channels, probed, sizes)
+            adapt = [one.block for one in (*taken, *found)]
+            reason = unfit.get(group.block) or in_the_way(group, adapt)
+            reason = reason or _refusal(model, group, groups, channels, probed, sizes[group])
             own = group if reason is None else None
         if own is None:
             reason = reasons.get(group.units) or str(reason)
