@@ -1,6 +1,7 @@
 """Compensation: what the layers behind a cut can still read out of what stayed, they give."""
 
 import copy
+from itertools import pairwise
 from math import isnan
 
 import pytest
@@ -13,7 +14,8 @@ import swan_surgery as swan
 from swan_surgery.cutting.compensation import compensating, layers
 from swan_surgery.cutting.compensation.lockstep import Pass
 from swan_surgery.cutting.compensation.outcome import LayerCompensation
-from swan_surgery.cutting.compensation.solving import Rows, Sums, solve, solve_held
+from swan_surgery.cutting.compensation.solving import Rows, solve, solve_held
+from swan_surgery.cutting.compensation.sums import Sums
 from swan_surgery.cutting.compensation.wide import pixels_of
 from swan_surgery.models.provenance import provenance_of
 from tests.closing import close_random_, learnt_
@@ -471,3 +473,27 @@ def test_of_few_rows_held_out_ones_choose_how_strongly_weights_are_held() -> Non
     assert found is not None
     assert wanted is not None
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_of_fewer_rows_than_inputs_the_rows_are_solved_for(centred) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y, start = (
+        torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+        for shape in ((30, 50), (30, 4), (4, 50))
+    )
+    few, summed = Sums(), Sums()
+    for own, rows in ((few, (0, 12, 30)), (summed, (0, 30))):
+        for first, last in pairwise(rows):
+            own.add(x[:, first:last], y[:, first:last])
+    summed._sum(*summed.rows.pop())  # as of many rows
+    assert few.rows
+    assert few.xx is None
+    torch.testing.assert_close(few.means(), summed.means())
+    one, two = (solve(own, start, centred=centred, damping=0.1) for own in (few, summed))
+    torch.testing.assert_close(one, two)
+    assert not torch.allclose(one, start)
+    few.add(x[:, :21], y[:, :21])  # more than inputs now
+    assert not few.rows
+    assert few.count == 51
+    assert solve(few, start, centred=centred, damping=0.1) is not None

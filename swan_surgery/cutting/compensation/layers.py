@@ -22,8 +22,9 @@ from swan_surgery.cutting.compensation.rows import (
     weight_matrix,
     write_weight_,
 )
-from swan_surgery.cutting.compensation.solving import FEW, Rows, Sums, solve_held
+from swan_surgery.cutting.compensation.solving import FEW, Rows, solve_held
 from swan_surgery.cutting.compensation.streams import Following, Stream
+from swan_surgery.cutting.compensation.sums import Sums
 from swan_surgery.cutting.compensation.wide import MOST_INPUTS, TOO_WIDE, mend_wide_
 
 
@@ -197,7 +198,7 @@ class Layers:
             cut = solved_with(x.shape[1])
             sums.add(x[:, :cut], y[:, :cut])
             start = cut if cut < x.shape[1] else 0  # a single row is its own judge
-            held.parts.append((x[:, start:], y[:, start:]))
+            held.parts.append((x[:, start:].clone(), y[:, start:].clone()))  # views would keep all
         return sums, held
 
     def _wanted(self, one: Read, two: Read, at: Positions, kept: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from swan_surgery.environment.memory import hand_back
+
 
 Event = TypeVar("Event")
 
@@ -40,6 +42,7 @@ class Pass(Generic[Event]):
         self._event = None
         self._go.release()
         self._stopped.acquire()
+        hand_back()  # the next thread could not use what this one's has freed
         if self._error is not None:
             raise self._error
         return self._event

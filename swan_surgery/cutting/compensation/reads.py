@@ -103,7 +103,7 @@ def _address(tensor: Tensor) -> int:
 
 
 class Watching(TorchDispatchMode):
-    """Calls back before and after every read, and before every batch-norm.
+    """Calls back before and after every read, and before every batch-norm (whose output nobody asks for).
 
     `keep` names outputs by the number of the operation they come from: they are held until the read
     that wants them (`partners`: key -> number).
@@ -134,11 +134,11 @@ class Watching(TorchDispatchMode):
             out = op(*args, **kwargs)
         else:
             self.before(found)
+            if isinstance(found, Norm):
+                self.after(found)
             out = op(*args, **kwargs)
             if isinstance(found, Read):
                 self.after(replace(found, output=out))
-            else:
-                self.after(found)
             self._let_go(found.key)
         if self.number in self.wanted and isinstance(out, Tensor):
             self.kept[self.number] = out

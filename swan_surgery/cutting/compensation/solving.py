@@ -5,57 +5,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from swan_surgery.cutting.compensation.sums import Sums
+
 
 ATTEMPTS = 8
 FEW = 10  # rows per input
 STRONGER = (1, 10, 100, 1000)
-
-
-@dataclass
-class Sums:
-    """Sums over rows, in float64: of x x', y x', x and y; per group [G, ...].
-
-    Products of rows are in the rows' own precision (float32 at least), batch by batch.
-    """
-
-    count: int = 0
-    xx: Tensor | None = None
-    yx: Tensor | None = None
-    x: Tensor | None = None
-    y: Tensor | None = None
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Take in rows x [G, R, n_in] and y [G, R, n_out]."""
-        new = (
-            (x.transpose(1, 2) @ x).double(),
-            (y.transpose(1, 2) @ x).double(),
-            x.sum(1, dtype=torch.float64),
-            y.sum(1, dtype=torch.float64),
-        )
-        if self.xx is None:
-            self.xx, self.yx, self.x, self.y = new
-        else:
-            for old, more in zip((self.xx, self.yx, self.x, self.y), new, strict=True):
-                assert old is not None  # noqa: S101 - all are set together
-                old.add_(more)
-        self.count += x.shape[1]
-
-    def means(self) -> tuple[Tensor, Tensor]:
-        """Of x [G, n_in] and y [G, n_out]."""
-        assert self.x is not None  # noqa: S101 - rows were added
-        assert self.y is not None  # noqa: S101
-        return self.x / self.count, self.y / self.count
-
-    def moments(self, *, centred: bool) -> tuple[Tensor, Tensor]:
-        """Gram [G, n_in, n_in] and cross products [G, n_out, n_in] per row; centred if asked."""
-        assert self.xx is not None  # noqa: S101 - rows were added
-        assert self.yx is not None  # noqa: S101
-        gram, cross = self.xx / self.count, self.yx / self.count
-        if centred:
-            x, y = self.means()
-            gram.baddbmm_(x[:, :, None], x[:, None, :], alpha=-1)
-            cross.baddbmm_(y[:, :, None], x[:, None, :], alpha=-1)
-        return gram, cross
 
 
 @dataclass
@@ -107,15 +62,44 @@ def solve(sums: Sums, start: Tensor, *, centred: bool, damping: float) -> Tensor
         centred: means are somebody else's (a bias's, or a norm's).
         damping: lambda over the mean of the Gram's diagonal; times 10 until Cholesky succeeds.
     """
-    gram, cross = sums.moments(centred=centred)
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    plain, scale = diagonal.clone(), diagonal.mean(1, keepdim=True).clamp_min(1e-12)
-    missing = cross - start @ gram
+    change_of = _by_rows if sums.rows else _by_inputs
     for _ in range(ATTEMPTS):
-        diagonal.copy_(plain + damping * scale)
-        factor, info = torch.linalg.cholesky_ex(gram)
-        if not bool(info.any()):
-            change = torch.cholesky_solve(missing.transpose(1, 2), factor).transpose(1, 2)
+        change = change_of(sums, start, centred=centred, damping=damping)
+        if change is not None:
             return start + change if bool(change.isfinite().all()) else None
         damping = max(damping, 1e-8) * 10
     return None
+
+
+def _by_inputs(sums: Sums, start: Tensor, *, centred: bool, damping: float) -> Tensor | None:
+    gram, cross = sums.moments(centred=centred)
+    missing = cross.baddbmm_(start, gram, alpha=-1)
+    ridge = damping * gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-12)
+    change = _solved(gram, missing.transpose(1, 2), ridge)
+    return None if change is None else change.transpose(1, 2)
+
+
+def _by_rows(sums: Sums, start: Tensor, *, centred: bool, damping: float) -> Tensor | None:
+    """The same with as many unknowns as rows: X'(X X' + lambda R I)^-1 = (X'X + lambda R I)^-1 X'."""
+    x, y = sums.stacked()
+    if centred:
+        x -= x.mean(1, keepdim=True)
+        y -= y.mean(1, keepdim=True)
+    missing = y.baddbmm_(x, start.transpose(1, 2), alpha=-1)
+    gram = x @ x.transpose(1, 2)
+    scale = gram.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) / x.shape[2]
+    shares = _solved(gram, missing, damping * scale.clamp_min(1e-12 * sums.count))
+    return None if shares is None else shares.transpose(1, 2) @ x
+
+
+def _solved(matrix: Tensor, right: Tensor, ridge: Tensor) -> Tensor | None:
+    """(matrix + ridge I)^-1 right, of symmetric matrices [G, n, n] that are used up; None if they are not positive."""
+    matrix.diagonal(dim1=1, dim2=2).add_(ridge)
+    factor = matrix.transpose(1, 2)  # column by column, as LAPACK wants it, so nothing is copied
+    info = torch.empty(matrix.shape[0], dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
+    if bool(info.any()):
+        return None
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(matrix, half, upper=True)
+    return solution

@@ -12,7 +12,8 @@ from torch import Tensor
 from swan_surgery.cutting.compensation.outcome import ROUNDING, LayerCompensation
 from swan_surgery.cutting.compensation.reads import Read
 from swan_surgery.cutting.compensation.rows import ROWS, solved_with, weight_matrix, write_weight_
-from swan_surgery.cutting.compensation.solving import Rows, Sums, solve
+from swan_surgery.cutting.compensation.solving import Rows, solve
+from swan_surgery.cutting.compensation.sums import Sums
 
 
 MOST_INPUTS = 8192
