@@ -6,7 +6,9 @@ One nested model is trained per seed (all widths together, distilled from the de
 budget, per block. Against it: the same model at its uniform widths (`adapted.at`), and one static cut per budget
 (one-shot Fisher), trained for as many steps with the same images, loss and learning rate. A nested step runs two
 widths. `--structures free`: per budget a gate per unit and input, fitted in closed form to the dense network; then the
-weights are trained under these gates for as many steps, and statistics measured anew. Taken are fitted on training images that no step has seen; test accuracy, in %, is that of the first
+weights are trained under these gates for as many steps, and statistics measured anew. `--structures ftwt`: the same, but
+what a unit is worth to a sample is its share of its group's mean activation (Fire Together Wire Together, CVPR 2022: the mask
+of the strongest activations is predicted). Taken are fitted on training images that no step has seen; test accuracy, in %, is that of the first
 `TEST` images of the test half of `quality_data`. Rows in the result file are not
 measured again, and trained nested models are kept in `--work`.
 """
@@ -19,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +32,8 @@ from quality_networks import build
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.adaptive import unit_fitting
+from swan_surgery.adaptive.free_block import FreeBlock
 
 
 STEPS, BATCH, TRAIN, FIT, TEST = 60, 128, 5_000, 512, 2_000
@@ -149,11 +154,12 @@ class Comparison:
             macs = swan.count_macs(adapted.at(width), self.example[:1])
             note("uniform", width, test=test, macs_share=macs / dense)
 
-    def free(self, budget: float) -> dict[str, Any]:
+    def free(self, budget: float, worth: Any = unit_fitting._worth) -> dict[str, Any]:  # noqa: SLF001
         """Gates in closed form, and the weights trained under them."""
         adapted = swan.adapt(self.dense, self.example, structure="free")
         swan.calibrate_widths(adapted, self.few(3))
-        stats = swan.fit_widths(adapted, self.fit_images, macs=budget, statistics=self.few(3))
+        with patch.object(unit_fitting, "_worth", worth):
+            stats = swan.fit_widths(adapted, self.fit_images, macs=budget, statistics=self.few(3))
         for block in adapted.blocks().values():
             block.effort.requires_grad_(requires_grad=False)
         untrained = accuracy(adapted, self.test)
@@ -202,6 +208,32 @@ class Comparison:
         }
 
 
+def activation_shares(adapted: swan.AdaptiveModel, batches: list[Any]) -> dict[str, Tensor]:
+    """By block: mean |activation| of each unit over its group's sum, per sample; float64 [N, units]."""
+    seen: dict[tuple[str, int], list[Tensor]] = {}
+    handles = []
+    for name, block in adapted.blocks().items():
+        assert isinstance(block, FreeBlock)  # noqa: S101 - of structure "free"
+        for group in block.groups:
+            own = seen.setdefault((name, group.start), [])
+
+            def note(_: nn.Module, args: Any, own: Any = own, run: int = group.runs[0]) -> None:
+                heat = args[0].double().abs().flatten(2).mean(2).unflatten(1, (-1, run)).sum(2)
+                own.append(heat / heat.sum(1, keepdim=True).clamp_min(1e-12))
+
+            reader = block.full.get_submodule(group.readers[0])
+            handles.append(reader.register_forward_pre_hook(note))
+    with torch.no_grad():
+        for x, _ in batches:
+            adapted.eval()(x)  # everything is open before gates are fitted
+    for handle in handles:
+        handle.remove()
+    return {
+        name: torch.cat([torch.cat(own) for (of, _), own in seen.items() if of == name], dim=1)
+        for name in adapted.costs.blocks
+    }
+
+
 def _ranks(values: Tensor) -> Tensor:
     """Ranks, ties at their mean."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
@@ -218,7 +250,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.25])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--structures", nargs="+", choices=["nested", "free"], default=["nested", "free"]
+        "--structures", nargs="+", choices=["nested", "free", "ftwt"], default=["nested", "free"]
     )
     options = parser.parse_args()
     # The dense network is that of quality.py's schedule "cut".
@@ -264,7 +296,8 @@ def main() -> None:
             f"{options.network}/uniform/1/{seed}" not in rows
         )
         free = missing("free") if "free" in options.structures else []
-        if not (nested or free or missing("static")):
+        ftwt = missing("ftwt") if "ftwt" in options.structures else []
+        if not (nested or free or ftwt or missing("static")):
             continue
         own = Comparison(seed, splits, options)
         note("dense", 1.0, test=accuracy(copy.deepcopy(own.dense), own.test), macs_share=1.0)
@@ -274,6 +307,8 @@ def main() -> None:
             note("static", budget, **own.static(budget))
         for budget in free:
             note("free", budget, **own.free(budget))
+        for budget in ftwt:
+            note("ftwt", budget, **own.free(budget, activation_shares))
     report(path, terminal)
 
 

@@ -10,6 +10,7 @@ _METHODS = {
     "dense": "the dense network",
     "nested": "nested, per block",
     "free": "free units, per block",
+    "ftwt": "the same by the strongest activations (FTWT)",
     "uniform": "the same model, one width for all",
     "static": "static cut, one-shot Fisher",
 }
