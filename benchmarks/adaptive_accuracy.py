@@ -154,7 +154,7 @@ class Comparison:
             macs = swan.count_macs(adapted.at(width), self.example[:1])
             note("uniform", width, test=test, macs_share=macs / dense)
 
-    def free(self, budget: float, worth: Any = unit_fitting._worth) -> dict[str, Any]:  # noqa: SLF001
+    def free(self, budget: float, worth: Any = unit_fitting._worth) -> dict[str, Any]:
         """Gates in closed form, and the weights trained under them."""
         adapted = swan.adapt(self.dense, self.example, structure="free")
         swan.calibrate_widths(adapted, self.few(3))
