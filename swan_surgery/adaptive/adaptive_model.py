@@ -227,8 +227,7 @@ def dense_of(model: nn.Module) -> nn.Module:
         return model.full
     for name, module in list(model.named_modules()):
         if isinstance(module, AdaptiveBlock):
-            parent, _, key = name.rpartition(".")
-            setattr(model.get_submodule(parent), key, module.full)
+            model.set_submodule(name, module.full)
     return model
 
 

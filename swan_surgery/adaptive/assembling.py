@@ -53,8 +53,7 @@ def assembled(
     blocks, costs = make(ordered, table, structure, probed, sizes, last)
     for name, block in blocks.items():
         if name:
-            parent, _, key = name.rpartition(".")
-            setattr(ordered.get_submodule(parent), key, block)
+            ordered.set_submodule(name, block)
         else:
             model = block
     return AdaptiveModel(model, structure, costs)

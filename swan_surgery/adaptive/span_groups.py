@@ -182,8 +182,7 @@ def _installed(model: nn.Module, blocks: Mapping[str, AdaptiveBlock]) -> Iterato
     whole = model
     for name, block in blocks.items():
         if name:
-            parent, _, key = name.rpartition(".")
-            setattr(model.get_submodule(parent), key, block)
+            model.set_submodule(name, block)
         else:
             whole = block
     try:
@@ -191,8 +190,7 @@ def _installed(model: nn.Module, blocks: Mapping[str, AdaptiveBlock]) -> Iterato
     finally:
         for name, block in blocks.items():
             if name:
-                parent, _, key = name.rpartition(".")
-                setattr(model.get_submodule(parent), key, block.full)
+                model.set_submodule(name, block.full)
 
 
 def _leaves(model: nn.Module, inputs: Inputs, run: Run | None = None) -> list[Tensor]:
