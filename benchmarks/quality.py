@@ -84,6 +84,7 @@ METHODS = (
     "staged-fisher-compensated",
     "staged-fisher-correlated-compensated",
     "ours-compensated",
+    "cut-then-ours",
     "tp-l2-compensated",
     "tp-taylor-compensated",
     "random-compensated",
@@ -283,12 +284,23 @@ class Run:
         """The dense network with gates."""
         return swan.swanify(self.dense, self.example)
 
-    def learn_gates(self, candidate: str | None = None, **options: Any) -> None:
-        """Weights and gates together, then the cut and fine-tuning."""
-        joint = round(self.schedule.joint * self.steps)
+    def halfway(self) -> swan.GatedModel:
+        """Gates in what one compensated cut to the square root of the budget left."""
         gated = self.gated()
+        scores = self.scores(gated, "fisher", self.dense)
+        small = swan.prune_by_score(gated, scores, macs=self.row.budget**0.5)
+        done = swan.compensate(small, self.dense, self.few_batches(8, self.schedule.batch))
+        self.facts["compensation_seconds"] = round(done.seconds, 1)
+        return swan.swanify(small, self.example)
+
+    def learn_gates(
+        self, candidate: str | None = None, *, is_cut: bool = False, **options: Any
+    ) -> None:
+        """Weights and gates together, then the cut and fine-tuning; `is_cut`: after a first cut."""
+        joint = round(self.schedule.joint * self.steps)
+        gated = self.halfway() if is_cut else self.gated()
         ramp = swan.CosineRamp(length=self.schedule.ramp * joint)
-        objective = swan.Objective(gated, macs=self.row.budget, ramp=ramp, **options)
+        objective = swan.Objective(gated, macs=self.row.budget, of="original", ramp=ramp, **options)
         groups = swan.parameter_groups(
             gated, lr=self.row.lr, gate_lr=0.2, weight_decay=self.schedule.weight_decay
         )
@@ -305,7 +317,7 @@ class Run:
         self.facts["closed_as_at_start"] = (
             float((~now)[start[:closed]].double().mean()) if closed else 1.0
         )
-        self.finish(swan.prune(gated, macs=self.row.budget), joint)
+        self.finish(swan.prune(gated, macs=self.row.budget, of="original"), joint)
 
     def scores(self, gated: swan.GatedModel, score: str, model: nn.Module) -> Tensor:
         """One of our scores, of few batches; "self": by the outputs instead of the labels.
@@ -423,6 +435,7 @@ class Run:
             "ours": {},
             "ours-additive": {"diminishing": False},
             "ours-gradient": {"learning": "gradient"},
+            "cut-then-ours": {"is_cut": True},
             "paper": {"preset": "paper"},
             **{name: {"candidate": name, "learning": "gradient"} for name in CANDIDATES},
         }

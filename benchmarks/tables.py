@@ -22,6 +22,7 @@ import tables_activations
 import tables_adaptive
 import tables_compensation
 import tables_gpu
+import tables_routing
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -614,6 +615,20 @@ def compensation_cost_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
+def curve_markdown(results: Sequence[Result]) -> str:
+    """Accuracy over MACs without any training."""
+    rows = [row for result in results for row in result["rows"].values()]
+    header, cells = tables_compensation.curve(rows, mean_and_deviation)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
+def vit_cut_markdown(results: Sequence[Result]) -> str:
+    """A small Vision Transformer, as cut and after training."""
+    rows = [row for result in results for row in result["rows"].values()]
+    header, cells = tables_compensation.vit_cut(rows, mean_and_deviation)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
 def stages_markdown(results: Sequence[Result]) -> str:
     """Test accuracy after training: one cut, several, and gates."""
     header, cells = tables_compensation.trained(quality_rows(results), mean_and_deviation)
@@ -624,6 +639,18 @@ def pretrained_markdown(results: Sequence[Result]) -> str:
     """A pretrained network cut without labels."""
     rows = [row for result in results for row in result["rows"].values()]
     header, cells = tables_compensation.pretrained(rows, mean_and_deviation)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
+def routing_markdown(results: Sequence[Result]) -> str:
+    """A short way for easy images, against static cuts."""
+    header, cells = tables_routing.cells(results, mean_and_deviation)
+    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+
+
+def routing_certificates_markdown(results: Sequence[Result]) -> str:
+    """Certificates of harm on resampled calibration sets."""
+    header, cells = tables_routing.certificates(results)
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
@@ -711,6 +738,7 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "activations_training": activations_training_markdown,
     "compensation": compensation_markdown,
     "compensation_cost": compensation_cost_markdown,
+    "curve": curve_markdown,
     "demo": demo_markdown,
     "gated_compression": gated_compression_markdown,
     "pretrained": pretrained_markdown,
@@ -721,11 +749,14 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "overhead": overhead_markdown,
     "planning": planning_markdown,
     "quality": quality_markdown,
+    "routing": routing_markdown,
+    "routing_totals": routing_certificates_markdown,
     "quality_totals": quality_totals_markdown,
     "shipping": shipping_markdown,
     "shipping_totals": totals_markdown,
     "speed": speed_markdown,
     "vit": vit_markdown,
+    "vit_cut": vit_cut_markdown,
     "zoo_libraries": zoo_markdown,
     "zoo_libraries_totals": totals_markdown,
     "zoo_timm": zoo_markdown,

@@ -69,6 +69,7 @@ _TRAINED = {
     "tp-l2-compensated": "Torch-Pruning's uniform L2 mask, compensated by us",
     "ours": "gates that learn",
     "ours-compensated": "gates that learn, then compensated",
+    "cut-then-ours": "half of the way in one compensated cut, then gates that learn",
 }
 
 
@@ -155,6 +156,92 @@ def pretrained(
             place = [_PRETRAINED_NETWORKS[name], f"{100 * share:g}", told_as, str(len(own))]
             times = [_taken(own, batch) for batch in ("1", "16")]
             found.append([*place, shown([r["cut"] for r in own]), told, *times])
+    return header, found
+
+
+_CURVE = {
+    "score-fisher": ("ours, one-shot Fisher, batch-norm recalibrated", "cut_test"),
+    "score-fisher-compensated": ("ours, compensated", "cut_test"),
+    "tp-l2": ("Torch-Pruning L2, batch-norm recalibrated", "cut_test"),
+    "ours-uncompensated": ("ours, no labels, not compensated", "cut"),
+    "ours": ("`swan.compress`, no labels", "cut"),
+    "torch-pruning": ("Torch-Pruning, best of four settings", "cut"),
+}
+
+
+def curve(
+    rows: Sequence[Row], shown: Callable[[Sequence[float]], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: accuracy without any training, a column per budget; seconds that the cut took.
+
+    Args:
+        rows: of `quality.py --schedule cut` and of `pretrained.py --tune 0`.
+        shown: writes a mean and its deviation.
+    """
+    budgets = sorted({_budget(row) for row in rows}, reverse=True)[1:]  # all but the whole network
+    header = ["network", "method", "100 %", *(f"{100 * budget:g} %" for budget in budgets)]
+    header.append("seconds")
+    found = []
+    for network in sorted({row["network"] for row in rows}, reverse=True):
+        here = [row for row in rows if row["network"] == network]
+        whole = [r.get("test", r.get("cut")) for r in here if r["method"] == "dense"]
+        for method, (name, key) in _CURVE.items():
+            own = [row for row in here if row["method"] == method]
+            if not own:
+                continue
+            cells = []
+            for budget in budgets:
+                values = [row[key] for row in own if _budget(row) == budget]
+                cells.append(shown(values) if values else "")
+            seconds = [r.get("compensation_seconds", r.get("seconds")) for r in own]
+            took = [value for value in seconds if value is not None]
+            told = _PRETRAINED_NETWORKS.get(network, network)
+            median = f"{statistics.median(took):.0f}" if took else ""
+            found.append([told, name, shown(whole), *cells, median])
+    return header, found
+
+
+def _budget(row: Row) -> float:
+    return float(row.get("budget", row.get("share")))  # type: ignore[arg-type]  # one of them is there
+
+
+_VIT = {
+    "dense": "the dense network",
+    "ours": "ours, one-shot Fisher",
+    "ours, compensated": "ours, compensated",
+    "tp-l2": "Torch-Pruning, uniform L2",
+    "tp-taylor": "Torch-Pruning, uniform Taylor",
+}
+
+
+def vit_cut(
+    rows: Sequence[Row], shown: Callable[[Sequence[float]], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a small Vision Transformer as cut and after training, at the rate that validation chose."""
+    header = ["MACs asked for %", "method", "seeds", "MACs %", "learning rate", "as cut"]
+    header += ["after training", "seconds of the cut"]
+    found = []
+    for share in sorted({row["share"] for row in rows}, reverse=True):
+        for method, name in _VIT.items():
+            own = [row for row in rows if (row["share"], row["method"]) == (share, method)]
+            first = [row for row in own if row["seed"] == 0]
+            if not first:
+                continue
+            rate = max(first, key=lambda row: row.get("validation", 0))["lr"]
+            here = [row for row in own if row["lr"] == rate]
+            after = [row["after"] for row in here if "after" in row]
+            found.append(
+                [
+                    f"{100 * share:g}",
+                    name,
+                    str(len(here)),
+                    f"{100 * statistics.fmean(row['macs_share'] for row in here):.1f}",
+                    f"{rate:g}" if after else "",
+                    shown([row["before"] for row in here]),
+                    shown(after) if after else "",
+                    f"{statistics.median(row['cut_seconds'] for row in here):.0f}" if after else "",
+                ]
+            )
     return header, found
 
 

@@ -32,7 +32,7 @@ SCRIPTS = (
                 "latency",
                 "planning",
             ),
-            *("quality", "shipping", "speed", "trainings"),
+            *("quality", "shipping", "speed", "trainings", "vit_cut"),
         )
     ),
 )

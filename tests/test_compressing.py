@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.compressing.cutter import Budget, Choice, Cutter
 from swan_surgery.compressing.own_outputs import Sensitivity, unlikeness
 from swan_surgery.costs.latency_table import LatencyTable, MultipleLatency
 
@@ -271,3 +272,16 @@ def test_outputs_without_numbers_ask_for_a_loss() -> None:
 def test_progress_goes_to_stderr_alone(capfd: pytest.CaptureFixture[str]) -> None:
     swan.compress(_mlp(), _data(), macs=0.5, finetune=2)
     assert capfd.readouterr().out == ""
+
+
+def test_floors_stay_those_of_the_given_model_cut_by_cut() -> None:
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    with torch.no_grad():
+        net[0].weight[4:].zero_()  # 60 units say nothing: each cut would take all it may
+        net[0].bias[4:].zero_()
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    choice = Choice("self", "fisher", (), 1, min_width={"0": 0.25, "2": 7})
+    cutter = Cutter(net, x[:1], [x], Budget(0.15, None, None), choice, lambda _text, _share: None)
+    small = cutter.cut(cutter.cut(net, 0.5), 1.0)
+    assert small[0].out_features == 16
+    assert small[2].out_features >= 7

@@ -218,6 +218,26 @@ class TestRun:
         write_outputs(scored, own, data(), tmp_path / "scores")
         assert "right after the cut" in (tmp_path / "scores" / "report.html").read_text()
 
+    @pytest.mark.filterwarnings("ignore:multiples of 2 channels leave")
+    def test_half_of_the_way_is_one_cut_and_gates_go_on_from_there(self, whole, tmp_path) -> None:
+        outcome, folder = whole
+        assert set(outcome.scores) == {"dense", "halfway", "gated", "pruned", "finetuned"}
+        dense, small = outcome.macs
+        halfway = swan.count_macs(swan.load(folder / "halfway.swan", net()), outcome.example)
+        assert small <= 0.5 * dense < halfway <= 0.5**0.5 * dense
+        assert swan.count_macs(outcome.gated.model, outcome.example) == halfway
+        own = replace(TINY, choice="both", params=0.6, macs=0.12, round_to=2)
+        rounded, _ = run(tmp_path / "both", replace(own, dense_epochs=1, gate_epochs=1))
+        assert rounded.macs[1] <= 0.12 * rounded.macs[0]
+        assert rounded.params[1] <= 0.6 * rounded.params[0]
+        assert rounded.small[0].out_channels % 2 == rounded.small[4].out_channels % 2 == 0
+
+    def test_a_share_of_a_layer_stays_one_of_the_given_layer(self, tmp_path) -> None:
+        own = replace(TINY, dense_epochs=1, gate_epochs=1, finetune_epochs=1, min_width=0.6)
+        outcome, _ = run(tmp_path / "both", own)
+        assert outcome.gated.gates.least == [5, 5]
+        assert min(outcome.small[0].out_channels, outcome.small[4].out_channels) >= 5
+
     def test_a_finished_run_is_not_trained_again(self, whole) -> None:
         outcome, folder = whole
         before = (folder / "pruned.swan").read_bytes()

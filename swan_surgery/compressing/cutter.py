@@ -18,7 +18,7 @@ from swan_surgery.cutting.pruning import prune_by_score
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.conversion import swanify
-from swan_surgery.gates.min_width import MinWidth
+from swan_surgery.gates.min_width import MinWidth, floors_for, floors_of
 from swan_surgery.selection.importance import Score, importance
 from swan_surgery.selection.limits import limits_of, refuse_unreachable
 from swan_surgery.selection.multiples import USUAL
@@ -80,13 +80,14 @@ class Cutter:
     done: list[str] = field(default_factory=list)
     compensations: list[Compensation] = field(default_factory=list)
     _gated: GatedModel = field(init=False)
+    _floors: dict[str, int] = field(init=False)
     _table: LatencyTable | None = field(init=False, default=None)
     _whole: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
         """Map the model, and refuse a budget that cannot be reached before anything is done."""
         self.tell("mapping the model", 0.0)
-        self._gated = self._gate(self.model)
+        self._gated = self.gate(self.model)
         self._whole = self._size(self.model)
         limits = limits_of(self._gated, **self._limits(self._gated, 1.0))
         if not limits:
@@ -104,7 +105,7 @@ class Cutter:
 
         `model` is the given one or what became of it; it is not changed.
         """
-        gated = self._gated if model is self.model else self._gate(model)
+        gated = self._gated if model is self.model else self.gate(model)
         self.tell("scoring units", 0.0)
         scores = importance(
             gated,
@@ -133,9 +134,15 @@ class Cutter:
         self.done.append(str(mended).partition("\n")[0])
         return small
 
-    def _gate(self, model: nn.Module) -> GatedModel:
+    def gate(self, model: nn.Module) -> GatedModel:
+        """Gates in the given model or in what became of it; floors are of the given one's widths."""
         gated = swanify(model, self.example, ignore=self.choice.ignore)
-        gated.gates.min_width = self.choice.min_width
+        gates = gated.gates
+        if model is self.model:
+            gates.min_width = self.choice.min_width
+            self._floors = floors_of(gates.names, gates.least)
+        else:
+            gates.min_width = floors_for(gates.names, self._floors)
         return gated
 
     def _size(self, model: nn.Module) -> tuple[int, int]:

@@ -46,9 +46,10 @@ class GateBank(nn.Module):
 
     Attributes:
         logits: z, shape (num_units,).
-        min_width: what every layer keeps open at least, the highest p: a number of units, a share of
-            the layer's units (a float below 1), or a mapping from layer names or glob patterns to
-            either, the first that matches, 1 where none does.
+        min_width: what every layer keeps open at least, the highest p: a number of units, a share (a
+            float below 1), or a mapping from names or glob patterns to either, the first that
+            matches, 1 where none does. `least`: what that is, in units of each layer.
+        names: of each layer.
     """
 
     _threshold: Tensor
@@ -70,7 +71,7 @@ class GateBank(nn.Module):
         """
         super().__init__()
         self.logits = nn.Parameter(torch.full((num_units,), INITIAL_LOGIT))
-        self._names = [tuple(own) for own in names] or [()] * len(widths)
+        self.names = [tuple(own) for own in names] or [()] * len(widths)
         self._sizes_of_rows = [len(units) for units in widths]
         self.min_width = 1
         self.register_buffer("_threshold", torch.tensor(0.5))
@@ -114,9 +115,9 @@ class GateBank(nn.Module):
 
     @min_width.setter
     def min_width(self, value: MinWidth) -> None:
-        self._least = least_widths(value, self._names, self._sizes_of_rows)
+        self.least = least_widths(value, self.names, self._sizes_of_rows)
         # Tables, so that they lie on the device beforehand: a captured CUDA graph may copy nothing.
-        self._wanted = IndexTables(torch.tensor(self._least, dtype=torch.int64)[:, None])
+        self._wanted = IndexTables(torch.tensor(self.least, dtype=torch.int64)[:, None])
         self._min_width = dict(value) if isinstance(value, Mapping) else value
 
     @property
@@ -202,7 +203,7 @@ class GateBank(nn.Module):
         """
         padded = torch.cat([scores, scores.new_full((1,), -1.0)])
         is_open = torch.zeros_like(padded, dtype=torch.bool)
-        most = max(self._least, default=0)
+        most = max(self.least, default=0)
         if most == 0:
             return is_open[:-1]
         _, rows = self._tables.on(scores.device)
@@ -212,7 +213,7 @@ class GateBank(nn.Module):
             for count in range(1, most + 1):
                 best = table.argmax(dim=1, keepdim=True)
                 chosen = rows.gather(1, best)
-                if min(self._least) < count:
+                if min(self.least) < count:
                     # What a layer does not want goes to the place behind the last unit.
                     chosen = chosen.where(wanted >= count, self.num_units)
                 is_open = is_open.index_fill(0, chosen.reshape(-1), value=True)

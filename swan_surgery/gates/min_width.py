@@ -45,3 +45,19 @@ def least_widths(
         width = next((w for at, w in rules.items() for n in called if fnmatch(n, at)), 1)
         least.append(min(size, width if isinstance(width, int) else ceil(width * size)))
     return least
+
+
+def floors_of(names: Sequence[Sequence[str]], least: Sequence[int]) -> dict[str, int]:
+    """Least widths as numbers by layer, for models that are cut from this one: a share would be one of what is left.
+
+    Args:
+        names: per layer the names it goes by; those without stay at 1.
+        least: per layer its least width.
+    """
+    return {own[0]: width for own, width in zip(names, least, strict=True) if own}
+
+
+def floors_for(names: Sequence[Sequence[str]], floors: Mapping[str, int]) -> dict[str, int]:
+    """Those floors whose layers a smaller model still has gates for."""
+    known = {name for own in names for name in own}
+    return {name: width for name, width in floors.items() if name in known}

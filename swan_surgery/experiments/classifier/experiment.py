@@ -6,6 +6,7 @@ like one that was not (on a CPU, with the same number of threads).
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from swan_surgery.environment.locking import alone_in
 from swan_surgery.experiments.classifier.data import Data
 from swan_surgery.experiments.classifier.outcome import Narrator, Outcome
 from swan_surgery.experiments.classifier.run import Run
-from swan_surgery.experiments.classifier.scored import scored_stage
+from swan_surgery.experiments.classifier.scored import halfway, scored_stage
 from swan_surgery.experiments.classifier.settings import TrainSettings
 from swan_surgery.experiments.classifier.steps import check_logits
 from swan_surgery.experiments.processes import Processes, alone_on
@@ -74,7 +75,7 @@ def run_experiment(
         gated = swanify(dense, run.example, ignore=settings.ignore)
         _check_reachable(run, gated)
         dense = _dense_stage(run, dense)
-        if settings.by_scores:
+        if settings.chosen_by == "scores":
             small = scored_stage(run, dense)
         else:
             gated = _gated_stage(run, dense)
@@ -112,8 +113,8 @@ def _gated_stage(run: Run, dense: nn.Module) -> GatedModel:
         gated = load(file, dense).to(run.device)
         assert isinstance(gated, GatedModel)  # noqa: S101 - that is what was saved
     else:
-        gated = swanify(dense, run.example, ignore=run.settings.ignore)
-        objective = _objective_of(run, gated)
+        gated = _gates_in(run, dense)
+        objective = _objective_of(run, gated, dense)
         run.train("gated", gated, run.settings.gate_epochs, teacher=dense, objective=objective)
         objective(run.settings.gate_epochs)  # the last step moved weights, and perhaps gates
         _calibrate(run, gated)
@@ -122,12 +123,35 @@ def _gated_stage(run: Run, dense: nn.Module) -> GatedModel:
     return gated
 
 
-def _objective_of(run: Run, gated: GatedModel) -> Objective:
+def _gates_in(run: Run, dense: nn.Module) -> GatedModel:
+    """In the dense model, or in what a first cut left of it."""
+    if run.settings.chosen_by == "both":
+        return halfway(run, dense)
+    gated = swanify(dense, run.example, ignore=run.settings.ignore)
+    gated.gates.min_width = run.settings.min_width
+    return gated
+
+
+def _budgets_of(run: Run, gated: GatedModel, dense: nn.Module) -> dict[str, Any]:
+    """The budgets as shares of what carries the gates."""
+    budgets = run.settings.budgets
+    if run.settings.chosen_by != "both":
+        return budgets
+    now, whole = (
+        {"macs": count_macs(own, run.example), "params": count_params(own)}
+        for own in (gated.model, dense)
+    )
+    return {
+        name: None if share is None else min(1.0, share * whole[name] / now[name])
+        for name, share in budgets.items()
+    }
+
+
+def _objective_of(run: Run, gated: GatedModel, dense: nn.Module) -> Objective:
     settings = run.settings
-    gated.gates.min_width = settings.min_width
     return Objective(
         gated,
-        **run.settings.budgets,
+        **_budgets_of(run, gated, dense),
         learning=settings.learning,  # type: ignore[arg-type]  # checked by the settings
         ramp=CosineRamp(length=settings.ramp * settings.gate_epochs),
         freeze_after=(1 - settings.freeze) * settings.gate_epochs,
@@ -139,7 +163,7 @@ def _finetune_stage(run: Run, gated: GatedModel, dense: nn.Module) -> nn.Module:
     if "finetuned" in run.scores:
         small = load(file, dense).to(run.device)
     else:
-        small = _cut(run, gated)
+        small = _cut(run, gated, dense)
         run.train("finetuned", small, run.settings.finetune_epochs, teacher=dense)
         run.store(small.eval(), file.name)
     run.finish("finetuned", small)
@@ -157,17 +181,18 @@ def _baseline_stage(run: Run, dense: nn.Module) -> None:
 
 def _check_reachable(run: Run, gated: GatedModel) -> None:
     """The budgets, by gates alone and with rounded widths."""
-    _objective_of(run, gated)
+    gated.gates.min_width = run.settings.min_width
+    Objective(gated, **run.settings.budgets)
     limits = limits_of(gated, **run.settings.budgets)
     widest_mask(gated, ranking(gated), limits, round_to=run.settings.round_to)
 
 
-def _cut(run: Run, gated: GatedModel) -> nn.Module:
+def _cut(run: Run, gated: GatedModel, dense: nn.Module) -> nn.Module:
     settings = run.settings
     if settings.round_to == 1:
         small = prune(gated)
     else:
-        small = prune(gated, round_to=settings.round_to, **run.settings.budgets)
+        small = prune(gated, round_to=settings.round_to, **_budgets_of(run, gated, dense))
         _calibrate(run, small)
     run.finish("pruned", small)
     return small

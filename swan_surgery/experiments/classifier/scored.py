@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from swan_surgery.artifacts import load
 from swan_surgery.compressing.cutter import Budget, Choice, Cutter
 from swan_surgery.experiments.classifier.run import Run
+from swan_surgery.gates import GatedModel
 from swan_surgery.learning.stages import stages
 from swan_surgery.models.batches import run_on_batch
 
@@ -25,7 +26,18 @@ def scored_stage(run: Run, dense: nn.Module) -> nn.Module:
     return small
 
 
-def _cutter_of(run: Run, dense: nn.Module) -> Cutter:
+def halfway(run: Run, dense: nn.Module) -> GatedModel:
+    """Gates in what one cut left, to the square root of the budget; widths are rounded in the end alone."""
+    cutter, file = _cutter_of(run, dense, round_to=1), run.folder / "halfway.swan"
+    if "halfway" not in run.scores:
+        run.store(cutter.cut(dense, 0.5), file.name)
+        run.narrator.say(f"Half of the way: {cutter.done[-2]}.")
+    small = load(file, dense).to(run.device)  # the same in all processes
+    run.finish("halfway", small)
+    return cutter.gate(small)
+
+
+def _cutter_of(run: Run, dense: nn.Module, *, round_to: int) -> Cutter:
     settings = run.settings
     count = max(settings.calibration, settings.compensation, 1)
     return Cutter(
@@ -33,7 +45,7 @@ def _cutter_of(run: Run, dense: nn.Module) -> Cutter:
         run.example,
         list(islice(run.batches("calibration", 0), count)),
         Budget(settings.macs or None, settings.params or None, None),
-        Choice(_cross_entropy, "fisher", settings.ignore, settings.round_to, settings.min_width),
+        Choice(_cross_entropy, "fisher", settings.ignore, round_to, settings.min_width),
         lambda _text, _share: None,
         compensated_with=settings.compensation,
     )
@@ -43,7 +55,7 @@ def _cut_and_train(run: Run, dense: nn.Module) -> nn.Module:
     """Goes on where the checkpoint is: `now` says which cut was the last."""
     settings = run.settings
     total = settings.gate_epochs + settings.finetune_epochs
-    cutter = _cutter_of(run, dense)
+    cutter = _cutter_of(run, dense, round_to=settings.round_to)
     plan = stages(cutter.budget.least, steps=total)
     done = run.now["cut"] if run.now.get("stage") == "finetuned" else -1
     model = dense if done < 0 else load(_file(run, done), dense).to(run.device)
@@ -73,4 +85,4 @@ def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(logits.float(), batch[1].to(logits.device))
 
 
-__all__ = ["scored_stage"]
+__all__ = ["halfway", "scored_stage"]

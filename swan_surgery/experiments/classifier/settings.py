@@ -70,8 +70,8 @@ class TrainSettings:
     choice: str = _setting(
         "auto",
         "how units are chosen: gates (they learn in gate_epochs), scores (Fisher, weights behind the cut "
-        "solved for anew, in stages below a fifth; gate_epochs are trained after the cut), or auto: "
-        "scores where less than a fifth stays, else gates",
+        "solved for anew, in stages below a fifth; gate_epochs are trained after the cut), both (half of "
+        "the way by scores, then gates), or auto: scores where less than a fifth stays, else both",
     )
     compensation: int = _setting(
         16, "batches that weights behind a cut by scores are solved for with"
@@ -107,10 +107,12 @@ class TrainSettings:
         return {"macs": self.macs or None, "params": self.params or None}
 
     @property
-    def by_scores(self) -> bool:
-        """Whether units are chosen by scores: see `choice`."""
+    def chosen_by(self) -> str:
+        """`choice`, decided."""
+        if self.choice != "auto":
+            return self.choice
         share = min(own for own in (self.macs, self.params) if own)
-        return self.choice == "scores" or (self.choice == "auto" and share < ONE_CUT)
+        return "scores" if share < ONE_CUT else "both"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -156,7 +158,7 @@ _COUNTS = (
 )
 _AT_LEAST_ONE = ("gate_epochs", "batch", "round_to", "compensation")
 _CHOICES = {
-    "choice": ("auto", "gates", "scores"),
+    "choice": ("auto", "gates", "scores", "both"),
     "learning": ("curvature", "gradient"),
     "optimizer": ("adamw", "sgd"),
     "precision": ("fp32", "bf16"),
