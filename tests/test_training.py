@@ -134,6 +134,7 @@ class TestRun:
         ]  # fmt: skip
         shares = [row["hard_macs_share"] for row in outcome.history if row["stage"] == "gated"]
         assert shares == sorted(shares, reverse=True)
+        assert shares[-1] == pytest.approx(small / dense)  # of the dense model
 
     def test_the_given_model_and_the_random_state_stay(self, tmp_path) -> None:
         model, before = net(), torch.get_rng_state()
@@ -312,6 +313,8 @@ class TestOutputs:
         result = write_outputs(outcome, TINY, data(), folder)
         assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
         assert result["macs"]["left"] == outcome.macs[1] / outcome.macs[0]
+        widths = (outcome.small[0].out_channels, outcome.small[4].out_channels)
+        assert result["units"] == {"dense": 16, "pruned": sum(widths)}
         assert read_settings(folder / "config.toml") == TINY
         with (folder / "log.csv").open() as file:
             rows = list(csv.DictReader(file))

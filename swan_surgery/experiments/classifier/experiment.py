@@ -74,6 +74,8 @@ def run_experiment(
         # Refuse what cannot work before hours are spent on the dense model.
         gated = swanify(dense, run.example, ignore=settings.ignore)
         _check_reachable(run, gated)
+        channels = gated.channels
+        run.whole = count_macs(dense, run.example), channels.num_units
         dense = _dense_stage(run, dense)
         if settings.chosen_by == "scores":
             small = scored_stage(run, dense)
@@ -86,6 +88,7 @@ def run_experiment(
         dense=dense,
         small=small,
         gated=gated,
+        channels=channels,
         example=run.example,
         scores=run.scores,
         macs=(count_macs(dense, run.example), count_macs(small, run.example)),

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from swan_surgery.channels import ChannelMap
 from swan_surgery.environment.writing import replacing
 from swan_surgery.gates import GatedModel
 
@@ -82,10 +83,12 @@ class Outcome:
     Attributes:
         dense: the model before gates.
         small: the smaller one, fine-tuned.
-        gated: the gated model as it was cut; of a cut by scores the given one, with gates that play no part.
+        gated: the gated model as it was cut, of what a first cut left where there was one; of cuts by scores alone
+            the given one, with gates that play no part.
+        channels: of the dense model.
         example: the inputs that it was mapped with, [1, C, H, W].
-        scores: per stage, accuracy in percent and mean loss on the test images: dense, gated (hard
-            gates), pruned (right after the cut), finetuned, and baseline where it was asked for.
+        scores: per stage, accuracy in percent and mean loss on the test images: dense, halfway (after a first
+            cut, where there was one), gated (hard gates), pruned (right after the cut), finetuned, and baseline where it was asked for.
         macs, params: of the dense and the smaller model, per image.
         history: a row per epoch.
         probabilities: of the gates, at a few epochs, by name.
@@ -95,6 +98,7 @@ class Outcome:
     dense: nn.Module
     small: nn.Module
     gated: GatedModel
+    channels: ChannelMap
     example: Tensor
     scores: dict[str, dict[str, float]]
     macs: tuple[int, int]

@@ -58,16 +58,14 @@ def _page(found: Report, outcome: Outcome) -> str:
         for stage, told in shares.items()
         if stage in outcome.scores
     ]
-    return found.to_html(
-        channels=outcome.gated.channels, probabilities=outcome.probabilities, runs=runs
-    )
+    return found.to_html(channels=outcome.channels, probabilities=outcome.probabilities, runs=runs)
 
 
 def _result(outcome: Outcome, settings: TrainSettings, data: Data) -> dict[str, Any]:
     where = environment(device_of(outcome.small))
     (dense_macs, macs), (dense_params, params) = outcome.macs, outcome.params
     gates = outcome.gated.gates
-    units = {"dense": gates.num_units, "pruned": int(gates.open_mask().sum())}
+    units = {"dense": outcome.channels.num_units, "pruned": int(gates.open_mask().sum())}
     kinds = next(iter(outcome.scores.values()))
     return {
         **{kind: {stage: own[kind] for stage, own in outcome.scores.items()} for kind in kinds},

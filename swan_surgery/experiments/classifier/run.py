@@ -27,13 +27,17 @@ from swan_surgery.learning.objective import Objective
 
 @dataclass(slots=True)
 class Run:
-    """What the stages share; each of the processes has one."""
+    """What the stages share; each of the processes has one.
+
+    `whole`: MACs and units of the dense model.
+    """
 
     settings: TrainSettings
     data: Data
     folder: Path
     narrator: Narrator
     processes: Processes
+    whole: tuple[int, int] = (1, 1)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
     probabilities: dict[str, Tensor] = field(default_factory=dict)
@@ -200,7 +204,7 @@ class Run:
         model = loop.model
         row: Row = {"stage": stage, "epoch": epoch + 1, "lr": loop.rate, "train_loss": loss}
         row |= self.score(model, self.data.validation or self.data.test)
-        row |= gates_of(model, self.example)
+        row |= gates_of(model, *self.whole)
         if isinstance(model, GatedModel) and (
             epoch % max(1, epochs // 4) == 0 or epoch == epochs - 1
         ):

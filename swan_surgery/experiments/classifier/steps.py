@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swan_surgery.costs.macs import count_macs, hard_macs
+from swan_surgery.costs.macs import hard_macs
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.experiments.classifier.batches import Images, in_order
 from swan_surgery.experiments.classifier.outcome import Row
@@ -107,11 +107,11 @@ def score(
     return {"accuracy": 100 * right / count, "loss": loss / count}
 
 
-def gates_of(model: nn.Module, example: Tensor) -> Row:
-    """What the log says of gates."""
+def gates_of(model: nn.Module, macs: int, num_units: int) -> Row:
+    """What the log says of gates: shares of a dense model with so many MACs and units."""
     if not isinstance(model, GatedModel):
         return {}
     return {
-        "hard_macs_share": hard_macs(model) / count_macs(model, example),
-        "open_share": float(model.gates.open_mask().double().mean()),
+        "hard_macs_share": hard_macs(model) / macs,
+        "open_share": int(model.gates.open_mask().sum()) / num_units,
     }
