@@ -80,15 +80,16 @@ def trained(
 
     The rate is that with the best validation accuracy of seed 0; other seeds count at that rate alone.
     """
-    header = ["network", "MACs %", "method", "seeds", "learning rate", "right after the cut"]
+    header = ["network, schedule", "MACs %", "method", "seeds", "learning rate"]
+    header += ["right after the cut"]
     header += ["after training"]
     found = []
-    for network, budget in sorted({(row["network"], -row["budget"]) for row in rows}):
+    places = sorted({(row["network"], row["schedule"], -row["budget"]) for row in rows})
+    for network, schedule, budget in places:
         for method, name in _TRAINED.items():
+            place = (network, schedule, budget, method)
             own = [
-                r
-                for r in rows
-                if (r["network"], -r["budget"], r["method"]) == (network, budget, method)
+                r for r in rows if (r["network"], r["schedule"], -r["budget"], r["method"]) == place
             ]
             first = [r for r in own if r["seed"] == 0]
             if not first:
@@ -96,8 +97,8 @@ def trained(
             rate = max(first, key=lambda r: r["validation"])["lr"]
             here = [r for r in own if r["lr"] == rate]
             cut, end = ([r[key] for r in here] for key in ("cut_test", "test"))
-            place = [network, f"{-100 * budget:g}", name, str(len(here)), f"{rate:g}"]
-            found.append([*place, shown(cut), shown(end)])
+            told = [f"{network}, {schedule}", f"{-100 * budget:g}", name, str(len(here))]
+            found.append([*told, f"{rate:g}", shown(cut), shown(end)])
     return header, found
 
 

@@ -1,7 +1,7 @@
 """A switch in an audio encoder, without labels: silence takes a short way, speech the full one (arXiv:2407.05442).
 
     pip install espeakng-loader          # espeak-ng 1.52 and its voices, as PyPI ships them; without it: formants
-    python recipes/route_audio.py        # a few minutes on one thread
+    python recipes/route_audio.py        # about seven minutes of CPU time
     python recipes/route_audio.py --smoke
 
 A small SoundStream-like autoencoder (strided convolutions, and their transposes back) learns segments of 0.37 s. A switch
