@@ -125,6 +125,17 @@ class TestPrune:
         done("prune", NAME, "--weights", tmp_path / "gated.swan", *SHAPE, "-o", out)
         assert swan.load(out, model=net())[0].out_channels == swan.prune(gated)[0].out_channels
 
+    def test_by_the_gates_of_what_a_first_cut_left(self, tmp_path) -> None:
+        x = torch.randn(1, 3, 6, 6)
+        whole = swan.swanify(net(), x)
+        small = swan.prune_by_score(whole, swan.importance(whole, "magnitude"), macs=0.7)
+        swan.save(swan.swanify(small, x), tmp_path / "gated.swan")
+        weights = ("--weights", tmp_path / "gated.swan")
+        command = ("prune", NAME, *weights, "--macs", 0.5, "-o", tmp_path / "x.swan")
+        before, after = json.loads(done(*command, "--json"))["macs"]
+        assert before == swan.count_macs(net(), x)
+        assert 0.4 * before < after <= 0.5 * before
+
     def test_refusals(self, tmp_path) -> None:
         out = ("-o", tmp_path / "x.swan")
         assert "--macs 0.5 or --params 0.5" in refused("prune", NAME, *SHAPE, *out)

@@ -50,12 +50,14 @@ def prune_command(
         base, inputs = subject_of(model, weights, shapes or [])
         if isinstance(base, GatedModel):
             options = _rounding(base, rounding)
-            small = prune(base, macs=macs, params=params, **options)
-            before: nn.Module = base.model
+            # `train` gates what a first cut left: shares are still those of the model that is named.
+            small = prune(base, macs=macs, params=params, of="original", **options)
+            before = build_model(model, with_data=True).model
         else:
             if macs is None and params is None:
                 raise InputError("say how small it shall get: --macs 0.5 or --params 0.5")
-            gated, before = swanify(base, inputs), base
+            gated = swanify(base, inputs)
+            before = base
             scores = importance(gated, score)  # type: ignore[arg-type]  # checked above
             options = _rounding(gated, rounding)
             small = prune_by_score(gated, scores, macs=macs, params=params, **options)

@@ -19,7 +19,7 @@ Row = dict[str, float | int | str]
 # Stage -> how its accuracy is told.
 TOLD = {
     "dense": "The dense model gets right",
-    "halfway": "Half of the way",
+    "halfway": "There it gets right",
     "gated": "With hard gates",
     "pruned": "Right after the cut",
     "finetuned": "Fine-tuned",
