@@ -580,7 +580,8 @@ def wanted(options: argparse.Namespace, rows: dict[str, Any]) -> list[Row]:
             for distil, method in product(options.distil, options.methods):
                 share = 1.0 if method == "dense" else budget
                 row = Row(options.network, options.schedule, method, share, distil, seed, RATES[0])
-                for lr in rates_to_try(rows, row) if options.tune else (chosen_rate(tuned, row),):
+                chosen = (options.lr or chosen_rate(tuned, row),)
+                for lr in rates_to_try(rows, row) if options.tune else chosen:
                     own = replace(row, lr=lr)
                     if own.key() not in rows and own not in found:
                         found.append(own)
@@ -606,6 +607,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--distil", nargs="+", type=lambda text: text == "yes", default=[False], metavar="yes|no"
     )
+    parser.add_argument("--lr", type=float, help="peak rate of all (default: as it was tuned)")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: 1)")
     parser.add_argument(
         "--tune",
