@@ -241,9 +241,12 @@ def test_rows_of_its_own_file_choose_the_learning_rate_before_those_of_older_fil
         schedule="short",
         methods=["ours"],
         budgets=[0.25],
+        lr=None,
         seeds=[1],
         distil=[False],
         tune=False,
     )
     assert [row.lr for row in wanted(asked, own)] == [0.02]
     assert [row.lr for row in wanted(asked, {})] == [0.01]
+    asked.lr = 0.08
+    assert [row.lr for row in wanted(asked, own)] == [0.08]
