@@ -9,19 +9,14 @@ rate (gates of blocks stay as fitted, and are fitted anew, with their means, whe
 counted on test images. Rows in the result file are not measured again.
 """
 
-import argparse
-import json
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import activations_training as training
-import torch
 import torch.nn.functional as F
-from _measure import arguments, console, environment, output_path, report, write
-from quality_data import load, normalised, synthetic
-from safetensors.torch import load_model
+from quality_data import normalised
+from small_vit import Notes, bench_of, dense_of, parse
 from torch import Tensor, nn
 
 import swan_surgery as swan
@@ -37,12 +32,7 @@ class Comparison:
 
     def __init__(self, bench: training.Bench, lr: float, seed: int, *, count: int) -> None:
         self.bench, self.lr, self.seed = bench, lr, seed
-        job = training.Job("vit", "scratch", training.GIVEN, lr, seed)
-        if not bench.file_of(job).exists():
-            bench.run(job)
-        self.dense = training.build("vit", bench.schedule.size)
-        load_model(self.dense, bench.file_of(job))
-        self.dense.eval()
+        self.dense = dense_of(bench, lr, seed)
         x, y = bench.splits.train.x[:count], bench.splits.train.y[:count]
         self.images = list(normalised(x).split(128))
         self.pairs = list(zip(self.images, y.split(128), strict=True))
@@ -66,12 +56,12 @@ class Comparison:
             seed=self.seed,
         )
 
-    def rows(self, share: float) -> dict[str, dict[str, Any]]:
+    def rows(self, share: float) -> dict[str, Callable[[], dict[str, Any]]]:
         """By method."""
         return {
-            "blocks": self.blocks(share),
-            "static": self.static(share, None),
-            "static, compensated": self.static(share, self.images),
+            "blocks": partial(self.blocks, share),
+            "static": partial(self.static, share, None),
+            "static, compensated": partial(self.static, share, self.images),
         }
 
     def blocks(self, share: float) -> dict[str, Any]:
@@ -109,60 +99,21 @@ class Comparison:
         return {"macs_share": macs / self.total, "before": before, "after": self.accuracy(small)}
 
 
-def parse() -> argparse.Namespace:
-    parser = arguments(__doc__)
-    parser.add_argument("--data", type=Path, help="CIFAR-10 as a folder or tar archive of images")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
-    parser.add_argument("--lr", type=float, default=2e-3, help="that the network was trained with")
-    parser.add_argument("--work", type=Path, default=Path("out/activations"))
-    options = parser.parse_args()
-    if options.smoke:
-        options.seeds, options.shares, options.work = [0], [0.7], options.work / "smoke"
-    elif options.data is None:
-        parser.error("--data FILE: where the images are (see quality.py)")
-    return options
-
-
 def main() -> None:
-    options = parse()
-    torch.set_num_threads(1)
-    schedule = training.SCHEDULES["vit"]
-    if options.smoke:
-        schedule = replace(schedule, epochs=1, images=64, batch=32)
-    splits = load(options.data, schedule.images) if options.data else synthetic(schedule.images)
-    bench = training.Bench("vit", schedule, splits, options.work)
-    out, screen = output_path("adaptive_tokens_accuracy", options), console()
-    rows: dict[str, dict[str, Any]] = {}
-    if out is not None and out.exists():
-        rows = json.loads(out.read_text())["rows"]
-
-    def note(key: str, row: Callable[[], dict[str, Any]], **place: Any) -> None:
-        if key not in rows:
-            rows[key] = {**place, **row()}
-            told = {name: value for name, value in rows[key].items() if isinstance(value, float)}
-            screen.print(f"{key}: {told}")
-            head = {"theme": "adaptive_tokens_accuracy", "environment": environment()}
-            write(out, {**head, "rows": rows})
-
+    options = parse(__doc__, SHARES, 0.7)
+    bench, notes = bench_of(options), Notes("adaptive_tokens_accuracy", options)
     for seed in options.seeds:
         own = Comparison(bench, options.lr, seed, count=64 if options.smoke else 1024)
 
         def dense(own: Comparison = own) -> dict[str, Any]:
             return {"macs_share": 1.0, "before": own.accuracy(own.dense)}
 
-        note(f"dense/1/{seed}", dense, method="dense", share=1.0, seed=seed)
+        notes.note(f"dense/1/{seed}", dense, method="dense", share=1.0, seed=seed)
         for share in options.shares:
-            if f"static/{share:g}/{seed}" not in rows:
-                for method, row in own.rows(share).items():
-                    note(
-                        f"{method}/{share:g}/{seed}",
-                        lambda row=row: row,
-                        method=method,
-                        share=share,
-                        seed=seed,
-                    )
-    report(out, screen)
+            for method, row in own.rows(share).items():
+                place = {"method": method, "share": share, "seed": seed}
+                notes.note(f"{method}/{share:g}/{seed}", row, **place)
+    notes.end()
 
 
 if __name__ == "__main__":

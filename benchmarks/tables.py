@@ -602,49 +602,25 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} +- {statistics.stdev(values):.2f}"
 
 
-def compensation_markdown(results: Sequence[Result]) -> str:
-    """Test accuracy right after a cut, without any training."""
-    header, cells = tables_compensation.cells(quality_rows(results), mean_and_deviation)
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+def all_rows(results: Sequence[Result]) -> list[Any]:
+    """Of all files."""
+    return [row for result in results for row in result["rows"].values()]
+
+
+def plain(
+    cells: Callable[..., Cells], rows: Callable[[Sequence[Result]], Any] = lambda results: results
+) -> Callable[[Sequence[Result]], str]:
+    """A table of what `cells` makes of the rows, with means and deviations, and where they come from."""
+
+    def made(results: Sequence[Result]) -> str:
+        return f"{markdown(*cells(rows(results), mean_and_deviation))}\n\n{source_line(results)}"
+
+    return made
 
 
 def compensation_cost_markdown(results: Sequence[Result]) -> str:
     """Seconds and memory of compensation."""
-    rows = [row for result in results for row in result["rows"].values()]
-    header, cells = tables_compensation.cost(rows)
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
-
-
-def curve_markdown(results: Sequence[Result]) -> str:
-    """Accuracy over MACs without any training."""
-    rows = [row for result in results for row in result["rows"].values()]
-    header, cells = tables_compensation.curve(rows, mean_and_deviation)
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
-
-
-def vit_cut_markdown(results: Sequence[Result]) -> str:
-    """A small Vision Transformer, as cut and after training."""
-    rows = [row for result in results for row in result["rows"].values()]
-    header, cells = tables_compensation.vit_cut(rows, mean_and_deviation)
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
-
-
-def stages_markdown(results: Sequence[Result]) -> str:
-    """Test accuracy after training: one cut, several, and gates."""
-    header, cells = tables_compensation.trained(quality_rows(results), mean_and_deviation)
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
-
-
-def pretrained_markdown(results: Sequence[Result]) -> str:
-    """A pretrained network cut without labels."""
-    rows = [row for result in results for row in result["rows"].values()]
-    header, cells = tables_compensation.pretrained(rows, mean_and_deviation)
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
-
-
-def routing_markdown(results: Sequence[Result]) -> str:
-    """A short way for easy images, against static cuts."""
-    header, cells = tables_routing.cells(results, mean_and_deviation)
+    header, cells = tables_compensation.cost(all_rows(results))
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
@@ -663,18 +639,6 @@ def adaptive_markdown(results: Sequence[Result]) -> str:
 def adaptive_tokens_markdown(results: Sequence[Result]) -> str:
     """Time of feed-forward layers whose tokens run blocks of neurons of their own."""
     header, cells = tables_adaptive.token_cells(results, spread)
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
-
-
-def adaptive_tokens_accuracy_markdown(results: Sequence[Result]) -> str:
-    """Accuracy of blocks of neurons that tokens choose, and of static cuts."""
-    header, cells = tables_adaptive.token_accuracy_cells(results, mean_and_deviation)
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
-
-
-def adaptive_accuracy_markdown(results: Sequence[Result]) -> str:
-    """Accuracy of widths that look at the input, and of static cuts."""
-    header, cells = tables_adaptive.accuracy_cells(results, mean_and_deviation)
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
@@ -731,32 +695,32 @@ def gpu_markdown(results: Sequence[Result]) -> str:
 
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "adaptive": adaptive_markdown,
-    "adaptive_accuracy": adaptive_accuracy_markdown,
-    "adaptive_tokens_accuracy": adaptive_tokens_accuracy_markdown,
+    "adaptive_accuracy": plain(tables_adaptive.accuracy_cells),
+    "adaptive_tokens_accuracy": plain(tables_adaptive.token_accuracy_cells),
     "adaptive_blocks": adaptive_tokens_markdown,
     "activations": activations_markdown,
     "activations_training": activations_training_markdown,
-    "compensation": compensation_markdown,
+    "compensation": plain(tables_compensation.cells, quality_rows),
     "compensation_cost": compensation_cost_markdown,
-    "curve": curve_markdown,
+    "curve": plain(tables_compensation.curve, all_rows),
     "demo": demo_markdown,
     "gated_compression": gated_compression_markdown,
-    "pretrained": pretrained_markdown,
-    "stages": stages_markdown,
+    "pretrained": plain(tables_compensation.pretrained, all_rows),
+    "stages": plain(tables_compensation.trained, quality_rows),
     "gpu": gpu_markdown,
     "latency": latency_markdown,
     "launches": launches_markdown,
     "overhead": overhead_markdown,
     "planning": planning_markdown,
     "quality": quality_markdown,
-    "routing": routing_markdown,
+    "routing": plain(tables_routing.cells),
     "routing_totals": routing_certificates_markdown,
     "quality_totals": quality_totals_markdown,
     "shipping": shipping_markdown,
     "shipping_totals": totals_markdown,
     "speed": speed_markdown,
     "vit": vit_markdown,
-    "vit_cut": vit_cut_markdown,
+    "vit_cut": plain(tables_compensation.vit_cut, all_rows),
     "zoo_libraries": zoo_markdown,
     "zoo_libraries_totals": totals_markdown,
     "zoo_timm": zoo_markdown,

@@ -9,23 +9,16 @@ to the budget. Training: the same epochs, images and cosine; the peak rate is ch
 validation accuracy of seed 0. Rows in the result file are not measured again.
 """
 
-import argparse
-import json
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import activations_training as training
-import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from _measure import arguments, console, environment, output_path, report, write
-from quality_data import load, normalised, synthetic
+from quality_data import normalised
 from quality_peers import nearest_cut
-from safetensors.torch import load_model
+from small_vit import Notes, bench_of, dense_of, parse
 from torch import Tensor, nn
 
 import swan_surgery as swan
@@ -49,12 +42,7 @@ class Cuts:
 
     def __init__(self, bench: training.Bench, lr: float, seed: int, *, count: int) -> None:
         self.bench, self.seed = bench, seed
-        job = training.Job("vit", "scratch", training.GIVEN, lr, seed)
-        if not bench.file_of(job).exists():
-            bench.run(job)
-        self.dense = training.build("vit", bench.schedule.size)
-        load_model(self.dense, bench.file_of(job))
-        self.dense.eval()
+        self.dense = dense_of(bench, lr, seed)
         train = bench.splits.train
         images = normalised(train.x[:count]).split(128)
         self.pairs = list(zip(images, train.y[:count].split(128), strict=True))
@@ -122,51 +110,20 @@ def rates(rows: dict[str, Any], method: str, share: float, seed: int) -> list[fl
     return [max(own, key=lambda row: row["validation"])["lr"]] if own else [RATES[1]]
 
 
-def parse() -> argparse.Namespace:
-    parser = arguments(__doc__)
-    parser.add_argument("--data", type=Path, help="CIFAR-10 as a folder or tar archive of images")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
-    parser.add_argument("--lr", type=float, default=2e-3, help="that the network was trained with")
-    parser.add_argument("--work", type=Path, default=Path("out/activations"))
-    options = parser.parse_args()
-    if options.smoke:
-        options.seeds, options.shares, options.work = [0], [0.5], options.work / "smoke"
-    elif options.data is None:
-        parser.error("--data FILE: where the images are (see quality.py)")
-    return options
-
-
 def main() -> None:
-    options = parse()
-    torch.set_num_threads(1)
-    schedule = training.SCHEDULES["vit"]
-    if options.smoke:
-        schedule = replace(schedule, epochs=1, images=64, batch=32)
-    splits = load(options.data, schedule.images) if options.data else synthetic(schedule.images)
-    bench = training.Bench("vit", schedule, splits, options.work)
-    out, screen = output_path("vit_cut", options), console()
-    rows: dict[str, dict[str, Any]] = {}
-    if out is not None and out.exists():
-        rows = json.loads(out.read_text())["rows"]
-
-    def note(key: str, row: Callable[[], dict[str, Any]], **place: Any) -> None:
-        if key not in rows:
-            rows[key] = {**place, **row()}
-            screen.print(f"{key}: {rows[key]}")
-            write(out, {"theme": "vit_cut", "environment": environment(), "rows": rows})
-
+    options = parse(__doc__, SHARES, 0.5)
+    bench, notes = bench_of(options), Notes("vit_cut", options)
     for seed in options.seeds:
         cuts = Cuts(bench, options.lr, seed, count=64 if options.smoke else 1024)
         for share in (1.0, *options.shares):
             for method in METHODS if share < 1 else ("dense",):
-                for lr in rates(rows, method, share, seed)[: 1 if options.smoke else None]:
-                    note(
+                for lr in rates(notes.rows, method, share, seed)[: 1 if options.smoke else None]:
+                    notes.note(
                         f"{method}/{share:g}/{seed}/{lr:g}",
                         lambda own=(method, share, lr), cuts=cuts: cuts.go(*own),
                         method=method, share=share, seed=seed, lr=lr,
                     )  # fmt: skip
-    report(out, screen)
+    notes.end()
 
 
 if __name__ == "__main__":

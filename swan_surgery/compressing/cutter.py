@@ -163,8 +163,8 @@ class Cutter:
         """A part of the way to the budget, as arguments for `limits_of`; shares of the gated model."""
         macs, params = self._size(gated.model)
         shares = {
-            "macs": _share(self.budget.macs, part, self._whole[0], macs),
-            "params": _share(self.budget.params, part, self._whole[1], params),
+            "macs": share_of_now(self.budget.macs, part, self._whole[0], macs),
+            "params": share_of_now(self.budget.params, part, self._whole[1], params),
         }
         if self.budget.latency_ms is None:
             return shares
@@ -174,11 +174,11 @@ class Cutter:
         return {**shares, "latency_ms": self.budget.latency_ms, "latency_table": self._table}
 
 
-def _share(wanted: float | None, part: float, whole: int, now: int) -> float | None:
+def share_of_now(wanted: float | None, part: float, whole: int, now: int) -> float | None:
     """The share of what a model costs now that brings it to `wanted` ** `part` of the whole."""
     if not isinstance(wanted, (int, float)) or not 0 < wanted <= 1 or not now:
         return wanted  # whatever is no share, limits_of takes or refuses
     return float(min(1.0, wanted**part * whole / now))
 
 
-__all__ = ["Budget", "Choice", "Cutter", "Loss"]
+__all__ = ["Budget", "Choice", "Cutter", "Loss", "share_of_now"]

@@ -13,6 +13,7 @@ from torch import nn
 
 from swan_surgery.artifacts import load
 from swan_surgery.calibration import calibrate, norms_of
+from swan_surgery.compressing.cutter import share_of_now
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
 from swan_surgery.cutting.pruning import prune
@@ -75,7 +76,11 @@ def run_experiment(
         gated = swanify(dense, run.example, ignore=settings.ignore)
         _check_reachable(run, gated)
         channels = gated.channels
-        run.whole = count_macs(dense, run.example), channels.num_units
+        run.whole = {
+            "macs": count_macs(dense, run.example),
+            "params": count_params(dense),
+            "units": channels.num_units,
+        }
         dense = _dense_stage(run, dense)
         if settings.chosen_by == "scores":
             small = scored_stage(run, dense)
@@ -91,8 +96,8 @@ def run_experiment(
         channels=channels,
         example=run.example,
         scores=run.scores,
-        macs=(count_macs(dense, run.example), count_macs(small, run.example)),
-        params=(count_params(dense), count_params(small)),
+        macs=(run.whole["macs"], count_macs(small, run.example)),
+        params=(run.whole["params"], count_params(small)),
         history=run.history,
         probabilities=run.probabilities,
         seconds=run.seconds(),
@@ -117,7 +122,7 @@ def _gated_stage(run: Run, dense: nn.Module) -> GatedModel:
         assert isinstance(gated, GatedModel)  # noqa: S101 - that is what was saved
     else:
         gated = _gates_in(run, dense)
-        objective = _objective_of(run, gated, dense)
+        objective = _objective_of(run, gated)
         run.train("gated", gated, run.settings.gate_epochs, teacher=dense, objective=objective)
         objective(run.settings.gate_epochs)  # the last step moved weights, and perhaps gates
         _calibrate(run, gated)
@@ -135,26 +140,23 @@ def _gates_in(run: Run, dense: nn.Module) -> GatedModel:
     return gated
 
 
-def _budgets_of(run: Run, gated: GatedModel, dense: nn.Module) -> dict[str, Any]:
+def _budgets_of(run: Run, gated: GatedModel) -> dict[str, Any]:
     """The budgets as shares of what carries the gates."""
     budgets = run.settings.budgets
     if run.settings.chosen_by != "both":
         return budgets
-    now, whole = (
-        {"macs": count_macs(own, run.example), "params": count_params(own)}
-        for own in (gated.model, dense)
-    )
+    now = {"macs": count_macs(gated.model, run.example), "params": count_params(gated.model)}
     return {
-        name: None if share is None else min(1.0, share * whole[name] / now[name])
+        name: share_of_now(share, 1.0, run.whole[name], now[name])
         for name, share in budgets.items()
     }
 
 
-def _objective_of(run: Run, gated: GatedModel, dense: nn.Module) -> Objective:
+def _objective_of(run: Run, gated: GatedModel) -> Objective:
     settings = run.settings
     return Objective(
         gated,
-        **_budgets_of(run, gated, dense),
+        **_budgets_of(run, gated),
         learning=settings.learning,  # type: ignore[arg-type]  # checked by the settings
         ramp=CosineRamp(length=settings.ramp * settings.gate_epochs),
         freeze_after=(1 - settings.freeze) * settings.gate_epochs,
@@ -166,7 +168,7 @@ def _finetune_stage(run: Run, gated: GatedModel, dense: nn.Module) -> nn.Module:
     if "finetuned" in run.scores:
         small = load(file, dense).to(run.device)
     else:
-        small = _cut(run, gated, dense)
+        small = _cut(run, gated)
         run.train("finetuned", small, run.settings.finetune_epochs, teacher=dense)
         run.store(small.eval(), file.name)
     run.finish("finetuned", small)
@@ -190,12 +192,12 @@ def _check_reachable(run: Run, gated: GatedModel) -> None:
     widest_mask(gated, ranking(gated), limits, round_to=run.settings.round_to)
 
 
-def _cut(run: Run, gated: GatedModel, dense: nn.Module) -> nn.Module:
+def _cut(run: Run, gated: GatedModel) -> nn.Module:
     settings = run.settings
     if settings.round_to == 1:
         small = prune(gated)
     else:
-        small = prune(gated, round_to=settings.round_to, **_budgets_of(run, gated, dense))
+        small = prune(gated, round_to=settings.round_to, **_budgets_of(run, gated))
         _calibrate(run, small)
     run.finish("pruned", small)
     return small

@@ -29,7 +29,7 @@ from swan_surgery.learning.objective import Objective
 class Run:
     """What the stages share; each of the processes has one.
 
-    `whole`: MACs and units of the dense model.
+    `whole`: "macs", "params" and "units" of the dense model.
     """
 
     settings: TrainSettings
@@ -37,7 +37,7 @@ class Run:
     folder: Path
     narrator: Narrator
     processes: Processes
-    whole: tuple[int, int] = (1, 1)
+    whole: dict[str, int] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
     probabilities: dict[str, Tensor] = field(default_factory=dict)
@@ -204,7 +204,7 @@ class Run:
         model = loop.model
         row: Row = {"stage": stage, "epoch": epoch + 1, "lr": loop.rate, "train_loss": loss}
         row |= self.score(model, self.data.validation or self.data.test)
-        row |= gates_of(model, *self.whole)
+        row |= gates_of(model, self.whole["macs"], self.whole["units"])
         if isinstance(model, GatedModel) and (
             epoch % max(1, epochs // 4) == 0 or epoch == epochs - 1
         ):
