@@ -52,3 +52,12 @@ def fixed_seed():
         torch.manual_seed(0)
     else:  # manual_seed formats the stack once for every kind of device that is not there
         torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """Settings that later tests, and users, would meet."""
+    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    yield
+    after = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    assert after == before, "the process runs attention in another way than before this test"

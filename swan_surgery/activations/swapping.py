@@ -25,6 +25,7 @@ from swan_surgery.activations.putting_in import Swap, activation_for, put_in_, r
 from swan_surgery.activations.step import SWAP, swap_of, swap_step
 from swan_surgery.activations.verifying import verify_same
 from swan_surgery.calls.swapping import redo_calls_, undo_calls_
+from swan_surgery.environment.process_wide import without_warnings
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, SwanWarning
 from swan_surgery.gates.checks import check_changeable
@@ -98,8 +99,7 @@ def _verify_places(
     Raises:
         VerificationError: what one of them was given is read again, and was changed in place.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SwanWarning)
+    with without_warnings():  # the real swap has told them
         try:
             blended = _swapped(model, activation, kind, inputs, patterns, "blend")
         except InputError:

@@ -5,7 +5,6 @@ count, whatever Python, autograd functions or checkpoints are around it, and wha
 too: it runs. The channel map prices operations on its own; this is what certifies it.
 """
 
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -15,13 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.channels.rules.registry import facts_of
 from swan_surgery.costs.formulas import FORMULAS
+from swan_surgery.environment.process_wide import (
+    attention_in_products,
+    without_fast_path,
+    without_warnings,
+)
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.gates import GatedModel
@@ -211,19 +214,22 @@ def _as_it_runs(model: nn.Module, mode: _CountingMode) -> Iterator[None]:
             module.register_forward_hook(_leaving(mode), always_call=True),
         )
     ]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     # Kernels of accelerators pad heads to widths of their own; the CPU's needs less memory.
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    plain = nullcontext() if on_cpu else sdpa_kernel(SDPBackend.MATH)
+    plain = nullcontext() if on_cpu else attention_in_products()
     try:
         # In inference mode a dispatch mode would meet linear and conv2d whole.
         inference = torch.inference_mode(mode=False)
-        with warnings.catch_warnings(), streams_kept(), inference, torch.no_grad(), plain:
-            warnings.simplefilter("ignore")  # the model's own warnings are for its own runs
+        with (
+            without_warnings(),  # the model's own are for its own runs
+            without_fast_path(),
+            streams_kept(),
+            inference,
+            torch.no_grad(),
+            plain,
+        ):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
         for handle in handles:
             handle.remove()
 

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from swan_surgery.cutting.verification import tensor_error
 from swan_surgery.environment.extras import needed_from
+from swan_surgery.environment.process_wide import without_warnings
 from swan_surgery.environment.writing import as_path, replacing
 from swan_surgery.errors import ExportError, InputError, ModelError, SwanError
 from swan_surgery.exporting.naming import output_names, rename_
@@ -262,8 +262,7 @@ def _named(model: nn.Module, inputs: Inputs) -> Inputs:
 def _torch_errors(kind: str) -> Iterator[None]:
     """Torch's exporters raise all sorts of errors, and warn about matters of their own."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             yield
     except (OSError, SwanError):
         raise

@@ -1,13 +1,11 @@
 """Runs a model once under a dispatch mode that lets the labels ride along."""
 
 import fnmatch
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -36,6 +34,11 @@ from swan_surgery.channels.runs.control_flow import control_flow_joined
 from swan_surgery.channels.runs.frames import FrameMode
 from swan_surgery.channels.runs.planning import depends_on_values, run_op, selects_by_values
 from swan_surgery.channels.runs.source_lines import calling_line
+from swan_surgery.environment.process_wide import (
+    attention_in_products,
+    without_fast_path,
+    without_warnings,
+)
 from swan_surgery.environment.random_streams import pythons_kept, streams_kept
 from swan_surgery.models.outputs import iter_named_tensors
 from swan_surgery.models.tensors import named_tensors
@@ -226,25 +229,22 @@ def run_labelled(
             module.register_forward_hook(_leaving(mode), always_call=True),
         )
     ]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     mode.frames.step = mode.step_whole
     try:
         with (
-            warnings.catch_warnings(),
+            without_warnings(),  # the model's own are for its own runs
+            without_fast_path(),
             streams_kept(),
             pythons_kept(),
             torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
+            attention_in_products(),
             control_flow_joined(),
             mode,
             mode.frames,
         ):
-            warnings.simplefilter("ignore")  # the model's own warnings are for its own runs
             return function(*args, **kwargs)
     finally:
         mode.frames.step = None  # a cycle, while garbage collection is paused
-        torch.backends.mha.set_fastpath_enabled(fastpath)
         for handle in handles:
             handle.remove()
 

@@ -18,6 +18,7 @@ from swan_surgery.cutting.compensation.kept import kept_between
 from swan_surgery.cutting.compensation.layers import Settings
 from swan_surgery.cutting.compensation.outcome import LayerCompensation
 from swan_surgery.cutting.compensation.walking import in_lockstep
+from swan_surgery.environment.process_wide import without_fast_path
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
@@ -160,15 +161,12 @@ def _at_rest(*models: nn.Module) -> Iterator[None]:
     torch's own goes through the positions of a batch in another order than the one written out, which a
     cut may have put in its place. All is as before afterwards.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
         for model in models:
             write_out_(model)
-        with evaluating(*models), streams_kept():
+        with without_fast_path(), evaluating(*models), streams_kept():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for model in models:
             put_back_(model)
 
