@@ -2,10 +2,10 @@
 
     python benchmarks/adaptive_accuracy.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
 
-One nested model is trained per seed (all widths together, distilled from the dense network), then fitted to each
-budget, per block. Against it: the same model at its uniform widths (`adapted.at`), and one static cut per budget
-(one-shot Fisher), trained for as many steps with the same images, loss and learning rate. A nested step runs two
-widths. `--structures free`: per budget a gate per unit and input, fitted in closed form to the dense network; then the
+One nested model is made per seed, its widths allocated by Fisher scores and compensated, and trained (all widths
+together, distilled from the dense network), then fitted to each budget, per block. Against it: the same model with one width
+for all (`adapted.at`), before training too, and one static cut per budget (one-shot Fisher, compensated or not), trained for as
+many steps with the same images, loss and learning rate. A nested step runs two widths. `--structures free`: per budget a gate per unit and input, fitted in closed form to the dense network; then the
 weights are trained under these gates for as many steps, and statistics measured anew. `--structures ftwt`: the same, but
 what a unit is worth to a sample is its share of its group's mean activation (Fire Together Wire Together, CVPR 2022: the mask
 of the strongest activations is predicted). Taken are fitted on training images that no step has seen; test accuracy, in %, is that of the first
@@ -19,6 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -38,7 +39,7 @@ from swan_surgery.adaptive.free_block import FreeBlock
 
 STEPS, BATCH, TRAIN, FIT, TEST = 60, 128, 5_000, 512, 2_000
 LR, WEIGHT_DECAY = 0.02, 1e-4
-WIDTHS = (0.2, 0.4, 0.7, 1.0)
+WIDTHS = (0.25, 0.5, 0.75, 1.0)
 
 
 class Comparison:
@@ -46,7 +47,7 @@ class Comparison:
 
     def __init__(self, seed: int, splits: Splits, options: argparse.Namespace) -> None:
         self.seed, self.network = seed, options.network
-        self.kept = None if options.smoke else options.work / f"nested_{seed}.swan"
+        self.work = None if options.smoke else options.work
         row = Row(options.network, options.base, "dense", 1.0, distil=False, seed=seed, lr=LR)
         self.dense = dense_network(row, splits, options).eval()
         train = splits.train
@@ -106,9 +107,17 @@ class Comparison:
         with torch.no_grad():
             return self.dense(x)
 
-    def nested(self, budgets: list[float], note: Callable[..., None]) -> None:
-        """One model for all budgets."""
-        adapted = swan.adapt(self.dense, self.example, widths=WIDTHS, scores=self.scores)
+    def nested(self, per: Any, budgets: list[float], note: Callable[..., None]) -> None:
+        """One model for all budgets, with a width per block or for the network."""
+        adapted = swan.adapt(self.dense, self.example, per=per, widths=WIDTHS, scores=self.scores)
+        swan.calibrate_widths(adapted, self.few(3))
+        swan.compensate_widths(adapted, self.few(8, 64))
+        dense = adapted.costs.dense
+        for level, width in enumerate(WIDTHS):
+            with adapted.holding(level):
+                test = accuracy(adapted, self.test)
+            macs = swan.count_macs(adapted.at(width), self.example[:1])
+            note(f"untrained-{per}", width, test=test, macs_share=macs / dense)
         generator = torch.Generator().manual_seed(self.seed)
 
         def loss(x: Tensor, y: Tensor, step: int) -> Tensor:
@@ -120,23 +129,24 @@ class Comparison:
                 generator=generator,
             )
 
-        if self.kept is not None and self.kept.exists():
-            found = swan.load(self.kept, build(self.network))
+        name = f"{self.network}_{per}_{self.steps}_{self.seed}.swan"
+        kept = None if self.work is None else self.work / name
+        if kept is not None and kept.exists():
+            found = swan.load(kept, build(self.network))
             assert isinstance(found, swan.AdaptiveModel)  # noqa: S101 - saved below
             adapted, seconds = found, None
         else:
             seconds = self.train(adapted, loss)
-            if self.kept is not None:
-                swan.save(adapted, self.kept)
+            if kept is not None:
+                swan.save(adapted, kept)
         swan.calibrate_widths(adapted, self.few(3), full=True)
-        dense = adapted.costs.dense
         for budget in budgets:
             swan.calibrate_widths(adapted, self.few(3))
             stats = swan.fit_widths(adapted, self.fit_images, macs=budget, statistics=self.few(3))
             images = normalised(self.test.x).split(500)
             told = swan.width_stats(adapted, zip(images, self.test.y.split(500), strict=True))
             note(
-                "nested",
+                f"nested-{per}",
                 budget,
                 test=accuracy(adapted, self.test),
                 macs_share=told.mean_macs / dense,
@@ -152,7 +162,7 @@ class Comparison:
             with adapted.holding(level):
                 test = accuracy(adapted, self.test)
             macs = swan.count_macs(adapted.at(width), self.example[:1])
-            note("uniform", width, test=test, macs_share=macs / dense)
+            note(f"uniform-{per}", width, test=test, macs_share=macs / dense)
 
     def free(self, budget: float, worth: Any = unit_fitting._worth) -> dict[str, Any]:
         """Gates in closed form, and the weights trained under them."""
@@ -194,15 +204,19 @@ class Comparison:
         ranks = torch.stack([_ranks(losses), _ranks(macs.float())])
         return float(torch.corrcoef(ranks)[0, 1])
 
-    def static(self, budget: float) -> dict[str, Any]:
+    def static(self, budget: float, *, compensated: bool = False) -> dict[str, Any]:
         """One cut, trained on."""
-        small = swan.prune_by_score(self.gated, self.scores, macs=budget)
-        swan.calibrate(small, self.few(3))
+        own = self.few(8, 64) if compensated else None
+        small = swan.prune_by_score(self.gated, self.scores, macs=budget, compensate=own)
+        if not compensated:
+            swan.calibrate(small, self.few(3))
+        untrained = accuracy(small, self.test)
         seconds = self.train(small, lambda x, y, _: self.distilled(small, x, y, self.soft(x)))
         macs = swan.count_macs(small, self.example[:1])
         total = swan.count_macs(self.dense, self.example[:1])
         return {
             "test": accuracy(small, self.test),
+            "untrained": untrained,
             "macs_share": macs / total,
             "train_cpu_seconds": seconds,
         }
@@ -252,9 +266,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--structures", nargs="+", choices=["nested", "free", "ftwt"], default=["nested", "free"]
     )
+    parser.add_argument(
+        "--per", nargs="+", choices=["block", "network"], default=["block", "network"]
+    )
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training")
     options = parser.parse_args()
     # The dense network is that of quality.py's schedule "cut".
-    options.base, options.steps, options.train, options.fit = "cut", STEPS, TRAIN, FIT
+    options.base, options.train, options.fit = "cut", TRAIN, FIT
     if options.smoke:
         options.base, options.steps, options.train, options.fit = "smoke", 2, 128, 128
         options.seeds, options.budgets, options.work = [0], [0.5], options.work / "smoke"
@@ -292,24 +310,32 @@ def main() -> None:
             names = {b: f"{options.network}/{method}/{b:g}/{seed}" for b in options.budgets}
             return [budget for budget, name in names.items() if name not in rows]
 
-        nested = "nested" in options.structures and (
-            f"{options.network}/uniform/1/{seed}" not in rows
-        )
-        free = missing("free") if "free" in options.structures else []
-        ftwt = missing("ftwt") if "ftwt" in options.structures else []
-        if not (nested or free or ftwt or missing("static")):
+        nested = [
+            per
+            for per in options.per
+            if "nested" in options.structures
+            and f"{options.network}/uniform-{per}/1/{seed}" not in rows
+        ]
+        single = ["static", "static-compensated", *options.structures]
+        wanted = {method: missing(method) for method in single if method in METHODS}
+        if not nested and not any(wanted.values()):
             continue
         own = Comparison(seed, splits, options)
         note("dense", 1.0, test=accuracy(copy.deepcopy(own.dense), own.test), macs_share=1.0)
-        if nested:
-            own.nested(options.budgets, note)
-        for budget in missing("static"):
-            note("static", budget, **own.static(budget))
-        for budget in free:
-            note("free", budget, **own.free(budget))
-        for budget in ftwt:
-            note("ftwt", budget, **own.free(budget, activation_shares))
+        for per in nested:
+            own.nested(per, options.budgets, note)
+        for method, budgets in wanted.items():
+            for budget in budgets:
+                note(method, budget, **METHODS[method](own, budget))
     report(path, terminal)
+
+
+METHODS: dict[str, Callable[[Comparison, float], dict[str, Any]]] = {
+    "static": Comparison.static,
+    "static-compensated": partial(Comparison.static, compensated=True),
+    "free": Comparison.free,
+    "ftwt": lambda own, budget: own.free(budget, activation_shares),
+}
 
 
 if __name__ == "__main__":

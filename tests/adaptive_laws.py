@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 import swan_surgery as swan
 from swan_surgery.adaptive.block import AdaptiveBlock
+from swan_surgery.adaptive.nested_block import NestedBlock
 from swan_surgery.adaptive.statics import give_bias_
 from swan_surgery.cutting.plan import make_plan
 from swan_surgery.cutting.step import apply_plan
@@ -27,6 +28,16 @@ def randomise_statistics_(adapted: swan.AdaptiveModel, generator: torch.Generato
                     tensor.uniform_(0.5, 2, generator=generator)
                 elif "mean" in name:
                     tensor.normal_(generator=generator)
+
+
+def own_readers_(adapted: swan.AdaptiveModel, generator: torch.Generator) -> None:
+    """Readers of all widths with weights of their own, at random."""
+    for block in adapted.blocks().values():
+        assert isinstance(block, NestedBlock)
+        for level, own in enumerate(block.statistics):
+            block.own_readers_(level)
+            for _, parameter in sorted(own.named_parameters()):
+                parameter.data.normal_(generator=generator)
 
 
 def aim_(adapted: swan.AdaptiveModel, generator: torch.Generator) -> None:
@@ -77,13 +88,27 @@ def assert_near(found: list[Tensor], wanted: list[Tensor], what: str) -> None:
 
 
 def check_adaptive_laws(
-    model: nn.Module, example_inputs, seed: int, *, per: str = "block"
+    model: nn.Module,
+    example_inputs,
+    seed: int,
+    *,
+    per: str = "block",
+    is_scored: bool = False,
+    own_readers: bool = False,
 ) -> swan.AdaptiveModel | None:
-    """All laws; None where nothing can adapt (and `adapt` says why)."""
+    """All laws; None where nothing can adapt (and `adapt` says why).
+
+    `is_scored`: widths are allocated by scores at random; `own_readers`: each has readers of its own.
+    """
     before = fingerprint(model)
     wanted = outputs(model, example_inputs)
+    options: dict[str, Any] = {"widths": (0.3, 0.6, 1.0), "per": per}
     try:
-        adapted = swan.adapt(model, example_inputs, widths=(0.3, 0.6, 1.0), per=per).eval()
+        if is_scored:
+            units = swan.swanify(model, example_inputs, in_place=True).channels.num_units
+            scores = torch.rand(units, generator=torch.Generator().manual_seed(seed))
+            options["scores"] = scores
+        adapted = swan.adapt(model, example_inputs, **options).eval()
     except swan.NoGateableChannelsError:
         assert_same_fingerprint(before, fingerprint(model))
         return None
@@ -91,6 +116,8 @@ def check_adaptive_laws(
     assert_near(outputs(adapted, example_inputs), wanted, "all open is the given model")
     generator = torch.Generator().manual_seed(seed)
     randomise_statistics_(adapted, generator)
+    if own_readers:
+        own_readers_(adapted, generator)
     inputs = samples_of(example_inputs, 4)
     names = list(adapted.costs.blocks)
     drawn = torch.randint(3, (4, len(names)), generator=generator)
@@ -138,6 +165,8 @@ def check_static(adapted: swan.AdaptiveModel, inputs: Inputs) -> None:
         for level, width in enumerate(adapted.widths):
             with adapted.holding(level):
                 assert_near(run(adapted.at(width), inputs), run(adapted, inputs), "a static width")
+    if any(level.has_own for block in adapted.blocks().values() for level in block.statistics):
+        return
     plain = copy.deepcopy(adapted)
     for block in plain.blocks().values():
         levels: Any = block.statistics
@@ -151,8 +180,8 @@ def check_static(adapted: swan.AdaptiveModel, inputs: Inputs) -> None:
                 for statistic, tensor in level.norm(name).items():
                     tensor.copy_(own.view(f"{name}.{statistic}", getattr(norm, statistic)))
     mask = torch.ones(plain.structure.channels.num_units, dtype=torch.bool)
-    for group in plain.structure.groups:
-        mask[list(group.units[max(1, round(plain.widths[0] * len(group.units))) :])] = False
+    for group, counts in zip(plain.structure.groups, plain.structure.counts, strict=True):
+        mask[list(group.units[counts[0] :])] = False
     cut = apply_plan(plain.dense_model(), make_plan(plain.structure.channels, mask))
     with torch.no_grad(), plain.holding(0):
         assert_near(run(plain, inputs), run(cut, inputs), "constant gates are a cut")

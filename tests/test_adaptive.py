@@ -96,15 +96,26 @@ def loader(count: int = 3, size: int = 16) -> list[tuple[Tensor, Tensor]]:
     ),
     st.integers(0, 2**16),
     st.sampled_from(("block", "network")),
+    st.booleans(),
+    st.booleans(),
 )
-def test_laws_over_random_networks(part: PartSpec, seed: int, per: str) -> None:
+def test_laws_over_random_networks(
+    part: PartSpec,
+    seed: int,
+    per: str,
+    is_scored: bool,
+    own_readers: bool,
+) -> None:
     case: Case = build(simple_network(part, seed=seed))
-    check_adaptive_laws(case.model, case.inputs, seed, per=per)
+    check_adaptive_laws(
+        case.model, case.inputs, seed, per=per, is_scored=is_scored, own_readers=own_readers
+    )
 
 
-@pytest.mark.parametrize("per", ["block", "network"])
-def test_laws_of_a_small_network(per: str) -> None:
-    adapted = check_adaptive_laws(small_net(), image(2, 3, 8, 8), 3, per=per)
+@pytest.mark.parametrize(("per", "own"), [("block", True), ("block", False), ("network", True)])
+def test_laws_of_a_small_network(per: str, own: bool) -> None:
+    options = {"per": per, "is_scored": own, "own_readers": own}
+    adapted = check_adaptive_laws(small_net(), image(2, 3, 8, 8), 3, **options)
     assert adapted is not None
     assert list(adapted.costs.blocks) == ["first", "second"]
     assert [len(group.units) for group in adapted.structure.groups] == [8, 8, 6]

@@ -1,13 +1,14 @@
 """`adapt`: a copy of a model whose blocks give every input a width of its own."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
+from swan_surgery.adaptive.allocation import Counts, checked_counts, scored_counts, uniform_counts
 from swan_surgery.adaptive.assembling import assembled
 from swan_surgery.adaptive.candidates import (
     NestedGroup,
@@ -16,23 +17,24 @@ from swan_surgery.adaptive.candidates import (
     static_group,
     unfit_blocks,
 )
-from swan_surgery.adaptive.checks import Choice, checked_choice
+from swan_surgery.adaptive.checks import Choice, check_allocation, checked_choice
 from swan_surgery.adaptive.neuron_blocks import cluster_scores, sizes_by_block
-from swan_surgery.adaptive.probing import Probe, close, probe
-from swan_surgery.adaptive.span_groups import odd_spans
+from swan_surgery.adaptive.ordering import order_, verified
+from swan_surgery.adaptive.probing import Probe, probe
 from swan_surgery.adaptive.structure import Structure
 from swan_surgery.adaptive.token_groups import by_token, odd_reader, tokens_of
 from swan_surgery.channels import ChannelMap
 from swan_surgery.costs.macs import cost_table
-from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError, NoGateableChannelsError
 from swan_surgery.gates import GatedModel, magnitudes
 from swan_surgery.gates.conversion import swanify, unswanify
-from swan_surgery.models import Inputs, copy_of
+from swan_surgery.models import copy_of
 from swan_surgery.models.architecture import architecture_of
 from swan_surgery.models.checks import check_data
-from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
+
+
+Counting = Callable[[Sequence[NestedGroup]], Counts]
 
 
 def adapt(
@@ -44,6 +46,7 @@ def adapt(
     widths: Sequence[float] | None = None,
     block_size: int = 128,
     scores: Tensor | None = None,
+    allocation: Literal["scores", "uniform"] | None = None,
     ignore: Iterable[str] = (),
 ) -> AdaptiveModel:
     """Let every input choose how wide the blocks of a copy of `model` are (SWAN's p_i(x)).
@@ -71,16 +74,19 @@ def adapt(
             "blocks": for transformers, by token.
         per: "block": each block looks at its own input. "network": the first block looks, and all
             take the width it chooses; of "nested" only.
-        widths: shares of the channels, ascending, the last one 1; (0.25, 0.5, 0.75, 1) by default. Of
-            "nested" only.
+        widths: shares, ascending, the last one 1; (0.25, 0.5, 0.75, 1) by default. Of "nested" only.
         block_size: neurons in a block, of "blocks" only: 64 to 256 keep matrix products efficient.
         scores: importance per unit of `swan.swanify(model)`, as `swan.importance` gives it; by
             default the probabilities of a gated model that has closed some gates, else weight
             magnitudes. Of "nested" only: free channels stay in the given order.
+        allocation: what a width is a share of. "scores": of the MACs of all channels that adapt; kept are
+            those with most score per MAC (by falling probability of gates), as `prune_by_score` chooses, so that
+            blocks which matter stay wider. "uniform": of the channels of each block. By default "scores" where
+            there are some that are not negative, and "uniform" with weight magnitudes, which say little across layers.
         ignore: module names or glob patterns whose channels stay static.
 
     Raises:
-        InputError: widths, block_size, scores or `structure` out of range.
+        InputError: widths, block_size, scores, `allocation` or `structure` out of range.
         ModelError: what `swanify` refuses.
         NoGateableChannelsError: no group of channels lies inside one block; says why.
 
@@ -91,8 +97,23 @@ def adapt(
         tensor([10, 20, 30, 40])
     """
     choice = checked_choice(structure, per, widths, block_size)
+    check_allocation(allocation, choice.kind)
     gated, base = _sources(model, example_inputs, ignore)
-    return _adapted(gated, base, choice, _scores(gated, scores))
+    given, have_learnt = _scores(gated, scores)
+    if allocation is None:
+        known = (scores is not None and bool((given >= 0).all())) or have_learnt
+        allocation = "scores" if known else "uniform"
+    elif allocation == "scores" and not bool((given >= 0).all()):
+        raise InputError(
+            f"scores must not be negative where they say how wide blocks are; the least is {float(given.min()):.3g} "
+            f'(allocation="uniform" takes their order alone)'
+        )
+    counting: Counting = partial(uniform_counts, widths=choice.widths)
+    if allocation == "scores":
+        counting = partial(
+            scored_counts, gated, widths=choice.widths, scores=given, per_cost=not have_learnt
+        )
+    return _adapted(gated, base, choice, given, counting)
 
 
 def adapt_in_order(
@@ -104,17 +125,31 @@ def adapt_in_order(
     widths: Sequence[float],
     block_size: int,
     ignore: Iterable[str],
+    counts: Counts | None,
 ) -> AdaptiveModel:
-    """The same for a model whose channels are in order already: they stay as they are."""
+    """The same for a model whose channels are in order already: they stay as they are.
+
+    `counts`: how many units of each group each width keeps; by default the same share of all.
+    """
     choice = checked_choice(structure, per, widths or None, block_size)
     gated, base = _sources(model, example_inputs, ignore)
-    return _adapted(gated, base, choice, None)
+
+    def counting(groups: Sequence[NestedGroup]) -> Counts:
+        if counts is None:
+            return uniform_counts(groups, choice.widths)
+        return checked_counts(counts, groups, choice.widths)
+
+    return _adapted(gated, base, choice, None, counting)
 
 
 def _adapted(
-    gated: GatedModel, base: nn.Module, choice: Choice, scores: Tensor | None
+    gated: GatedModel,
+    base: nn.Module,
+    choice: Choice,
+    scores: Tensor | None,
+    counting: Counting,
 ) -> AdaptiveModel:
-    """`scores`: None where channels are in order already."""
+    """`scores`: None where channels are in order already. `counting` says how many units of its groups a width has."""
     channels, inputs = gated.channels, gated.own_inputs()
     check_data(base, inputs, to="adapt")
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -131,8 +166,8 @@ def _adapted(
             probed = probe(base, inputs, blocks=[g.block for g in found], watched=watched)
             found, refused = _runnable(found, channels, probed)
         ordered = copy_of(base)
-        _order_(ordered, found, _ranks(base, found, channels, choice, scores))
-        found, odd = _verified(ordered, base, found, channels, probed, inputs)
+        order_(ordered, found, _ranks(base, found, channels, choice, scores))
+        found, odd = verified(ordered, base, found, channels, probed, inputs)
         static = (*static, *refused, *odd)
         if not found:
             raise NoGateableChannelsError(
@@ -157,6 +192,7 @@ def _adapted(
             choice.block_size,
             sizes,
             tokens,
+            counting(found) if choice.kind == "nested" else (),
         )
         return assembled(ordered, table, own, probed)
 
@@ -194,12 +230,13 @@ def _sources(
     return gated, base
 
 
-def _scores(gated: GatedModel, scores: Any) -> Tensor:
+def _scores(gated: GatedModel, scores: Any) -> tuple[Tensor, bool]:
+    """One per unit, and whether gates that have closed some learnt them."""
     num_units = gated.gates.num_units
     if scores is None:
         if not bool(gated.gates.open_mask().all()):
-            return gated.gates.probabilities().detach().double().cpu()
-        return magnitudes(gated.model, gated.channels)
+            return gated.gates.probabilities().detach().double().cpu(), True
+        return magnitudes(gated.model, gated.channels).double().cpu(), False
     if not isinstance(scores, Tensor) or scores.shape != (num_units,):
         seen = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(
@@ -208,7 +245,7 @@ def _scores(gated: GatedModel, scores: Any) -> Tensor:
     if not bool(scores.isfinite().all()):
         raise InputError("scores must be finite")
     given: Tensor = scores
-    return given.detach().double().cpu()
+    return given.detach().double().cpu(), False
 
 
 def _runnable(
@@ -223,56 +260,6 @@ def _runnable(
         else:
             static.append(static_group(channels, group.units, reason))
     return tuple(nested), tuple(static)
-
-
-def _order_(model: nn.Module, groups: Iterable[NestedGroup], scores: Tensor) -> None:
-    """Put the units of every group in order of importance, on all axes of all tensors."""
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    for group in groups:
-        order = scores[list(group.units)].argsort(descending=True, stable=True)
-        for own in group.axes:
-            places = (order[:, None] * own.run + torch.arange(own.run)).flatten()
-            tensor = tensors[own.tensor]
-            tensor.copy_(tensor.index_select(own.axis, places.to(tensor.device)))
-
-
-def _verified(
-    ordered: nn.Module,
-    base: nn.Module,
-    found: Sequence[NestedGroup],
-    channels: ChannelMap,
-    probed: Probe,
-    inputs: Inputs,
-) -> tuple[tuple[NestedGroup, ...], tuple[StaticGroup, ...]]:
-    """Blocks in another order compute what they computed; one that does not is put back, and stays static."""
-    passing = [group for group in found if group.writers]
-    odd = set(odd_spans(ordered, inputs, passing, probed))
-    for name in odd:
-        ordered.get_submodule(name).load_state_dict(base.get_submodule(name).state_dict())
-    for name in dict.fromkeys(group.block for group in found if not group.writers):
-        call = probed.calls[name]
-        block = ordered.get_submodule(name)
-        with streams_kept(), evaluating(block):
-            args, kwargs = _fresh(call.arguments)
-            same = _all_close(block(*args, **kwargs), call.output)
-        if not same:
-            odd.add(name)
-            block.load_state_dict(base.get_submodule(name).state_dict())
-    reason = "their block computes something else once they are in another order"
-    static = (static_group(channels, g.units, reason) for g in found if g.block in odd)
-    return tuple(group for group in found if group.block not in odd), tuple(static)
-
-
-def _fresh(call: Any) -> Any:
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, call)
-
-
-def _all_close(found: Any, wanted: Any) -> bool:
-    return all(
-        close(a, b)
-        for a, b in zip(tree_leaves(found), tree_leaves(wanted), strict=True)
-        if isinstance(a, Tensor)
-    )
 
 
 __all__ = ["adapt"]

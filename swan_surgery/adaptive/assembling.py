@@ -159,21 +159,25 @@ def _nested(
     sizes: Mapping[str, int],
     last: Mapping[str, bool],
 ) -> tuple[dict[str, AdaptiveBlock], BlockCosts]:
-    groups, widths = structure.groups, structure.widths
+    groups, widths, counts = structure.groups, structure.widths, structure.counts
     shells = [_shells(ordered, structure, level) for level in range(len(widths) - 1)]
     like = reference(ordered)
-    costs = block_costs(table, groups, widths, batch=probed.batch, looking=sum(sizes.values()))
+    costs = block_costs(table, groups, counts, batch=probed.batch, looking=sum(sizes.values()))
     extra = {name: own - own[0] for name, own in costs.blocks.items()}
     if structure.per == "network":
         extra[next(iter(sizes))] = torch.stack(list(extra.values())).sum(0)
     blocks: dict[str, AdaptiveBlock] = {}
     for name in last:
         own = [group for group in groups if group.block == name]
+        kept = [counts[place] for place, group in enumerate(groups) if group.block == name]
         blocks[name] = NestedBlock(
             name,
             ordered.get_submodule(name),
             [level[name] for level in shells],
-            [narrowing(own, width, name) for width in widths[:-1]],
+            [
+                narrowing(own, [each[level] for each in kept], name)
+                for level in range(len(widths) - 1)
+            ],
             effort=Effort(sizes[name], len(widths), like=like) if name in sizes else None,
             rows=probed.rows[name],
             channels_last=last[name],

@@ -203,8 +203,9 @@ class AdaptiveBlock(nn.Module, ABC):
         return dict([*named, *self.full.named_buffers(remove_duplicate=False)])
 
     def own_state(self) -> dict[str, Tensor]:
-        """All that is not the module's own: statistics and means, and who looks."""
-        found = {f"statistics.{name}": t for name, t in self.statistics.named_buffers()}
+        """All that is not the module's own: statistics, means and readers of its widths, and who looks."""
+        named = (*self.statistics.named_buffers(), *self.statistics.named_parameters())
+        found = {f"statistics.{name}": tensor for name, tensor in named}
         if self.effort is not None:
             own = (*self.effort.named_parameters(), *self.effort.named_buffers())
             found |= {f"effort.{name}": tensor for name, tensor in own}

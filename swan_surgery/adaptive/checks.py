@@ -67,6 +67,18 @@ def checked_choice(
     return Choice(structure, per, tuple(widths), block_size)
 
 
+def check_allocation(allocation: object, kind: str) -> None:
+    """What widths may be shares of.
+
+    Raises:
+        InputError: neither of the two, or what has no widths.
+    """
+    if allocation not in (None, "scores", "uniform"):
+        raise InputError(f'allocation must be "scores" or "uniform"; got {allocation!r}')
+    if allocation is not None and kind != "nested":
+        raise InputError(f"allocation is of nested widths; structure={kind!r} has none")
+
+
 def _ascend(widths: Sequence[float]) -> bool:
     if not isinstance(widths, (tuple, list)) or len(widths) < 2:
         return False
@@ -98,4 +110,11 @@ def checked(loader: Iterable[Any], num_batches: int | None) -> Iterator[Any]:
         yield batch
 
 
-__all__ = ["Choice", "batches_of", "check_adaptive", "checked", "checked_choice"]
+__all__ = [
+    "Choice",
+    "batches_of",
+    "check_adaptive",
+    "check_allocation",
+    "checked",
+    "checked_choice",
+]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from swan_surgery.adaptive.allocation import Counts, uniform_counts
 from swan_surgery.adaptive.candidates import NestedGroup
-from swan_surgery.adaptive.levels import open_units
 from swan_surgery.adaptive.run import Levels
 from swan_surgery.costs.table import CostTable
 
@@ -135,7 +135,7 @@ def of_samples(masks: Tensor) -> Tensor:
 def block_costs(
     table: CostTable,
     groups: Sequence[NestedGroup],
-    widths: Sequence[float],
+    counts: Counts,
     *,
     batch: int,
     looking: int,
@@ -145,7 +145,7 @@ def block_costs(
     Args:
         table: of the model's MACs, for `batch` samples.
         groups: that adapt.
-        widths: ascending, the last one 1.
+        counts: of each group, how many units each level keeps.
         batch: samples in the example inputs.
         looking: MACs per sample of what looks at the input.
     """
@@ -155,11 +155,11 @@ def block_costs(
     blocks = {}
     for name in names:
         own = []
-        for width in widths:
+        for level in range(len(counts[0])):
             values = ones.clone()
-            for group in groups:
+            for group, kept in zip(groups, counts, strict=True):
                 if group.block == name:
-                    values[list(group.units[open_units(group, width) :])] = 0
+                    values[list(group.units[kept[level] :])] = 0
             own.append(int(table.at(values)) // batch)
         closed = ones.clone()
         for group in groups:
@@ -184,7 +184,8 @@ def unit_costs(
     `sizes`: where tokens choose blocks of neurons, how many each holds.
     """
     # A width so small leaves one unit open.
-    ends = block_costs(table, groups, (0.0, 1.0), batch=batch, looking=looking)
+    counts = uniform_counts(groups, (0.0, 1.0))
+    ends = block_costs(table, groups, counts, batch=batch, looking=looking)
     units: dict[str, list[int]] = {}
     for group in groups:
         units.setdefault(group.block, []).extend(group.units)

@@ -13,6 +13,7 @@ from swan_surgery.adaptive.matrices import matrix_of
 
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_OWN = ("weight", "bias")  # of a reader, once a level has its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +35,12 @@ class Narrowing:
         return tensor
 
 
-def open_units(group: NestedGroup, width: float) -> int:
-    """How many units of a group a width keeps; at least one."""
-    return max(1, min(len(group.units), round(width * len(group.units))))
-
-
-def narrowing(groups: Sequence[NestedGroup], width: float, block: str) -> Narrowing:
-    """What a width keeps of a block."""
+def narrowing(groups: Sequence[NestedGroup], counts: Sequence[int], block: str) -> Narrowing:
+    """What a level keeps of a block: so many units of each of its groups."""
     kept: dict[str, list[tuple[int, int]]] = {}
     inputs = {}
     start = len(block) + 1 if block else 0
-    for group in groups:
-        count = open_units(group, width)
+    for group, count in zip(groups, counts, strict=True):
         for own in group.axes:
             kept.setdefault(own.tensor[start:], []).append((own.axis, count * own.run))
         runs = {own.tensor: own.run for own in group.axes if own.axis == 1}
@@ -71,7 +66,7 @@ def num_taps(reader: nn.Module) -> int:
 
 
 class LevelStatistics(nn.Module):
-    """Batch-norm statistics of one level, and the means of what its readers no longer get.
+    """Batch-norm statistics of one level, the means of what its readers no longer get, and readers of its own.
 
     A mean stands for every input and every position of the kernel, [inputs, taps]: at the border of a
     zero-padded image a tap reads zeros as well, and so is its mean.
@@ -101,6 +96,30 @@ class LevelStatistics(nn.Module):
         """The statistics of a batch-norm, at this level's width."""
         prefix = f"norm_{self.norms.index(name)}_"
         return {k.removeprefix(prefix): t for k, t in self.named_buffers() if k.startswith(prefix)}
+
+    def own_readers_(self, tensors: Mapping[str, Tensor]) -> None:
+        """From now on every reader has a weight and a bias of its own at this level.
+
+        `tensors`: with their values, by name, as the level runs them.
+        """
+        for index, name in enumerate(self.readers):
+            for kind in _OWN:
+                given = tensors[f"{name}.{kind}" if name else kind]
+                own = nn.Parameter(given.detach().clone(), requires_grad=given.requires_grad)
+                self.register_parameter(f"{kind}_{index}", own)
+
+    def own(self, reader: str) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias of a reader, as wide as this level; None where they are the full one's."""
+        if not self.has_own:
+            return None
+        index = self.readers.index(reader)
+        weight, bias = (getattr(self, f"{kind}_{index}") for kind in _OWN)
+        return weight, bias
+
+    @property
+    def has_own(self) -> bool:
+        """Whether readers have weights of their own here."""
+        return bool(self._parameters)
 
     def mean(self, reader: str) -> Tensor:
         """What a reader gets on average, [inputs, taps]."""
@@ -134,5 +153,4 @@ __all__ = [
     "narrowing",
     "norms_of",
     "num_taps",
-    "open_units",
 ]

@@ -72,8 +72,7 @@ def _hooked(
     handles = []
     for name, is_open in masks.items():
         reader = block.get_submodule(name)
-        means = [level.mean(name) for level in statistics]
-        mask = _Mask(name, reader, (is_open, kinds), (means, levels), observer)
+        mask = _Mask(name, reader, (is_open, kinds), (statistics, levels), observer)
         handles += [
             reader.register_forward_pre_hook(own(mask.before), with_kwargs=True),
             reader.register_forward_hook(own(mask.behind)),
@@ -101,14 +100,16 @@ class _Mask:
         name: str,
         reader: nn.Module,
         masks: tuple[Tensor, Levels],
-        means: tuple[Sequence[Tensor], Levels],
+        statistics: tuple[Sequence[LevelStatistics], Levels],
         observer: Observer | None,
     ) -> None:
         assert isinstance(reader.weight, Tensor)  # noqa: S101 - readers have one
         self.name, self.reader, self.observer = name, reader, observer
         self.weight = reader.weight
         self.is_open, self.kinds = masks
-        self.means, self.levels = list(means[0]), means[1]
+        self.means = [level.mean(name) for level in statistics[0]]
+        self.own = [level.own(name) for level in statistics[0]]
+        self.levels = statistics[1]
         self.is_conv = isinstance(reader, _ConvNd)
 
     def before(self, _module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -124,11 +125,32 @@ class _Mask:
                 self.means[level] = mean_of(self.reader, rows)
                 observer.reads(self.name, level, self.means[level], len(rows))
 
-    def behind(self, _module: nn.Module, _args: Any, y: Tensor) -> Tensor:
+    def behind(self, _module: nn.Module, args: Any, y: Tensor) -> Tensor:
         # At full width nothing is closed, so that any mean will do.
         means = self.means if len(self.means) == 1 else [*self.means, self.means[0]]
         table = closed_bias(self.weight, torch.stack(means), self.is_open)
-        return y + self._spread(table[self.kinds], y.ndim)
+        y = y + self._spread(table[self.kinds], y.ndim)
+        for level, own in enumerate(self.own):
+            if own is not None:
+                y = self._at(level, self._read_by(*own, args[0]), y)
+        return y
+
+    def _at(self, level: int, there: Tensor, elsewhere: Tensor) -> Tensor:
+        """Outputs of the samples at a level, and of the others."""
+        if isinstance(self.levels, Tensor) and self.levels.ndim:
+            is_there = (self.levels == level).reshape(-1, *[1] * (there.ndim - 1))
+            return torch.where(is_there, there, elsewhere)
+        return there if int(self.levels) == level else elsewhere
+
+    def _read_by(self, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+        """What a reader of a level's own gives of masked inputs; zero where it has no output."""
+        places = [whole - own for whole, own in zip(self.weight.shape, weight.shape, strict=True)]
+        ends = [end for more in reversed(places) for end in (0, more)]
+        weight, bias = F.pad(weight, ends), F.pad(bias, (0, places[0]))
+        if isinstance(self.reader, _ConvNd):
+            found: Tensor = self.reader._conv_forward(x, weight, bias)  # noqa: SLF001 - its padding mode included
+            return found
+        return F.linear(x, weight, bias)
 
     def _spread(self, values: Tensor, ndim: int) -> Tensor:
         """[C] or [B, C] beside activations with that many axes."""

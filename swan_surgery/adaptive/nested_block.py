@@ -1,6 +1,6 @@
 """A block whose samples take widths of their own: groups of equal width run densely."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ class NestedBlock(AdaptiveBlock):
     """A module of the given model with its inner channels in order of importance, in nested widths.
 
     Attributes:
-        statistics: batch-norm statistics and means of every level but the widest.
+        statistics: batch-norm statistics, means and readers of every level but the widest.
         narrowings: what each level but the widest keeps.
         extra: int64 (levels,): MACs of each level above the narrowest, per sample.
         bound: shells whose parameters are views of the weights, once `compact` has made them.
@@ -101,7 +101,7 @@ class NestedBlock(AdaptiveBlock):
         return self.dressed(self.shells[level])
 
     def tensors(self, level: int) -> dict[str, Tensor]:
-        """Parameters and buffers of a level by name: views of the weights, and statistics of its own."""
+        """Parameters and buffers of a level by name: views of the weights, statistics and readers of its own."""
         own = self.narrowings[level]
         statistics = self.statistics[level]
         assert isinstance(statistics, LevelStatistics)  # noqa: S101 - made so
@@ -110,6 +110,10 @@ class NestedBlock(AdaptiveBlock):
             for statistic, tensor in statistics.norm(name).items():
                 found[f"{name}.{statistic}" if name else statistic] = tensor
         for name in own.open_inputs:
+            own_reader = statistics.own(name)
+            if own_reader is not None:
+                found[f"{name}.weight"], found[f"{name}.bias"] = own_reader
+                continue
             outputs = found[f"{name}.weight"].shape[0]
             weight = self.full.get_parameter(f"{name}.weight").narrow(0, 0, outputs)
             is_open = self._open_inputs(name)[level][None]
@@ -117,6 +121,12 @@ class NestedBlock(AdaptiveBlock):
             given = found.get(f"{name}.bias")
             found[f"{name}.bias"] = bias if given is None else given + bias
         return found
+
+    def own_readers_(self, level: int, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Give the readers of a level weights of their own: these, or what they compute with now."""
+        statistics = self.statistics[level]
+        assert isinstance(statistics, LevelStatistics)  # noqa: S101 - made so
+        statistics.own_readers_(self.tensors(level) if tensors is None else tensors)
 
     def parts(self, key: int) -> dict[str, Tensor]:
         """The same for any level, the widest included."""

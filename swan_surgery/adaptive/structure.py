@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from swan_surgery.adaptive.allocation import Counts
 from swan_surgery.adaptive.candidates import NestedGroup, StaticGroup
-from swan_surgery.adaptive.levels import open_units
 from swan_surgery.channels import ChannelMap
 from swan_surgery.models import Inputs
 
@@ -22,6 +22,7 @@ class Structure:
         per: "block" or "network": who looks at the input.
         widths: ascending, the last one 1; none but of nested widths.
         groups: of channels that look at the input.
+        counts: of each group, how many units each width keeps.
         static: groups that do not, with the reason.
         channels: the map of the given model.
         example_inputs: what it was mapped with.
@@ -42,6 +43,7 @@ class Structure:
     block_size: int = 1
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    counts: Counts = ()
 
     def samples(self) -> list[Tensor]:
         """The tensors of the example inputs."""
@@ -60,9 +62,8 @@ def units_by_block(structure: Structure) -> dict[str, list[int]]:
 def open_mask(structure: Structure, levels: Mapping[str, int]) -> Tensor:
     """Open units when blocks have these levels, bool of shape (num_units,)."""
     mask = torch.ones(structure.channels.num_units, dtype=torch.bool)
-    for group in structure.groups:
-        count = open_units(group, structure.widths[levels[group.block]])
-        mask[list(group.units[count:])] = False
+    for group, counts in zip(structure.groups, structure.counts, strict=True):
+        mask[list(group.units[counts[levels[group.block]] :])] = False
     return mask
 
 

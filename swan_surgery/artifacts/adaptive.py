@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from swan_surgery.adaptive import AdaptiveModel, compact
 from swan_surgery.adaptive.adapting import adapt_in_order
+from swan_surgery.adaptive.allocation import Counts
+from swan_surgery.adaptive.block import AdaptiveBlock
+from swan_surgery.adaptive.nested_block import NestedBlock
 from swan_surgery.artifacts.structures import encode, map_digest
 from swan_surgery.errors import ArtifactError, SwanError
 from swan_surgery.models import Inputs
@@ -30,6 +33,7 @@ def adaptive_part(adapted: AdaptiveModel) -> tuple[dict[str, Any], dict[str, Ten
         "structure": structure.kind,
         "per": structure.per,
         "widths": list(structure.widths),
+        "counts": [list(own) for own in structure.counts],
         "block_size": structure.block_size,
         "ignore": list(structure.ignored),
         "blocks": _blocks(adapted),
@@ -48,6 +52,21 @@ def _blocks(adapted: AdaptiveModel) -> list[list[Any]]:
     return [
         [name, [len(g.units) for g in groups if g.block == name]] for name in adapted.costs.blocks
     ]
+
+
+def _own_readers_(block: AdaptiveBlock, saved: Mapping[str, Tensor]) -> None:
+    """Places for the readers that levels of the saved block had for themselves."""
+    if not isinstance(block, NestedBlock):
+        return
+    for level in range(block.num_levels - 1):
+        if f"statistics.{level}.weight_0" in saved:
+            block.own_readers_(level)
+
+
+def _counts(header: Mapping[str, Any]) -> Counts | None:
+    """How many units each width keeps; None in files of versions that had the same share in all groups."""
+    counts = header.get("counts")
+    return None if counts is None else tuple(tuple(own) for own in counts)
 
 
 def rebuilt_adaptive(
@@ -71,6 +90,7 @@ def rebuilt_adaptive(
             widths=tuple(header["widths"]),
             block_size=header.get("block_size", 1),
             ignore=header["ignore"],
+            counts=_counts(header),
         )
     except SwanError as err:
         raise ArtifactError(f"{path}: the model could not be adapted again: {err}") from err
@@ -85,6 +105,7 @@ def rebuilt_adaptive(
     for index, block in enumerate(adapted.blocks().values()):
         prefix = f"{PREFIX}{index}/"
         own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        _own_readers_(block, own)
         state = block.own_state()
         if set(own) != set(state):
             raise ArtifactError(f"{path}: block {block.name!r} has other statistics")

@@ -108,6 +108,28 @@ def compensate(
         >>> done.layers[-1].after < done.layers[-1].before
         True
     """
+    return compensate_only(
+        small,
+        reference,
+        batches,
+        only=None,
+        damping=damping,
+        num_batches=num_batches,
+        progress=progress,
+    )
+
+
+def compensate_only(
+    small: nn.Module,
+    reference: nn.Module,
+    batches: Iterable[Any],
+    *,
+    only: frozenset[str] | None,
+    damping: float,
+    num_batches: int | None = None,
+    progress: bool = False,
+) -> Compensation:
+    """The same, where no other tensors change than `only` those named; None: all that concern the cut."""
     for model, name in ((small, "small"), (reference, "reference")):
         given: object = model
         if not isinstance(given, nn.Module) or isinstance(given, GatedModel):
@@ -127,7 +149,9 @@ def compensate(
         judge = Judge(reference, calls[-max(len(calls) // _JUDGED, 1) :])
         was, before = state_of(small), judge.error(small)
         try:
-            layers = in_lockstep(small, reference, calls, kept, Settings(damping), advance)
+            layers = in_lockstep(
+                small, reference, calls, kept, Settings(damping, only=only), advance
+            )
             after = judge.error(small)
         except BaseException:
             come_back_(small, was)

@@ -37,10 +37,11 @@ Event = Read | Norm
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How strongly weights are held; whether residual streams are mended along."""
+    """How strongly weights are held; whether residual streams are mended along; which tensors may change."""
 
     damping: float = 0.01
     streams: bool = True
+    only: frozenset[str] | None = None
 
 
 @dataclass
@@ -80,9 +81,9 @@ class Layers:
     def __init__(self, sides: tuple[Side, Side], kept: Kept, settings: Settings) -> None:
         self.sides, self.kept, self.settings = sides, kept, settings
         self.done: list[LayerCompensation] = []
-        self.aims: dict[
+        self.taken_up: dict[
             str, Tensor
-        ] = {}  # norm of a stream's writer -> the mean its input shall have
+        ] = {}  # norm of a stream's writer -> what the stream had lost on average, in the norm's input
         uses = sides[0].following.regions
         self.shared = {region: count for region, count in uses.items() if count > 1}
         self.phase = "shared" if self.shared else "single"
@@ -94,6 +95,8 @@ class Layers:
     def mend(self, events: list[Any], twins: list[Any]) -> None:
         """Solve for what all batches read here; the reference's twins have run."""
         first = events[0]
+        if self.settings.only is not None and first.key[0] not in self.settings.only:
+            return
         is_shared = isinstance(first, Read) and first.region in self.shared
         if is_shared != (self.phase == "shared"):
             return
@@ -117,11 +120,11 @@ class Layers:
         if kept is not None:
             kept = kept.to(mean.device)
             mean_was, var_was = mean_was[kept], var_was[kept]
-        aim = self.aims.pop(first.key[0], None)
-        if aim is not None:
-            mean_was = aim  # what the stream had lost by then is in it; its size stays as aimed at
+        lost = self.taken_up.pop(first.key[0], None)
+        if lost is not None:
+            mean_was = mean_was + lost  # is in it by now; its size stays as aimed at
         first.mean.add_((mean - mean_was).to(first.mean.dtype))
-        if aim is None:
+        if lost is None:
             # A channel that hardly varied, beside the others, says nothing of its scale.
             floor = 1e-3 * var_was.mean() + torch.finfo(torch.float64).tiny
             ratio = ((var + floor) / (var_was + floor)).clamp(1 / MOST_RESCALED, MOST_RESCALED)
@@ -139,7 +142,7 @@ class Layers:
         if _width(first) > (MOST_INPUTS if first.settings is None else MOST_TAPS):
             return self._wide(events, twins, kept)
         old = weight_matrix(first).double()
-        sums, held = self._rows(events, twins, kept, old.shape)
+        sums, held, lost = self._rows(events, twins, kept, old.shape)
         if first.region in self.shared:
             seen = self.seen.get(first.region, 0) + 1
             self.seen[first.region] = seen
@@ -164,7 +167,7 @@ class Layers:
             and self.settings.streams
             and first.key in self.sides[0].following.streams
         ):
-            self.aims[norm] = sums.means()[1].flatten()
+            self.taken_up[norm] = lost
         if first.bias is not None:
             x, y = sums.means()
             bias = y - (new @ x[:, :, None])[..., 0]
@@ -183,39 +186,50 @@ class Layers:
 
     def _rows(
         self, events: list[Read], twins: list[Read], kept: Tensor, shape: torch.Size
-    ) -> tuple[Sums, Rows]:
-        """What the batches say about a weight of shape [G, n_out, n_in]; the last rows are held out."""
+    ) -> tuple[Sums, Rows, Tensor]:
+        """What the batches say about a weight of shape [G, n_out, n_in]; the last rows are held out.
+
+        And the mean [n_out] of what its stream has lost, which the weight shall take up.
+        """
         wanted = max(ROWS, FEW * shape[2])
         sums, held = self.kept_back.pop(events[0].region, (Sums(), Rows()))
         generator = torch.Generator().manual_seed(len(self.done))
+        lost, count = torch.zeros(len(kept), dtype=torch.float64, device=events[0].weight.device), 0
         for one, two in zip(events, twins, strict=True):
             assert two.output is not None  # noqa: S101 - stopped after it had run
             at = draw(row_count(two), -(-wanted // len(events)), generator)
             x = input_rows(one, at, two.output.shape[2:]).transpose(0, 1)
-            y = self._wanted(one, two, at, kept).unflatten(1, (shape[0], -1)).transpose(0, 1)
+            y, more = self._wanted(one, two, at, kept)
+            if more is not None:
+                y = y + more
+                lost += more.sum(0, dtype=torch.float64)
+            count += len(y)
+            y = y.unflatten(1, (shape[0], -1)).transpose(0, 1)
             if x.dtype not in ROUNDING:
                 x, y = x.float(), y.float()
             cut = solved_with(x.shape[1])
             sums.add(x[:, :cut], y[:, :cut])
             start = cut if cut < x.shape[1] else 0  # a single row is its own judge
             held.parts.append((x[:, start:].clone(), y[:, start:].clone()))  # views would keep all
-        return sums, held
+        return sums, held, lost / max(count, 1)
 
-    def _wanted(self, one: Read, two: Read, at: Positions, kept: Tensor) -> Tensor:
-        """What the read shall give: what the reference's gave, and what its stream has lost by now."""
+    def _wanted(
+        self, one: Read, two: Read, at: Positions, kept: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the read shall give: what the reference's gave [R, n_out], and what its stream has lost by now."""
         assert two.output is not None  # noqa: S101 - stopped after it had run
         kept = kept.to(two.output.device)
         y = output_rows(two.output, at)[:, kept]
         here, there = (side.following.streams.get(one.key) for side in self.sides)
         if here is None or there is None or one.partner is None or two.partner is None:
-            return y
+            return y, None
         scale = self._scale(here)
         was = output_rows(there.chain.undone(two.partner), at)
         now = output_rows(here.chain.undone(one.partner), at)
         if scale is None or was.shape[1] <= int(kept.max()) or now.shape != y.shape:
-            return y
+            return y, None
         square = scale.square()
-        return y + (was[:, kept] - now) * (scale / (square + 1e-4 * square.mean() + 1e-30))
+        return y, (was[:, kept] - now) * (scale / (square + 1e-4 * square.mean() + 1e-30))
 
     def _scale(self, stream: Stream) -> Tensor | None:
         """By what a change of the read's output arrives in the stream, per channel."""
