@@ -74,6 +74,23 @@ class Functional(nn.Module):
 
 
 IMAGE, LINE, VOLUME, TOKENS = (3, 6, 6), (3, 9), (3, 4, 4, 4), (5, 3)
+
+
+class NormedStream(nn.Module):
+    """A batch-norm in front of a stream: more positions than the sums take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.conv, self.norm = (
+            conv(6, 4, 1),
+            conv(6, 4, 1, bias=False),
+            nn.BatchNorm2d(4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.into(x) + self.norm(self.conv(x)))
+
+
 KINDS = {
     "conv": (IMAGE, conv(3, 6, 3), conv(6, 4, 3, padding=1), conv(4, 2, 1)),
     "strided": (
@@ -102,6 +119,7 @@ KINDS = {
     "attention": (TOKENS, nn.Linear(3, 6), Tokens(residual=False), nn.Linear(6, 2)),
     "twice": (IMAGE, conv(3, 6, 1), Twice(), conv(4, 2, 1)),
     "functional": (IMAGE, conv(3, 6, 1), Functional(), conv(4, 2, 1)),
+    "stream": ((3, 16, 16), conv(3, 6, 1), NormedStream(), conv(4, 2, 1)),
     "batch_norm": (
         IMAGE,
         conv(3, 6, 1),
