@@ -4,8 +4,8 @@
     python benchmarks/adaptive.py --structure blocks
 
 Paired in one loop, float32, eval mode. Every variant does the same work per sample on average: `static` is the
-library's cut of the block's inner channels, `nested` gives half of a batch one width and half another with
-that mean (at batch 1 a call for one sample of each is timed together, for all variants), `uniform` gives all the one width (what grouping itself costs
+library's cut of the block's inner channels, `nested` gives half of a batch half of that width and half a wider one, so that the
+mean MACs are those of the cut (at batch 1 a call for one sample of each is timed together, for all variants), `uniform` gives all the one width (what grouping itself costs
 is the difference), `masked` multiplies masks. Looking at the input is part of `nested`. Ratios are over the
 dense block's time next to it; the target is nested <= 1.15 x static. Feed-forward layers also run in `blocks` of
 128 and 256 neurons that every token chooses with gates at random, a share of all on average, beside a static cut to that share.
@@ -35,8 +35,8 @@ from torchvision.ops import MLP
 import swan_surgery as swan
 
 
-# Two widths around each share, with that mean.
-AROUND = {0.5: (0.25, 0.75), 0.25: (0.125, 0.375)}
+SHARES = (0.5, 0.25)
+STEPS = 64  # widths that the wider one is chosen among
 SIZES = (128, 256)
 
 
@@ -114,9 +114,8 @@ def variants(
     block: nn.Module, x: Tensor, share: float, batch: int
 ) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
-    low, high = AROUND[share]
     model = OneBlock(block).eval()
-    adapted = swan.adapt(model, x[:2], widths=(low, share, high, 1.0)).eval()
+    adapted = swan.adapt(model, x[:2], widths=around(model, x, share)).eval()
     looks: Any = adapted.blocks()["block"].effort
     # Thresholds at the median effort, so that samples really look, and halves take two widths.
     nn.init.normal_(looks.weight)
@@ -141,6 +140,19 @@ def variants(
         "uniform": uniform,
         "masked": lambda: on_all(masked),
     }
+
+
+def around(model: nn.Module, x: Tensor, share: float) -> tuple[float, ...]:
+    """Half of a share, the share, and the width with which the half costs as much on average.
+
+    A layer between two inner ones grows with the square of the width.
+    """
+    low = share / 2
+    wider = [step / STEPS for step in range(int(share * STEPS) + 1, STEPS)]
+    adapted = swan.adapt(model, x[:2], widths=(low, share, *wider, 1.0))
+    (macs,) = adapted.costs.blocks.values()
+    high = int((macs[2:-1] - (2 * macs[1] - macs[0])).abs().argmin())
+    return low, share, wider[high], 1.0
 
 
 def _halve_(adapted: swan.AdaptiveModel, x: Tensor) -> None:
@@ -170,13 +182,13 @@ def main() -> None:
     if options.structure == "blocks":
         found = {}
     with progress_bar(terminal) as bar:
-        total = len(found) * len(options.batches) * len(AROUND)
+        total = len(found) * len(options.batches) * len(SHARES)
         task = bar.add_task("blocks", total=total or None)
         for name, (block, shape) in found.items():
             for batch in options.batches:
                 generator = torch.Generator().manual_seed(0)
                 x = torch.randn(max(batch, 2), *shape, generator=generator)
-                for share in AROUND:
+                for share in SHARES:
                     row = measure(name, block, x, (share, batch), options.repeats)
                     result["rows"].append(row | {"threads": options.threads})
                     write(path, result)
@@ -196,7 +208,7 @@ def of_tokens(options: Any) -> Iterator[dict[str, Any]]:
     for name, (block, shape) in by_token(smoke=options.smoke).items():
         for batch in options.batches if shape[0] > 1 else (1,):
             x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-            for share in AROUND:
+            for share in SHARES:
                 for size in SIZES:
                     with torch.no_grad():
                         timed = token_variants(block, x, share, size)
@@ -239,12 +251,12 @@ def measure(
 
 
 def macs_over_static(block: nn.Module, x: Tensor, share: float) -> float:
-    """What two widths cost over one with their mean: a layer between two inner ones grows with the square."""
-    low, high = AROUND[share]
-    adapted = swan.adapt(OneBlock(block).eval(), x[:2], widths=(low, share, high, 1.0))
+    """What two widths cost over the one between them, looking at the input included."""
+    model = OneBlock(block).eval()
+    adapted = swan.adapt(model, x[:2], widths=around(model, x, share))
     (blocks,) = adapted.costs.blocks.values()
-    around = adapted.costs.fixed + float(blocks[0] + blocks[2]) / 2
-    return around / (adapted.costs.fixed - adapted.costs.looking + float(blocks[1]))
+    mean = adapted.costs.fixed + float(blocks[0] + blocks[2]) / 2
+    return mean / (adapted.costs.fixed - adapted.costs.looking + float(blocks[1]))
 
 
 def described(row: dict[str, Any]) -> str:

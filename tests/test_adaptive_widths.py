@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.adaptive.rows import in_groups, in_runs
 from swan_surgery.costs.macs import cost_table
 from tests.adaptive_laws import own_readers_, randomise_statistics_
 from tests.closing import image
@@ -221,3 +222,44 @@ def test_without_batches_nothing_changes() -> None:
     with pytest.raises(swan.InputError, match="no batch"):
         swan.compensate_widths(adapted, [])
     assert not any(own.has_own for own in adapted.blocks()["first"].statistics)
+
+
+def test_runs_are_neighbours_and_groups_are_all_of_a_kind() -> None:
+    assert in_runs([1, 1, 0, 1]) == [(1, [0, 1]), (0, [2]), (1, [3])]
+    assert in_groups([1, 1, 0, 1]) == [(1, [0, 1, 3]), (0, [2])]
+    assert in_runs([]) == in_groups([]) == []
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(4, [3, 2]), (48, [2, 1, 1, 1])])
+def test_samples_that_are_dear_to_copy_are_taken_as_they_lie(size: int, pieces: list[int]) -> None:
+    adapted = adapted_net().eval()
+    levels = torch.tensor([2, 2, 0, 2, 0])
+    x = torch.randn(5, 3, size, size, generator=torch.Generator().manual_seed(2)).double()
+    seen: list[int] = []
+    first: Any = adapted.blocks()["first"]
+    at = first.at
+
+    def watched(key: int, args: Any, kwargs: Any) -> Any:
+        seen.append(len(args[0]))
+        return at(key, args, kwargs)
+
+    first.at = watched
+    with torch.no_grad(), adapted.holding(levels):
+        found = adapted(x)
+        assert seen == pieces
+        adapted.execution = "masked"
+        torch.testing.assert_close(found, adapted(x), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_reach_samples_that_are_taken_as_they_lie() -> None:
+    adapted = adapted_net().eval()
+    levels = torch.tensor([2, 2, 0, 2, 0])
+    found = []
+    for way in ("group", "masked"):
+        adapted.execution = way
+        adapted.zero_grad()
+        x = torch.randn(5, 3, 48, 48, generator=torch.Generator().manual_seed(2)).double()
+        with adapted.holding(levels):
+            adapted(x.requires_grad_()).square().sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from swan_surgery.adaptive.effort import features_of
 from swan_surgery.adaptive.levels import LevelStatistics
 from swan_surgery.adaptive.masked import Observer
-from swan_surgery.adaptive.rows import Rows, put_together
+from swan_surgery.adaptive.rows import Rows, in_groups, in_runs, put_together
 from swan_surgery.adaptive.run import Levels, Run, running
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.models.tensors import plain_tensors
@@ -152,16 +152,14 @@ class AdaptiveBlock(nn.Module, ABC):
         """Whether a choice has one row per sample."""
 
     def _grouped(self, keys: Sequence[Any], call: Any) -> Any:
-        groups: dict[Any, list[int]] = {}
-        for sample, key in enumerate(keys):
-            groups.setdefault(key, []).append(sample)
-        if len(groups) <= 1:
-            return self.at(next(iter(groups), None), *call)
-        indices = list(groups.values())
+        if len(set(keys)) <= 1:
+            return self.at(next(iter(keys), None), *call)
+        groups = in_runs(keys) if self._lie_heavy(call) else in_groups(keys)
+        indices = [own for _, own in groups]
         try:
-            parts = [self._at_rows(key, call, own) for key, own in groups.items()]
+            parts = [self._at_rows(key, call, own) for key, own in groups]
         except ValueError as err:
-            alone = any(len(own) == 1 for own in groups.values())
+            alone = any(len(own) == 1 for own in indices)
             if not (self.training and alone and "more than 1 value per channel" in str(err)):
                 raise
             raise InputError(
@@ -170,6 +168,18 @@ class AdaptiveBlock(nn.Module, ABC):
                 f"let inputs choose in eval mode"
             ) from err
         return put_together(parts, indices)
+
+    def _lie_heavy(self, call: Any) -> bool:
+        """Whether to copy a sample takes longer than to read the weights once more, as in the first stages of a CNN.
+
+        Then samples are taken as they lie, in runs that choose alike. Accelerators wait for launches instead, and
+        batch-norms in train mode need more than one sample.
+        """
+        first = self.rows.first(call)
+        if self.training or first.device.type != "cpu":
+            return False
+        weights = sum(own.numel() * own.element_size() for own in self.full.parameters())
+        return first.numel() * first.element_size() > weights * len(first)
 
     def _at_rows(self, key: Any, call: Any, rows: Sequence[int]) -> Any:
         """Run some samples of a call.

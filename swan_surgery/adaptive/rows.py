@@ -72,6 +72,24 @@ def _tensors(leaves: Sequence[Any]) -> frozenset[int]:
     return frozenset(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
 
 
+def in_groups(keys: Sequence[Any]) -> list[tuple[Any, list[int]]]:
+    """Samples of the same key, ascending; keys as they come first."""
+    found: dict[Any, list[int]] = {}
+    for sample, key in enumerate(keys):
+        found.setdefault(key, []).append(sample)
+    return list(found.items())
+
+
+def in_runs(keys: Sequence[Any]) -> list[tuple[Any, list[int]]]:
+    """Neighbours of the same key: a key may come again, and all runs together are in order."""
+    found: list[tuple[Any, list[int]]] = []
+    for sample, key in enumerate(keys):
+        if not found or found[-1][0] != key:
+            found.append((key, []))
+        found[-1][1].append(sample)
+    return found
+
+
 def put_together(outputs: Sequence[Any], indices: Sequence[Sequence[int]]) -> Any:
     """The outputs of groups of samples as the output of all of them, in their order.
 
@@ -83,13 +101,19 @@ def put_together(outputs: Sequence[Any], indices: Sequence[Sequence[int]]) -> An
         return outputs[0]
     flat = [tree_flatten(output)[0] for output in outputs]
     shape = tree_flatten(outputs[0])[1]
-    if torch.is_grad_enabled():
-        places = torch.tensor([place for index in indices for place in index])
-        order = places.argsort()
+    places = [place for index in indices for place in index]
+    if places == sorted(places):
+        joined = [_in_order(leaves) for leaves in zip(*flat, strict=True)]
+    elif torch.is_grad_enabled():
+        order = torch.tensor(places).argsort()
         joined = [_joined(leaves, order) for leaves in zip(*flat, strict=True)]
     else:
         joined = [_written(leaves, indices) for leaves in zip(*flat, strict=True)]
     return tree_unflatten(joined, shape)
+
+
+def _in_order(leaves: Sequence[Any]) -> Any:
+    return torch.cat(list(leaves)) if isinstance(leaves[0], Tensor) else leaves[0]
 
 
 def _joined(leaves: Sequence[Any], order: Tensor) -> Any:
@@ -116,4 +140,4 @@ def _written(leaves: Sequence[Any], indices: Sequence[Sequence[int]]) -> Any:
     return whole
 
 
-__all__ = ["Rows", "put_together"]
+__all__ = ["Rows", "in_groups", "in_runs", "put_together"]
