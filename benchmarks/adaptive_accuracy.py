@@ -8,7 +8,9 @@ for all (`adapted.at`), before training too, and one static cut per budget (one-
 many steps with the same images, loss and learning rate. A nested step runs two widths. `--structures free`: per budget a gate per unit and input, fitted in closed form to the dense network; then the
 weights are trained under these gates for as many steps, and statistics measured anew. `--structures ftwt`: the same, but
 what a unit is worth to a sample is its share of its group's mean activation (Fire Together Wire Together, CVPR 2022: the mask
-of the strongest activations is predicted). Taken are fitted on training images that no step has seen; test accuracy, in %, is that of the first
+of the strongest activations is predicted). `--structures fbs`: a share of each block's inner units that is the same for all
+inputs, the ones with the largest saliency, relu(W |x| + 1) of the mean |x| of the block's channels, which also multiplies what
+they give (Feature Boosting and Suppression, ICLR 2019; there with a batch-norm's shift left out of it). Taken are fitted on training images that no step has seen; test accuracy, in %, is that of the first
 `TEST` images of the test half of `quality_data`. Rows in the result file are not
 measured again, and trained nested models are kept in `--work`.
 """
@@ -34,6 +36,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.adaptive import unit_fitting
+from swan_surgery.adaptive.candidates import NestedGroup
 from swan_surgery.adaptive.free_block import FreeBlock
 
 
@@ -190,6 +193,31 @@ class Comparison:
             "train_cpu_seconds": seconds,
         }
 
+    def fbs(self, budget: float) -> dict[str, Any]:
+        """The most salient inner units of each block, as many for all inputs; what they give times their saliency."""
+        density, macs, groups = self._density(budget)
+        model = copy.deepcopy(self.dense)
+        torch.manual_seed(self.seed)
+        for group in groups:
+            boost_(model, group, density)
+        untrained = accuracy(model, self.test)
+        seconds = self.train(model, lambda x, y, _: self.distilled(model, x, y, self.soft(x)))
+        return {
+            "test": accuracy(model, self.test),
+            "untrained": untrained,
+            "macs_share": macs,
+            "train_cpu_seconds": seconds,
+        }
+
+    def _density(self, budget: float) -> tuple[float, float, tuple[NestedGroup, ...]]:
+        """The largest share of all blocks' units within a budget, its MACs, and the groups."""
+        shares = [step / 64 for step in range(1, 65)]
+        costs = swan.adapt(self.dense, self.example, widths=shares, allocation="uniform")
+        table = torch.stack([*costs.costs.blocks.values()]).sum(0) + costs.costs.fixed
+        macs = (table / costs.costs.dense).tolist()
+        place = max(i for i, share in enumerate(macs) if share <= budget)
+        return shares[place], macs[place], costs.structure.groups
+
     def hardness(self, adapted: swan.AdaptiveModel) -> float:
         """Rank correlation of what a test image costs and the dense network's loss on it."""
         images = normalised(self.test.x)
@@ -220,6 +248,31 @@ class Comparison:
             "macs_share": macs / total,
             "train_cpu_seconds": seconds,
         }
+
+
+def boost_(model: nn.Module, group: NestedGroup, density: float) -> None:
+    """Hooks that let only the most salient units of a group through, multiplied; the saliencies are the block's."""
+    block, count = model.get_submodule(group.block), len(group.units)
+    size = next(own for own in block.modules() if isinstance(own, nn.Conv2d)).in_channels
+    look = nn.Linear(size, count)
+    nn.init.kaiming_normal_(look.weight)
+    nn.init.ones_(look.bias)
+    block.add_module(f"saliency_{group.units[0]}", look)
+    kept = max(1, round(density * count))
+    gates: list[Tensor] = []
+
+    def looks(_: nn.Module, args: Any) -> None:
+        saliency = look(args[0].abs().mean((2, 3))).relu()
+        least = saliency.topk(kept).values[:, -1:]
+        gates[:] = [saliency * (saliency >= least)]
+
+    def lets_through(_: nn.Module, args: Any) -> Any:
+        run = args[0].shape[1] // count
+        return (args[0] * gates[0].repeat_interleave(run, 1)[:, :, None, None],)
+
+    block.register_forward_pre_hook(looks)
+    for reader in group.readers:
+        model.get_submodule(reader).register_forward_pre_hook(lets_through)
 
 
 def activation_shares(adapted: swan.AdaptiveModel, batches: list[Any]) -> dict[str, Tensor]:
@@ -264,7 +317,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.25])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--structures", nargs="+", choices=["nested", "free", "ftwt"], default=["nested", "free"]
+        "--structures",
+        nargs="+",
+        choices=["nested", "free", "ftwt", "fbs"],
+        default=["nested", "free"],
     )
     parser.add_argument(
         "--per", nargs="+", choices=["block", "network"], default=["block", "network"]
@@ -335,6 +391,7 @@ METHODS: dict[str, Callable[[Comparison, float], dict[str, Any]]] = {
     "static-compensated": partial(Comparison.static, compensated=True),
     "free": Comparison.free,
     "ftwt": lambda own, budget: own.free(budget, activation_shares),
+    "fbs": Comparison.fbs,
 }
 
 

@@ -133,8 +133,8 @@ def adapt_command(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="A safetensors file: 'inputs', samples first (their shape is --input's default): statistics of each width "
-            "are measured on it, and fitted to it. Without it every input takes the full width."
+            help="A safetensors file: 'inputs', samples first (their shape is --input's default): what matters, and what "
+            "each width needs, is measured on it, and who takes what fitted to it. Without it every input takes the full width."
         ),
     ] = None,
     macs: Annotated[
@@ -150,7 +150,9 @@ def adapt_command(
     ] = "nested",
     widths: Annotated[
         str | None,
-        typer.Option(help="Shares of the channels, of nested: by default 0.25,0.5,0.75,1."),
+        typer.Option(
+            help="Shares of the channels, with --data of their multiply-adds, of nested: by default 0.25,0.5,0.75,1."
+        ),
     ] = None,
     block_size: Annotated[int, typer.Option(help="Neurons in a block, of blocks.")] = 128,
     per: Annotated[str, typer.Option(help="Who looks at the input: block or network.")] = "block",

@@ -42,6 +42,9 @@ def test_with_data_widths_are_fitted(tmp_path) -> None:
     assert facts["widths"]["samples"] == 200
     assert facts["widths"]["mean_macs"] <= 0.6 * facts["dense_macs"]
     assert facts["blocks"] == {"": [10, 20, 30, 40]}
+    adapted = swan.load(tmp_path / "a.swan", net())
+    assert isinstance(adapted, swan.AdaptiveModel)
+    assert all(own.has_own for own in adapted.blocks()[""].statistics)  # each width is compensated
 
 
 @pytest.mark.parametrize("structure", ["free", "blocks"])

@@ -515,3 +515,11 @@ def test_of_fewer_rows_than_inputs_the_rows_are_solved_for(centred) -> None:
     assert not few.rows
     assert few.count == 51
     assert solve(few, start, centred=centred, damping=0.1) is not None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"),
+    [([64] * 10, 2), ([64, 64, 64, 8], 2), ([64, 64, 64, 1], 2), ([5], 1), ([1, 1, 1], 1)],
+)
+def test_a_fifth_of_the_samples_judges_and_not_of_the_batches(sizes, count) -> None:
+    assert compensating._num_judging(sizes) == count

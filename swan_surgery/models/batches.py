@@ -59,6 +59,13 @@ def _moved(value: Any, device: torch.device) -> Any:
     return tree_map(lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf, value)
 
 
+def num_samples(batch: Any) -> int:
+    """The length of a batch's first tensor; 1 where it holds none with samples."""
+    given = batch[:1] if isinstance(batch, (tuple, list)) else batch
+    tensors = (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor) and leaf.ndim)
+    return next((len(tensor) for tensor in tensors), 1)
+
+
 def first_samples(batch: Any, count: int) -> Any:
     """Example inputs out of a batch: of every tensor that has one entry per sample the first few.
 

@@ -6,9 +6,13 @@ from pathlib import Path
 import typer
 from torch import Tensor
 
-from swan_surgery.adaptive import adapt, calibrate_widths, fit_widths
+from swan_surgery.adaptive import adapt, calibrate_widths, compensate_widths, fit_widths
 from swan_surgery.artifacts import save
+from swan_surgery.compressing.own_outputs import Sensitivity
 from swan_surgery.errors import InputError
+from swan_surgery.gates import GatedModel
+from swan_surgery.gates.conversion import swanify
+from swan_surgery.selection.importance import importance
 from swan_surgery_cli.work.subjects import inputs_in, subject_of, tensors_in
 from swan_surgery_cli.work.waiting import waiting
 
@@ -48,17 +52,21 @@ def adapt_command(
         base, inputs = subject_of(
             model, weights, shapes or [], sample=batches[0][:1] if batches else None
         )
+        is_scored = structure == "nested" and bool(batches)
+        gated = swanify(base.eval(), inputs, in_place=True)
         adapted = adapt(
-            base.eval(),
-            inputs,
+            gated,
             structure=structure,  # type: ignore[arg-type]  # checked above
             per="network" if per == "network" else "block",
             widths=shares,
             block_size=block_size,
+            scores=_scores(gated, batches) if is_scored else None,
         )
         stats = None
         if batches:
             calibrate_widths(adapted, batches)
+            if is_scored:
+                compensate_widths(adapted, batches)
             stats = fit_widths(adapted, batches, macs=macs, max_macs=max_macs)
         save(adapted if at is None else adapted.at(at), out)
     if as_json:
@@ -82,6 +90,11 @@ def _shares(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--widths {text}: numbers, as in 0.25,0.5,1") from None
+
+
+def _scores(gated: GatedModel, batches: list[Tensor]) -> Tensor:
+    """How far each unit moves the outputs: no labels are needed."""
+    return importance(gated, "fisher", batches=batches, loss=Sensitivity())
 
 
 def _batches(path: Path) -> list[Tensor]:

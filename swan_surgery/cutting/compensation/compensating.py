@@ -1,7 +1,7 @@
 """`compensate`: the layers behind a cut are solved for anew, so that they give what they gave before."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from swan_surgery.environment.process_wide import without_fast_path
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
-from swan_surgery.models.batches import batches_in, run_on_batch
+from swan_surgery.models.batches import batches_in, num_samples, run_on_batch
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import note_, provenance_of
@@ -32,7 +32,7 @@ from swan_surgery.models.steps import Step, StepKind, StepMacs, register_step
 
 COMPENSATE = "compensate"
 _VERSION = 1
-_JUDGED = 5  # the last fifth of the batches judges the whole
+_JUDGED = 5  # the last fifth of the samples judges the whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def compensate(
     what the reference gives at the channels that stayed. What is added to a residual stream also takes
     up what the stream has lost by then. Batch-norm statistics follow the change. A weight stays as it
     was unless its error on held-out rows falls, and so do all where the outputs of the whole model, on
-    the last fifth of the batches, came out further from the reference's. No gradients, no labels; one pass of
+    the last fifth of the samples, came out further from the reference's. No gradients, no labels; one pass of
     each model, and another before and after of the batches that judge.
 
     Args:
@@ -141,12 +141,13 @@ def compensate_only(
     if not damping > 0:
         raise InputError(f"damping must be positive; got {damping}")
     kept = kept_between(small, reference)
-    calls = [partial(_run, batch=batch) for batch in batches_in(batches, num_batches)]
+    held = list(batches_in(batches, num_batches))
+    calls = [partial(_run, batch=batch) for batch in held]
     if not calls:
         raise InputError("there is no batch to compensate with; nothing was changed")
     start = time.perf_counter()
     with torch.inference_mode(mode=False), _at_rest(small, reference), _told(progress) as advance:
-        judge = Judge(reference, calls[-max(len(calls) // _JUDGED, 1) :])
+        judge = Judge(reference, calls[-_num_judging([*map(num_samples, held)]) :])
         was, before = state_of(small), judge.error(small)
         try:
             layers = in_lockstep(
@@ -162,6 +163,16 @@ def compensate_only(
     if is_better:
         _note(small)
     return Compensation(tuple(layers), before, after, is_better, time.perf_counter() - start)
+
+
+def _num_judging(sizes: Sequence[int]) -> int:
+    """How many of the last batches hold a fifth of all samples: a loader's last one may be short."""
+    least, seen = sum(sizes) / _JUDGED, 0
+    for count, size in enumerate(reversed(sizes), start=1):
+        seen += size
+        if seen >= least:
+            return count
+    return len(sizes)
 
 
 def _run(model: nn.Module, *, batch: Any) -> object:
