@@ -8,11 +8,16 @@ Result = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]
 _METHODS = {
     "dense": "the dense network",
-    "nested": "nested, per block",
+    "static": "static cut, one-shot Fisher",
+    "static-compensated": "static cut, compensated",
+    "nested-block": "nested, per block",
+    "uniform-block": "the same model, one width for all",
+    "untrained-block": "the same before training",
+    "nested-network": "nested, per network",
+    "uniform-network": "the same model, one width for all",
     "free": "free units, per block",
     "ftwt": "the same by the strongest activations (FTWT)",
-    "uniform": "the same model, one width for all",
-    "static": "static cut, one-shot Fisher",
+    "fbs": "a fixed share, by saliencies that multiply (FBS)",
 }
 
 

@@ -1,6 +1,7 @@
 """A switch in an audio encoder, without labels: silence takes a short way, speech the full one (arXiv:2407.05442).
 
     pip install espeakng-loader          # espeak-ng 1.52 and its voices, as PyPI ships them; without it: formants
+    pip install "visqol-python[lattice]" # Google's ViSQOL, ported; without it: spectral distance and SI-SDR alone
     python recipes/route_audio.py        # about seven minutes of CPU time
     python recipes/route_audio.py --smoke
 
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.signal import lfilter
+from scipy.signal import lfilter, resample_poly
 from torch import Tensor, nn
 
 import swan_surgery as swan
@@ -195,6 +196,18 @@ def si_sdr(found: Tensor, wanted: Tensor) -> Tensor:
     )
 
 
+def visqol(found: Tensor, wanted: Tensor) -> float | None:
+    """Listening quality of speech (MOS-LQO, 1 to 5), one segment after the other; None without ViSQOL."""
+    if find_spec("visqol") is None:
+        return None
+    judge = import_module("visqol").VisqolApi()
+    judge.create(mode="speech")
+    two, one = (
+        resample_poly(x.flatten().double().numpy(), 320, 441) for x in (found, wanted)
+    )  # 22,050 to 16,000 Hz
+    return float(judge.measure_from_arrays(one, two, 16_000).moslqo)
+
+
 def train(loss: Any, parameters: Any, data: Tensor, epochs: int, seed: int) -> None:
     """Adam, the learning rate on a cosine."""
     generator, size = torch.Generator().manual_seed(seed), 16
@@ -274,6 +287,8 @@ def run(settings: Settings) -> dict[str, Any]:
         for way, sound in ways.items():
             found[kind][f"{way}_spectral_distance"] = float(spectral_distance(sound, test).mean())
             found[kind][f"{way}_si_sdr_db"] = float(si_sdr(sound, test).mean())
+            if kind == "speech":
+                found[kind][f"{way}_visqol"] = visqol(sound, test)
     return found
 
 

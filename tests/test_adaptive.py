@@ -460,6 +460,18 @@ def test_the_cheapest_levels_keep_the_budget() -> None:
         assert budget - 3 <= mean_macs(losses, macs, levels) <= budget
 
 
+def test_what_is_left_of_a_budget_goes_to_what_fits() -> None:
+    """The first block would gain most per MAC, but its next width costs too much; the second one's does not."""
+    one = torch.ones(1, dtype=torch.float64)
+    losses = [Losses(torch.tensor([[9.0, 0.0]]), one), Losses(torch.tensor([[1.0, 0.5]]), one)]
+    macs = [torch.tensor([0, 10]), torch.tensor([0, 4])]
+    assert [own.tolist() for own in cheapest(losses, macs, 9.0)] == [[0], [1]]
+    assert [own.tolist() for own in cheapest(losses, macs, 13.0)] == [[1], [0]]
+    assert [own.tolist() for own in cheapest(losses, macs, 14.0)] == [[1], [1]]
+    worse = [losses[0], Losses(torch.tensor([[0.5, 1.0]]), one)]
+    assert [own.tolist() for own in cheapest(worse, macs, 9.0)] == [[0], [0]]  # no gain, no MACs
+
+
 def test_a_reading_is_found_where_there_is_one_and_none_where_there_is_not() -> None:
     x = image(200, 4)
     reading = fit_reading(x, 2 * x[:, 1] - x[:, 3] + 1)

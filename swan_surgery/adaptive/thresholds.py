@@ -8,6 +8,8 @@ from torch import Tensor
 
 
 _BINS = 16
+# Prices at which what is left of a budget is spent: each so much of the one before, the last one zero.
+_FILLING, _CHEAPER = 48, 0.75
 # Samples: a spread on either half.
 _FEWEST = 4
 # Ridge penalties, in units of the mean variance of a feature.
@@ -118,7 +120,8 @@ def mean_macs(losses: Losses, macs: Tensor, levels: Tensor) -> float:
 def cheapest(losses: Sequence[Losses], macs: Sequence[Tensor], budget: float) -> list[Tensor]:
     """Levels of all blocks' bins with the least sum of losses whose mean MACs fit the budget.
 
-    One price per MAC for all blocks, found by bisection.
+    One price per MAC for all blocks, found by bisection; what that leaves goes to the blocks whose next step fits, those
+    that gain most per MAC first.
     """
 
     def at(price: float) -> tuple[list[Tensor], float]:
@@ -138,7 +141,15 @@ def cheapest(losses: Sequence[Losses], macs: Sequence[Tensor], budget: float) ->
             low = middle
         else:
             high = middle
-    return at(high)[0]
+    found, total = at(high)
+    for step in range(_FILLING):
+        price = high * _CHEAPER**step if step < _FILLING - 1 else 0.0
+        for place, (own, m) in enumerate(zip(losses, macs, strict=True)):
+            wider = levels_at(own, m, price)
+            grown = total - mean_macs(own, m, found[place]) + mean_macs(own, m, wider)
+            if total < grown <= budget:
+                found[place], total = wider, grown
+    return found
 
 
 def shares_below(losses: Losses, levels: Tensor, num_levels: int) -> Tensor:
