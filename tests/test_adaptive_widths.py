@@ -109,9 +109,13 @@ def test_compensated_widths_are_nearer_to_the_full_one() -> None:
     batches = [x for x, _ in loader(8, 32)]
     swan.calibrate_widths(adapted, batches)
     before = [error_at(adapted, level) for level in range(3)]
+    assert "parameters more than given" not in adapted.explain()
     narrow = [p.clone() for p in adapted.dense_model().parameters()]
     done = swan.compensate_widths(adapted, batches)
     assert list(done) == [0.25, 0.5, 0.75]
+    count = sum(p.numel() for p in adapted.parameters())
+    more = count - sum(p.numel() for p in [*adapted.dense_model().parameters(), *efforts(adapted)])
+    assert f"{more:,} parameters more than given" in adapted.explain()
     assert all(own.kept for own in done.values())
     assert [layer.name for layer in done[0.5].layers] == [
         "first.conv2.weight",
@@ -122,6 +126,10 @@ def test_compensated_widths_are_nearer_to_the_full_one() -> None:
     assert all(one < other for one, other in zip(after, before, strict=True)), (before, after)
     for one, other in zip(adapted.dense_model().parameters(), narrow, strict=True):
         assert torch.equal(one, other)  # the full width is as it was
+
+
+def efforts(adapted: Any) -> list[Tensor]:
+    return [p for block in adapted.blocks().values() for p in block.effort.parameters()]
 
 
 def error_at(adapted: swan.AdaptiveModel, level: int) -> float:

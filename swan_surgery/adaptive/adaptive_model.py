@@ -206,6 +206,10 @@ class AdaptiveModel(nn.Module):
                 f"{name or '(the model)'}: {' + '.join(map(str, counts))} units, MACs {shares}"
             )
         lines += map(str, self.structure.static)
+        own = [p for block in self.blocks().values() for p in block.statistics.parameters()]
+        if own:
+            count = sum(parameter.numel() for parameter in own)
+            lines.append(f"readers of widths by themselves: {count:,} parameters more than given")
         return "\n".join(lines)
 
     def extra_repr(self) -> str:
