@@ -206,9 +206,9 @@ class AdaptiveModel(nn.Module):
                 f"{name or '(the model)'}: {' + '.join(map(str, counts))} units, MACs {shares}"
             )
         lines += map(str, self.structure.static)
-        own = [p for block in self.blocks().values() for p in block.statistics.parameters()]
-        if own:
-            count = sum(parameter.numel() for parameter in own)
+        blocks = self.blocks().values()
+        count = sum(own.numel() for block in blocks for own in block.statistics.parameters())
+        if count:
             lines.append(f"readers of widths by themselves: {count:,} parameters more than given")
         return "\n".join(lines)
 
