@@ -196,16 +196,17 @@ def si_sdr(found: Tensor, wanted: Tensor) -> Tensor:
     )
 
 
-def visqol(found: Tensor, wanted: Tensor) -> float | None:
-    """Listening quality of speech (MOS-LQO, 1 to 5), one segment after the other; None without ViSQOL."""
+def visqol(found: Tensor, wanted: Tensor) -> dict[str, float]:
+    """Listening quality of speech (1 to 5), and the similarity (to 1) it is read off; nothing without ViSQOL."""
     if find_spec("visqol") is None:
-        return None
+        return {}
     judge = import_module("visqol").VisqolApi()
     judge.create(mode="speech")
     two, one = (
         resample_poly(x.flatten().double().numpy(), 320, 441) for x in (found, wanted)
     )  # 22,050 to 16,000 Hz
-    return float(judge.measure_from_arrays(one, two, 16_000).moslqo)
+    result = judge.measure_from_arrays(one, two, 16_000)
+    return {"visqol": float(result.moslqo), "similarity": float(result.vnsim)}
 
 
 def train(loss: Any, parameters: Any, data: Tensor, epochs: int, seed: int) -> None:
@@ -288,7 +289,7 @@ def run(settings: Settings) -> dict[str, Any]:
             found[kind][f"{way}_spectral_distance"] = float(spectral_distance(sound, test).mean())
             found[kind][f"{way}_si_sdr_db"] = float(si_sdr(sound, test).mean())
             if kind == "speech":
-                found[kind][f"{way}_visqol"] = visqol(sound, test)
+                found[kind] |= {f"{way}_{k}": own for k, own in visqol(sound, test).items()}
     return found
 
 

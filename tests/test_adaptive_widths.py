@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.adaptive.rows import in_groups, in_runs
+from swan_surgery.artifacts.adaptive import adaptive_part
 from swan_surgery.costs.macs import cost_table
 from tests.adaptive_laws import own_readers_, randomise_statistics_
 from tests.closing import image
@@ -271,3 +272,38 @@ def test_gradients_reach_samples_that_are_taken_as_they_lie() -> None:
             adapted(x.requires_grad_()).square().sum().backward()
         found.append(x.grad)
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("counts", [3, [3], [["a", 4, 8]] * 3, [[1, 2]] * 3, [[4, 3, 8]] * 3, []])
+def test_a_file_with_other_counts_is_refused(tmp_path, monkeypatch, counts) -> None:
+    adapted = adapted_net(widths=(0.3, 0.6, 1.0))
+    header, tensors = adaptive_part(adapted)
+    monkeypatch.setattr(
+        "swan_surgery.artifacts.saving.adaptive_part",
+        lambda _: (header | {"counts": counts}, tensors),
+    )
+    swan.save(adapted, tmp_path / "a.swan")
+    with pytest.raises(swan.ArtifactError, match="units"):
+        swan.load(tmp_path / "a.swan", SmallNet().double())
+
+
+def test_a_file_of_a_version_without_counts_has_the_same_share_everywhere(
+    tmp_path, monkeypatch
+) -> None:
+    adapted = adapted_net(widths=(0.3, 0.6, 1.0))
+    header, tensors = adaptive_part(adapted)
+    del header["counts"]
+    monkeypatch.setattr("swan_surgery.artifacts.saving.adaptive_part", lambda _: (header, tensors))
+    swan.save(adapted, tmp_path / "a.swan")
+    found = swan.load(tmp_path / "a.swan", SmallNet().double())
+    assert isinstance(found, swan.AdaptiveModel)
+    assert found.structure.counts == adapted.structure.counts
+
+
+def test_in_inference_mode_readers_can_still_be_trained() -> None:
+    adapted = adapted_net()
+    with torch.inference_mode():
+        swan.compensate_widths(adapted, [x for x, _ in loader(8, 32)])
+    statistics: Any = adapted.blocks()["first"].statistics[0]
+    assert statistics.weight_0.requires_grad
+    assert not statistics.weight_0.is_inference()

@@ -83,6 +83,7 @@ def checked_counts(
     """
     fit = len(counts) == len(groups) and all(
         len(own) == len(widths)
+        and all(type(count) is int for count in own)
         and list(own) == sorted(own)
         and own[0] >= 1
         and own[-1] == len(group.units)

@@ -62,20 +62,17 @@ def compensate_widths(
             "takes means of what is closed into account"
         )
     held = batches_of(batches, num_batches)
-    reference = adapted.dense_model()
-    only = _may_change(adapted)
-    found = {}
-    solved = []
-    for level, width in enumerate(adapted.widths[:-1]):
-        small = adapted.at(width)
-        found[width] = compensate_only(
-            small, reference, held, only=only, damping=damping, progress=progress
-        )
-        solved.append((level, small))
-    with torch.no_grad():
-        for level, small in solved:
-            if found[adapted.widths[level]].kept:
-                _take_over_(adapted, level, small)
+    found, solved = {}, {}
+    with torch.inference_mode(mode=False), torch.no_grad():
+        reference, only = adapted.dense_model(), _may_change(adapted)
+        for width in adapted.widths[:-1]:
+            solved[width] = adapted.at(width)
+            found[width] = compensate_only(
+                solved[width], reference, held, only=only, damping=damping, progress=progress
+            )
+        for level, width in enumerate(found):
+            if found[width].kept:
+                _take_over_(adapted, level, solved[width])
     return found
 
 

@@ -66,7 +66,13 @@ def _own_readers_(block: AdaptiveBlock, saved: Mapping[str, Tensor]) -> None:
 def _counts(header: Mapping[str, Any]) -> Counts | None:
     """How many units each width keeps; None in files of versions that had the same share in all groups."""
     counts = header.get("counts")
-    return None if counts is None else tuple(tuple(own) for own in counts)
+    if counts is None:
+        return None
+    if not isinstance(counts, list) or not all(isinstance(own, list) for own in counts):
+        raise ArtifactError(
+            f"the file keeps {counts!r} units at its widths: these are no lists of numbers"
+        )
+    return tuple(tuple(own) for own in counts)
 
 
 def rebuilt_adaptive(
