@@ -1,5 +1,6 @@
 """How wide blocks are at a width, and the readers that a width has for itself."""
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -16,6 +17,17 @@ from tests.test_adaptive import SmallNet, adapted_net, loader, small_net
 
 
 X = image(2, 3, 8, 8)
+
+
+class Feed(nn.Module):
+    """A feed-forward layer on a stream."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8, bias=bias), nn.Linear(8, 6, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
 
 
 def scored(scores: Tensor | None = None, **options) -> swan.AdaptiveModel:
@@ -200,6 +212,26 @@ def test_a_width_with_its_readers_is_a_model_of_its_own(tmp_path) -> None:
     x = loader(1)[0][0]
     with torch.no_grad():
         assert torch.equal(found.eval()(x), small.eval()(x))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_readers_of_a_width_that_closes_nothing_keep_their_bias(bias: bool) -> None:
+    """By scores one block may be whole at a width: its readers by themselves have a bias all the same."""
+    model = nn.Sequential(
+        OrderedDict(
+            first=Feed(bias=bias),
+            second=Feed(bias=bias),
+        )
+    ).double()
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double()
+    gated = swan.swanify(model, x)
+    scores = torch.ones(gated.channels.num_units)
+    scores[:8] = 1e9
+    adapted = swan.adapt(gated, scores=scores, widths=(0.6, 1.0)).eval()
+    assert open_counts(adapted, 0)[0] == 8
+    own_readers_(adapted, torch.Generator().manual_seed(1))
+    with torch.no_grad(), adapted.holding(0):
+        torch.testing.assert_close(adapted.at(0.6)(x), adapted(x), rtol=1e-12, atol=1e-12)
 
 
 def test_a_static_width_is_compensated_as_any_cut() -> None:

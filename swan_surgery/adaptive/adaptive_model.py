@@ -185,9 +185,13 @@ class AdaptiveModel(nn.Module):
             >>> small = adapted.at(0.5)  # doctest: +SKIP
         """
         chosen, mask = self.choices.static(width)
-        parts = {name: own.parts(own.keys(chosen[name])) for name, own in self.blocks().items()}
-        macs = int(self.costs.at(chosen)) - self.costs.looking
-        return fixed(self.dense_model(), self.structure, mask, parts, macs=(self.costs.dense, macs))
+        keys = {name: own.keys(chosen[name]) for name, own in self.blocks().items()}
+        parts = {name: own.parts(keys[name]) for name, own in self.blocks().items()}
+        readers = [r for name, own in self.blocks().items() for r in own.own_readers(keys[name])]
+        macs = (self.costs.dense, int(self.costs.at(chosen)) - self.costs.looking)
+        return fixed(
+            self.dense_model(), self.structure, mask, parts, macs=macs, own_readers=readers
+        )
 
     def explain(self) -> str:
         """Which blocks look at their input, over which channels, and why the rest stays static."""

@@ -118,6 +118,10 @@ class AdaptiveBlock(nn.Module, ABC):
     def parts(self, key: Any) -> dict[str, Tensor]:
         """Parameters and buffers by name as `at` runs them."""
 
+    def own_readers(self, key: Any) -> list[str]:  # noqa: ARG002 - nested widths may have some
+        """Readers with weights of their own where samples choose so, by name in the model."""
+        return []
+
     def remembered(self, choice: Levels, run: Run | None) -> Levels:  # noqa: ARG002 - for those that look again
         """What is kept of a choice, should the block be run again in backward."""
         return choice

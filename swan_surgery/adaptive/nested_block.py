@@ -128,6 +128,14 @@ class NestedBlock(AdaptiveBlock):
         assert isinstance(statistics, LevelStatistics)  # noqa: S101 - made so
         statistics.own_readers_(self.tensors(level) if tensors is None else tensors)
 
+    def own_readers(self, key: int) -> list[str]:
+        """Those of a level that has its own."""
+        if key >= len(self.statistics) or not self.statistics[key].has_own:
+            return []
+        return [
+            f"{self.name}.{own}" if self.name else own for own in self.narrowings[key].open_inputs
+        ]
+
     def parts(self, key: int) -> dict[str, Tensor]:
         """The same for any level, the widest included."""
         return self.tensors(key) if key < len(self.narrowings) else self.all_parts()

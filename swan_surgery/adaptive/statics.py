@@ -48,6 +48,7 @@ def fixed(
     parts: Mapping[str, Mapping[str, Tensor]],
     *,
     macs: tuple[int, int],
+    own_readers: Iterable[str] = (),
 ) -> nn.Module:
     """The static model of an open mask.
 
@@ -57,12 +58,13 @@ def fixed(
         mask: open units, bool of shape (num_units,).
         parts: parameters and buffers of every block as it runs under the mask.
         macs: per sample, before and after.
+        own_readers: with weights of their own there, and biases, though they may read all units.
     """
     provenance = provenance_of(dense)
     plan = make_plan(structure.channels, mask)
     small = apply_plan_(dense, plan)
     narrow = [g for g in structure.groups if not bool(mask[list(g.units)].all())]
-    readers = [reader for group in narrow for reader in group.readers]
+    readers = [*(reader for group in narrow for reader in group.readers), *own_readers]
     biased = [reader for reader in readers if give_bias_(small.get_submodule(reader))]
     for name, own in parts.items():
         block = small.get_submodule(name)
