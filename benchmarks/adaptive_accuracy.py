@@ -218,8 +218,8 @@ class Comparison:
         place = max(i for i, share in enumerate(macs) if share <= budget)
         return shares[place], macs[place], costs.structure.groups
 
-    def hardness(self, adapted: swan.AdaptiveModel) -> float:
-        """Rank correlation of what a test image costs and the dense network's loss on it."""
+    def hardness(self, adapted: swan.AdaptiveModel) -> float | None:
+        """Rank correlation of what a test image costs and the dense network's loss on it; None where all cost alike."""
         images = normalised(self.test.x)
         with torch.no_grad():
             losses = torch.cat(
@@ -230,7 +230,7 @@ class Comparison:
             )
             macs = torch.cat([adapted.eval().taken(x).macs for x in images.split(500)])
         ranks = torch.stack([_ranks(losses), _ranks(macs.float())])
-        return float(torch.corrcoef(ranks)[0, 1])
+        return None if len(macs.unique()) == 1 else float(torch.corrcoef(ranks)[0, 1])
 
     def static(self, budget: float, *, compensated: bool = False) -> dict[str, Any]:
         """One cut, trained on."""
