@@ -105,3 +105,25 @@ def test_two_threads_look_at_models(look: Callable[..., object]) -> None:
         first.result()
         second.result()
     assert settings() == before
+
+
+def cut_and_compensated(seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    for parameter in model.eval().parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    data = [torch.randn(8, 3, 8, 8, generator=generator) for _ in range(3)]
+    gated = swan.swanify(model, data[0])
+    scores = swan.importance(gated, "magnitude")
+    small = swan.prune_by_score(gated, scores, macs=0.5, compensate=data)
+    return [tensor.clone() for tensor in small.state_dict().values()]
+
+
+def test_threads_cut_and_compensate_as_one_does() -> None:
+    before = settings()
+    wanted = [cut_and_compensated(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(cut_and_compensated, range(4)))
+    for one, other in zip(found, wanted, strict=True):
+        assert all(map(torch.equal, one, other))
+    assert settings() == before
