@@ -2,6 +2,7 @@
 
     python benchmarks/adaptive.py
     python benchmarks/adaptive.py --structure blocks
+    python benchmarks/adaptive.py --structure network
 
 Paired in one loop, float32, eval mode. Every variant does the same work per sample on average: `static` is the
 library's cut of the block's inner channels, `nested` gives half of a batch half of that width and half a wider one, so that the
@@ -9,6 +10,7 @@ mean MACs are those of the cut (at batch 1 a call for one sample of each is time
 is the difference), `masked` multiplies masks. Looking at the input is part of `nested`. Ratios are over the
 dense block's time next to it; the target is nested <= 1.15 x static. Feed-forward layers also run in `blocks` of
 128 and 256 neurons that every token chooses with gates at random, a share of all on average, beside a static cut to that share.
+`network`: whole networks at 224x224 with one width per input, whose speed-up is told over the MACs that it saves (target: 0.8).
 """
 
 from collections.abc import Callable, Iterator
@@ -29,12 +31,14 @@ from _measure import (
     write,
 )
 from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50, vit_b_16
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import MLP
 
 import swan_surgery as swan
 
 
+THEMES = {"nested": "adaptive", "blocks": "adaptive_blocks", "network": "adaptive_network"}
 SHARES = (0.5, 0.25)
 STEPS = 64  # widths that the wider one is chosen among
 SIZES = (128, 256)
@@ -115,8 +119,15 @@ def variants(
 ) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
     model = OneBlock(block).eval()
-    adapted = swan.adapt(model, x[:2], widths=around(model, x, share)).eval()
-    looks: Any = adapted.blocks()["block"].effort
+    return nested_variants(model, x, share, batch)[1]
+
+
+def nested_variants(
+    model: nn.Module, x: Tensor, share: float, batch: int
+) -> tuple[swan.AdaptiveModel, dict[str, Callable[[], object]]]:
+    """The adaptive model, and what is timed, by name; the first block looks for all."""
+    adapted = swan.adapt(model, x[:2], per="network", widths=around(model, x, share)).eval()
+    looks: Any = next(iter(adapted.blocks().values())).effort
     # Thresholds at the median effort, so that samples really look, and halves take two widths.
     nn.init.normal_(looks.weight)
     _halve_(adapted, x)
@@ -133,7 +144,7 @@ def variants(
         for part in parts:
             own(part)
 
-    return {
+    return adapted, {
         "dense": lambda: on_all(model),
         "static": lambda: on_all(static),
         "nested": lambda: on_all(small),
@@ -150,16 +161,17 @@ def around(model: nn.Module, x: Tensor, share: float) -> tuple[float, ...]:
     low = share / 2
     wider = [step / STEPS for step in range(int(share * STEPS) + 1, STEPS)]
     adapted = swan.adapt(model, x[:2], widths=(low, share, *wider, 1.0))
-    (macs,) = adapted.costs.blocks.values()
+    macs = torch.stack([*adapted.costs.blocks.values()]).sum(0)
     high = int((macs[2:-1] - (2 * macs[1] - macs[0])).abs().argmin())
     return low, share, wider[high], 1.0
 
 
 def _halve_(adapted: swan.AdaptiveModel, x: Tensor) -> None:
     """Half of the samples at level 0, half at level 2."""
-    looks: Any = adapted.blocks()["block"].effort
+    name, block = next(iter(adapted.blocks().items()))
+    looks: Any = block.effort
     with torch.no_grad():
-        efforts = adapted.taken(x).efforts["block"]
+        efforts = adapted.taken(x).efforts[name]
         middle = efforts.sort().values[len(efforts) // 2 - 1 :][:2].mean()
         looks.thresholds.copy_(torch.tensor([float(middle), float(middle), torch.inf]))
 
@@ -169,18 +181,17 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--structure", choices=["nested", "blocks"], default="nested")
+    parser.add_argument("--structure", choices=[*THEMES], default="nested")
     options = parser.parse_args()
     if options.smoke:
         options.batches, options.repeats = [2], 2
     torch.set_num_threads(options.threads)
-    theme = "adaptive" if options.structure == "nested" else "adaptive_blocks"
+    theme = THEMES[options.structure]
     path = output_path(theme, options)
     result: dict[str, Any] = {"theme": theme, "environment": environment(), "rows": []}
     terminal = console()
-    found = subjects(smoke=options.smoke)
-    if options.structure == "blocks":
-        found = {}
+    found = subjects(smoke=options.smoke) if options.structure == "nested" else {}
+    others = {"blocks": of_tokens, "network": of_networks}
     with progress_bar(terminal) as bar:
         total = len(found) * len(options.batches) * len(SHARES)
         task = bar.add_task("blocks", total=total or None)
@@ -194,13 +205,49 @@ def main() -> None:
                     write(path, result)
                     bar.advance(task)
                     bar.console.print(described(row))
-        if options.structure == "blocks":
-            for row in of_tokens(options):
+        if options.structure in others:
+            for row in others[options.structure](options):
                 result["rows"].append(row | {"threads": options.threads})
                 write(path, result)
                 bar.advance(task)
                 bar.console.print(described(row))
     report(path, terminal)
+
+
+def networks(*, smoke: bool) -> dict[str, nn.Module]:
+    """Whole networks, untrained."""
+    if smoke:
+        return {"resnet18": resnet18()}
+    return {"resnet50": resnet50(), "vit_b_16": vit_b_16()}
+
+
+def of_networks(options: Any) -> Iterator[dict[str, Any]]:
+    """Rows of whole networks: what time falls to beside what MACs fall to."""
+    for name, model in networks(smoke=options.smoke).items():
+        for batch in options.batches:
+            size = 32 if options.smoke else 224
+            x = torch.randn(
+                max(batch, 2), 3, size, size, generator=torch.Generator().manual_seed(0)
+            )
+            for share in SHARES:
+                with torch.no_grad():
+                    adapted, timed = nested_variants(model.eval(), x, share, batch)
+                    del timed["masked"]
+                    macs = float(adapted.taken(x).macs.double().mean()) / adapted.costs.dense
+                    samples = paired(timed, repeats=options.repeats)
+                own = {
+                    "block": name,
+                    "batch": batch,
+                    "share": share,
+                    "macs_share": macs,
+                    "static_macs_share": swan.count_macs(adapted.at(share), x[:1])
+                    / adapted.costs.dense,
+                    "ms": {
+                        key: 1e3 * wall(times)["median"] * batch / len(x)
+                        for key, times in samples.items()
+                    },
+                }
+                yield own | ratios(samples)
 
 
 def of_tokens(options: Any) -> Iterator[dict[str, Any]]:
@@ -263,6 +310,8 @@ def described(row: dict[str, Any]) -> str:
     told = " ".join(f"{key} {own['median']:.2f}" for key, own in row["over_dense"].items())
     way = "nested" if "size" not in row else "blocks"
     nested = row["over_static"][way]["median"]
+    if "macs_share" in row:
+        told += f" of {row['macs_share']:.2f} of the MACs"
     return (
         f"{row['block']}, batch {row['batch']}, {row['share']:.0%}: dense {row['ms']['dense']:.1f} ms; "
         f"of dense: {told}; {way} / static {nested:.2f}"

@@ -630,16 +630,13 @@ def routing_certificates_markdown(results: Sequence[Result]) -> str:
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
 
 
-def adaptive_markdown(results: Sequence[Result]) -> str:
-    """Time of blocks whose samples take widths of their own."""
-    header, cells = tables_adaptive.speed_cells(results, spread)
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+def timed(cells: Callable[..., Cells]) -> Callable[[Sequence[Result]], str]:
+    """The same of times, with medians and quartiles."""
 
+    def made(results: Sequence[Result]) -> str:
+        return f"{markdown(*cells(results, spread))}\n\n{source_line(results)}"
 
-def adaptive_tokens_markdown(results: Sequence[Result]) -> str:
-    """Time of feed-forward layers whose tokens run blocks of neurons of their own."""
-    header, cells = tables_adaptive.token_cells(results, spread)
-    return f"{markdown(header, cells)}\n\n{source_line(results)}"
+    return made
 
 
 def gated_compression_markdown(results: Sequence[Result]) -> str:
@@ -694,10 +691,11 @@ def gpu_markdown(results: Sequence[Result]) -> str:
 
 
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
-    "adaptive": adaptive_markdown,
+    "adaptive": timed(tables_adaptive.speed_cells),
     "adaptive_accuracy": plain(tables_adaptive.accuracy_cells),
     "adaptive_tokens_accuracy": plain(tables_adaptive.token_accuracy_cells),
-    "adaptive_blocks": adaptive_tokens_markdown,
+    "adaptive_blocks": timed(tables_adaptive.token_cells),
+    "adaptive_network": timed(tables_adaptive.network_cells),
     "activations": activations_markdown,
     "activations_training": activations_training_markdown,
     "compensation": plain(tables_compensation.cells, quality_rows),

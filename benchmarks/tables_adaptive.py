@@ -57,6 +57,34 @@ def speed_cells(
     return header, rows
 
 
+def network_cells(
+    results: Sequence[Result], spread: Callable[[Mapping[str, float], int], str]
+) -> Cells:
+    """Whole networks with one width per input: time over the dense network's, and MACs over time of nested and static."""
+    header = ["network", "batch", "mean share %", "dense ms", "static", "nested", "one width"]
+    header += ["nested / static", "MACs, static", "MACs, nested", "static: MACs over time"]
+    header += ["nested: MACs over time"]
+    rows = []
+    for result in results:
+        for row in result["rows"]:
+            over = {key: own["median"] for key, own in row["over_dense"].items()}
+            rows.append(
+                [
+                    row["block"],
+                    str(row["batch"]),
+                    f"{100 * row['share']:g}",
+                    f"{row['ms']['dense']:.0f}",
+                    *(f"{over[key]:.2f}" for key in ("static", "nested", "uniform")),
+                    spread(row["over_static"]["nested"], 2),
+                    f"{row['static_macs_share']:.2f}",
+                    f"{row['macs_share']:.2f}",
+                    f"{row['static_macs_share'] / over['static']:.2f}",
+                    f"{row['macs_share'] / over['nested']:.2f}",
+                ]
+            )
+    return header, rows
+
+
 def token_cells(
     results: Sequence[Result], spread: Callable[[Mapping[str, float], int], str]
 ) -> Cells:
