@@ -163,6 +163,26 @@ def test_an_adaptive_model_is_fitted_and_compact(device, structure, tmp_path):
     assert torch.equal(back.eval()(x), adapted(x))
 
 
+def test_widths_are_allocated_by_scores_and_compensated(device, tmp_path):
+    model, x = net(device).eval(), images(device, 32)
+    gated = swan.swanify(model, x[:2])
+    scores = swan.importance(gated, "magnitude")
+    adapted = swan.adapt(gated, scores=scores).eval()
+    data = [x, images("cpu", 32)]
+    swan.calibrate_widths(adapted, data)
+    assert any(own.kept for own in swan.compensate_widths(adapted, data).values())
+    assert_on(adapted, device)
+    fast = swan.compact(adapted)
+    adapted.execution = "masked"
+    for levels in (torch.arange(32) % 4, torch.arange(32, device=device) % 4):
+        with fast.holding(levels), adapted.holding(levels):
+            close(fast(x), adapted(x))
+    swan.save(adapted, tmp_path / "adapted.swan")
+    back = swan.load(tmp_path / "adapted.swan", net(device).eval())
+    assert_on(back, device)
+    assert torch.equal(back.eval()(x), adapted(x))
+
+
 def test_tokens_choose_blocks_of_neurons(device, tmp_path):
     model, x = stream().to(device), seeded(8, 5, 3).to(device)
     adapted = swan.adapt(model, x[:2], structure="blocks", block_size=4).eval()

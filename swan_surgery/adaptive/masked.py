@@ -138,7 +138,8 @@ class _Mask:
     def _at(self, level: int, there: Tensor, elsewhere: Tensor) -> Tensor:
         """Outputs of the samples at a level, and of the others."""
         if isinstance(self.levels, Tensor) and self.levels.ndim:
-            is_there = (self.levels == level).reshape(-1, *[1] * (there.ndim - 1))
+            is_there = (self.levels == level).to(there.device)
+            is_there = is_there.reshape(-1, *[1] * (there.ndim - 1))
             return torch.where(is_there, there, elsewhere)
         return there if int(self.levels) == level else elsewhere
 
