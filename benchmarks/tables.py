@@ -608,12 +608,14 @@ def all_rows(results: Sequence[Result]) -> list[Any]:
 
 
 def plain(
-    cells: Callable[..., Cells], rows: Callable[[Sequence[Result]], Any] = lambda results: results
+    cells: Callable[..., Cells],
+    rows: Callable[[Sequence[Result]], Any] = lambda results: results,
+    shown: Callable[..., str] = mean_and_deviation,
 ) -> Callable[[Sequence[Result]], str]:
-    """A table of what `cells` makes of the rows, with means and deviations, and where they come from."""
+    """A table of what `cells` makes of the rows and where they come from; numbers are `shown` with their spread."""
 
     def made(results: Sequence[Result]) -> str:
-        return f"{markdown(*cells(rows(results), mean_and_deviation))}\n\n{source_line(results)}"
+        return f"{markdown(*cells(rows(results), shown))}\n\n{source_line(results)}"
 
     return made
 
@@ -628,15 +630,6 @@ def routing_certificates_markdown(results: Sequence[Result]) -> str:
     """Certificates of harm on resampled calibration sets."""
     header, cells = tables_routing.certificates(results)
     return f"{markdown(header, cells)}\n\n{source_line(results)}"
-
-
-def timed(cells: Callable[..., Cells]) -> Callable[[Sequence[Result]], str]:
-    """The same of times, with medians and quartiles."""
-
-    def made(results: Sequence[Result]) -> str:
-        return f"{markdown(*cells(results, spread))}\n\n{source_line(results)}"
-
-    return made
 
 
 def gated_compression_markdown(results: Sequence[Result]) -> str:
@@ -691,11 +684,11 @@ def gpu_markdown(results: Sequence[Result]) -> str:
 
 
 TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
-    "adaptive": timed(tables_adaptive.speed_cells),
+    "adaptive": plain(tables_adaptive.speed_cells, shown=spread),
     "adaptive_accuracy": plain(tables_adaptive.accuracy_cells),
     "adaptive_tokens_accuracy": plain(tables_adaptive.token_accuracy_cells),
-    "adaptive_blocks": timed(tables_adaptive.token_cells),
-    "adaptive_network": timed(tables_adaptive.network_cells),
+    "adaptive_blocks": plain(tables_adaptive.token_cells, shown=spread),
+    "adaptive_network": plain(tables_adaptive.network_cells, shown=spread),
     "activations": activations_markdown,
     "activations_training": activations_training_markdown,
     "compensation": plain(tables_compensation.cells, quality_rows),
