@@ -339,3 +339,16 @@ def test_in_inference_mode_readers_can_still_be_trained() -> None:
     statistics: Any = adapted.blocks()["first"].statistics[0]
     assert statistics.weight_0.requires_grad
     assert not statistics.weight_0.is_inference()
+
+
+def test_a_state_dict_brings_its_readers_along() -> None:
+    adapted = adapted_net()
+    own_readers_(adapted, torch.Generator().manual_seed(1))
+    fresh = swan.adapt(small_net(), X)
+    fresh.load_state_dict(adapted.state_dict())
+    x = loader(1)[0][0]
+    with torch.no_grad(), fresh.eval().holding(0), adapted.eval().holding(0):
+        assert torch.equal(fresh(x), adapted(x))
+    plain = swan.adapt(small_net(), X).state_dict()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fresh.load_state_dict(plain)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,19 @@ class LevelStatistics(nn.Module):
                 given = tensors[f"{name}.{kind}" if name else kind]
                 own = nn.Parameter(given.detach().clone(), requires_grad=given.requires_grad)
                 self.register_parameter(f"{kind}_{index}", own)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
+    ) -> None:
+        """A state that has readers of its own makes places for them, as before they were solved for there are none."""
+        for index, reader in enumerate(self.readers):
+            for name in (f"{kind}_{index}" for kind in _OWN):
+                given = state_dict.get(f"{prefix}{name}")
+                if given is not None and name not in self._parameters:
+                    self.register_parameter(
+                        name, nn.Parameter(self.mean(reader).new_empty(given.shape))
+                    )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def own(self, reader: str) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of a reader, as wide as this level; None where they are the full one's."""
