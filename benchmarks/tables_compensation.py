@@ -84,13 +84,13 @@ def trained(
     header += ["right after the cut"]
     header += ["after training"]
     found = []
-    places = sorted({(row["network"], row["schedule"], -row["budget"]) for row in rows})
-    for network, schedule, budget in places:
+    places: dict[tuple[str, str, float], list[Row]] = {}
+    for row in rows:
+        schedule = f"{row['schedule']}, distilled" if row.get("distil") else row["schedule"]
+        places.setdefault((row["network"], schedule, -row["budget"]), []).append(row)
+    for (network, schedule, budget), there in sorted(places.items(), key=lambda own: own[0]):
         for method, name in _TRAINED.items():
-            place = (network, schedule, budget, method)
-            own = [
-                r for r in rows if (r["network"], r["schedule"], -r["budget"], r["method"]) == place
-            ]
+            own = [row for row in there if row["method"] == method]
             first = [r for r in own if r["seed"] == 0]
             if not first:
                 continue
