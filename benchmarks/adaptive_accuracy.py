@@ -3,7 +3,7 @@
     python benchmarks/adaptive_accuracy.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
 
 One nested model is made per seed, its widths allocated by Fisher scores and compensated, and trained (all widths
-together, distilled from the dense network), then fitted to each budget, per block. Against it: the same model with one width
+together, distilled from the dense network), then fitted to each budget, per block and per network. Against it: the same model with one width
 for all (`adapted.at`), before training too, and one static cut per budget (one-shot Fisher, compensated or not), trained for as
 many steps with the same images, loss and learning rate. A nested step runs two widths. `--structures free`: per budget a gate per unit and input, fitted in closed form to the dense network; then the
 weights are trained under these gates for as many steps, and statistics measured anew. `--structures ftwt`: the same, but

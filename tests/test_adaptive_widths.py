@@ -45,15 +45,13 @@ def open_counts(adapted: swan.AdaptiveModel, level: int) -> list[int]:
 def test_what_matters_stays_wider() -> None:
     gated = swan.swanify(small_net(), X)
     scores = torch.rand(gated.channels.num_units) + 0.1
-    first, second, third = (list(own.units) for own in scored().structure.groups)
-    scores[first] *= 1e6
+    scores[list(scored().structure.groups[0].units)] *= 1e6
     adapted = swan.adapt(gated, scores=scores)
     assert [len(own) for own in adapted.structure.counts] == [4, 4, 4]
     kept, *others = open_counts(adapted, 1)
     uniform = open_counts(swan.adapt(gated, scores=scores, allocation="uniform"), 1)
     assert uniform == [4, 4, 3]
     assert kept > 4 and max(others) < 4, (kept, others)  # noqa: PT018 - one statement about all
-    assert len(second) + len(third) == 14
 
 
 def test_widths_are_shares_of_the_macs_that_adapt() -> None:
@@ -64,21 +62,17 @@ def test_widths_are_shares_of_the_macs_that_adapt() -> None:
         outside[list(group.units)] = 0
     without = float(table.at(outside)) / 2
     total = table.total / 2
+    dearest = float(table.prices(torch.ones(table.num_units, dtype=torch.float64)).max()) / 2
     for level, width in enumerate(adapted.widths):
         macs = swan.count_macs(adapted.at(width), X) / 2
         most = without + width * (total - without)
-        smallest = min(
-            int(own[-1] - own[-2]) for own in adapted.costs.blocks.values() if len(own) > 1
-        )
-        assert macs <= most * (1 + 1e-9)
-        assert macs >= most - max(smallest, 0.1 * total), level
+        assert most - dearest < macs <= most * (1 + 1e-9), (level, macs, most)
 
 
 def test_narrower_widths_lie_within_wider_ones() -> None:
     for seed in range(8):
-        scores = torch.rand(20 + 8, generator=torch.Generator().manual_seed(seed))
-        adapted = scored(scores[: swan.swanify(small_net(), X).channels.num_units])
-        for counts in adapted.structure.counts:
+        scores = torch.rand(28, generator=torch.Generator().manual_seed(seed))
+        for counts in scored(scores).structure.counts:
             assert list(counts) == sorted(counts)
             assert counts[0] >= 1
 
