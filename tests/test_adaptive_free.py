@@ -312,9 +312,9 @@ def adapt_free(**options) -> swan.AdaptiveModel:
             "share",
         ),
         (
-            lambda: swan.gate_penalty(swan.adapt(small_net(), image(2, 3, 8, 8)), None, macs=0.5),
+            lambda: swan.gate_penalty(small_net(), None, macs=0.5),
             swan.ModelError,
-            "no gates",
+            "swan.adapt",
         ),
     ],
     ids=map(str, range(13)),

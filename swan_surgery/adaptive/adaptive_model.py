@@ -45,7 +45,7 @@ class AdaptiveModel(nn.Module):
         structure: what adapts, what stays static and why; `explain()` says it.
         costs: MACs per sample.
         execution: "group": samples of equal width run densely together; "masked": everything runs,
-            and masks are multiplied (the reference; in training mode nested blocks always run in groups);
+            and masks are multiplied (the reference; efforts of nested widths learn under it);
             "gather", of free units: samples with the same mask run on sliced weights (in training mode masked).
             Of blocks of neurons "group": each runs the tokens that have it open (in training mode masked).
         max_macs: MACs that no sample may exceed; None without a ceiling.

@@ -73,6 +73,11 @@ class AdaptiveBlock(nn.Module, ABC):
         run = running()
         call = (args, kwargs)
         choice = self.chosen(run, call)
+        return self.run_at(choice, run, call)
+
+    def run_at(self, choice: Levels, run: Run | None, call: Any) -> Any:
+        """Run a call whose samples take what they chose."""
+        args, kwargs = call
         execution = None if run is None else run.execution
         if self.is_masked(execution):
             with self.masked(choice, self.observer if execution == "observe" else None):

@@ -41,6 +41,20 @@ class Effort(nn.Module):
         own = torch.sigmoid((efforts[:, None] - self.thresholds) / self.temperature)
         return torch.cat([torch.ones_like(own[:, :1]), own], dim=1)
 
+    def neighbours(self, efforts: Tensor) -> tuple[Tensor, Tensor]:
+        """The level on the other side of the nearest threshold, int64 [B], and p of the wider of both, [B].
+
+        p has gradients. Without a finite threshold the level is the effort's own.
+        """
+        found = efforts.detach()[:, None]
+        nearest = self.thresholds[(found - self.thresholds).abs().argmin(1)][:, None]
+        below = (self.thresholds < nearest).sum(1)
+        above = (self.thresholds <= nearest).sum(1)
+        beyond = torch.where((found >= nearest).squeeze(1), below, above)
+        has_one = nearest.isfinite().squeeze(1)
+        p = torch.sigmoid((efforts - nearest.squeeze(1)) / self.temperature)
+        return torch.where(has_one, beyond, self.levels(efforts.detach())), p
+
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
         return f"{self.weight.shape[1]} features, thresholds {self.thresholds.tolist()}"

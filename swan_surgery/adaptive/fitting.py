@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,14 +13,16 @@ from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.budgets import Distance, check_budget, divergence
 from swan_surgery.adaptive.calibrating import observe_
 from swan_surgery.adaptive.checks import batches_of, check_adaptive
+from swan_surgery.adaptive.distances import distances_of, outputs_of
 from swan_surgery.adaptive.effort import Effort
-from swan_surgery.adaptive.run import Levels
 from swan_surgery.adaptive.thresholds import (
     Losses,
     Reading,
     binned,
     cheapest,
     fit_reading,
+    outside,
+    scaled,
     shares_below,
     thresholds_at,
 )
@@ -30,11 +32,13 @@ from swan_surgery.adaptive.watching import watching
 from swan_surgery.adaptive.width_stats import WidthStats, hardly_varies, taken_by, width_stats
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, SwanWarning
-from swan_surgery.models.batches import run_on_batch
 from swan_surgery.models.modes import evaluating
 
 
 _ROUNDS = 4
+# The deviation of a block's efforts, in units of T; T is about 1, so that efforts learn at the rates of logits.
+_SPREAD = 4.0
+Efforts = Literal["fit", "learn", "keep"]
 # Structures whose gates are fitted by themselves.
 _GATES = {"free": fit_units_, "blocks": fit_tokens_}
 
@@ -57,6 +61,7 @@ def fit_widths(
     num_batches: int | None = None,
     distance: Distance | None = None,
     statistics: Iterable[Any] | None = None,
+    efforts: Efforts = "fit",
 ) -> WidthStats:
     """Decide who takes which width, so that inputs cost `macs` of the given model on average.
 
@@ -87,6 +92,9 @@ def fit_widths(
         statistics: batches with the training augmentation, on which each width's statistics are then
             measured among widths at random in the shares found (`calibrate_widths(among="mixed")`), of free
             units and blocks of neurons means and all batch-norms under the gates; thresholds are set once more.
+        efforts: "learn": as "fit", but thresholds that all samples reach, or none, are finite, so that they have a slope
+            where efforts learn next (`gate_penalty`). "keep": what looks at the input stays as it has learnt, and
+            thresholds alone are set anew. Of nested widths only.
 
     Returns:
         The widths taken, as measured on the batches (`width_stats`).
@@ -107,10 +115,12 @@ def fit_widths(
     batches = batches_of(loader, num_batches)
     others = None if statistics is None else batches_of(statistics, None)
     fit_gates_ = _GATES.get(adapted.structure.kind)
-    if fit_gates_ is not None and distance is not None:
+    if efforts not in ("fit", "learn", "keep"):
+        raise InputError(f'efforts must be "fit", "learn" or "keep"; got {efforts!r}')
+    if fit_gates_ is not None and (distance is not None or efforts != "fit"):
         raise InputError(
-            "only nested widths take a distance: free units are fitted to the curvature of the "
-            "Kullback-Leibler divergence, blocks of neurons to what they give"
+            f"only nested widths take a distance and efforts={efforts!r}: free units are fitted to the curvature of the "
+            "Kullback-Leibler divergence, blocks of neurons to what they give, and their gates can learn as they are"
         )
     with _unchanged_if_it_fails(adapted), torch.no_grad(), streams_kept(), evaluating(adapted):
         adapted.max_macs = None if max_macs is None else int(max_macs * adapted.costs.dense)
@@ -119,7 +129,7 @@ def fit_widths(
             fit_gates_(adapted, batches, macs, others)
         else:
             adapted.execution = "group"
-            _fit_levels_(adapted, batches, macs, distance or divergence, others)
+            _fit_levels_(adapted, batches, macs, distance or divergence, others, how=efforts)
     stats = width_stats(adapted, batches)
     if hardly_varies(stats):
         usual = "stats.usual" if fit_gates_ is not None else repr(dict(stats.usual))
@@ -156,19 +166,21 @@ def _fit_levels_(
     share: float,
     distance: Distance,
     others: list[Any] | None,
+    *,
+    how: Efforts,
 ) -> None:
     """Efforts and thresholds of nested widths."""
     budget = share * adapted.costs.dense - adapted.costs.fixed
-    fitted = _fit(adapted, batches, share, distance)
-    _set_thresholds_(adapted, batches, fitted, budget)
+    fitted = _fit(adapted, batches, share, distance, keep=how == "keep")
+    _set_thresholds_(adapted, batches, fitted, budget, are_finite=how == "learn")
     if others is not None:
         shares = width_stats(adapted, batches).shares
         observe_(adapted, others, among="mixed", shares=shares)
-        _set_thresholds_(adapted, batches, fitted, budget)
+        _set_thresholds_(adapted, batches, fitted, budget, are_finite=how == "learn")
 
 
 def _fit(
-    adapted: AdaptiveModel, batches: list[Any], share: float, distance: Distance
+    adapted: AdaptiveModel, batches: list[Any], share: float, distance: Distance, *, keep: bool
 ) -> dict[str, _Fitted]:
     names = list(adapted.costs.blocks)
     count = len(adapted.widths)
@@ -176,10 +188,10 @@ def _fit(
     looking = [name for name, block in adapted.blocks().items() if block.effort is not None]
     alone = adapted.structure.per == "block"
     with watching(adapted, looking) as features, adapted.holding(near):
-        wanted = _outputs(adapted, batches, -1)
+        wanted = outputs_of(adapted, batches, -1)
         for kept in features.values():
             kept.clear()
-        base = _distances(adapted, batches, near, wanted, distance)
+        base = distances_of(adapted, batches, near, wanted, distance)
     # The sum of what single blocks lose foretells little far from where it was measured.
     tried = range(max(near - 1, 0), min(near + 2, count)) if alone else range(count)
     unknown = torch.full((len(base), count), torch.inf, dtype=torch.float64)
@@ -188,20 +200,28 @@ def _fit(
         for level in tried:
             levels = dict.fromkeys(names, near) | {name: level} if alone else level
             same = alone and level == near
-            own = base if same else _distances(adapted, batches, levels, wanted, distance)
+            own = base if same else distances_of(adapted, batches, levels, wanted, distance)
             losses[name][:, level] = own
     fitted = {}
     for name in looking:
         x, lost = torch.cat(features[name]), losses[name]
         if len(x) != len(lost):
             raise InputError(f"distance gave {len(lost)} numbers for {len(x)} samples")
-        reading = fit_reading(x, lost[:, tried[0]] - lost[:, tried[-1]])
+        saved = lost[:, tried[0]] - lost[:, tried[-1]]
+        reading = _read_now(adapted, name) if keep else scaled(fit_reading(x, saved), x, _SPREAD)
         efforts = x.double() @ reading.weight + reading.bias
         macs = _macs_of(adapted, name)
         fitted[name] = _Fitted(
             reading, binned(efforts, lost, informed=bool(reading.explained > 0)), macs
         )
     return fitted
+
+
+def _read_now(adapted: AdaptiveModel, name: str) -> Reading:
+    """What a block's effort has learnt to read."""
+    effort = _effort(adapted, name)
+    weight, bias = (own[0].to("cpu", torch.float64, copy=True) for own in effort.parameters())
+    return Reading(weight, bias, weight.abs().max())  # that it says nothing where it is zero
 
 
 def _macs_of(adapted: AdaptiveModel, name: str) -> Tensor:
@@ -217,34 +237,13 @@ def _nearest_level(adapted: AdaptiveModel, share: float) -> int:
     return int((totals - share * costs.dense).abs().argmin())
 
 
-def _outputs(
-    adapted: AdaptiveModel, batches: list[Any], levels: Levels | Mapping[str, Levels]
-) -> list[Any]:
-    with adapted.holding(levels):
-        return [run_on_batch(adapted, batch) for batch in batches]
-
-
-def _distances(
+def _set_thresholds_(
     adapted: AdaptiveModel,
     batches: list[Any],
-    levels: Levels | Mapping[str, Levels],
-    wanted: list[Any],
-    distance: Distance,
-) -> Tensor:
-    outputs = _outputs(adapted, batches, levels)
-    found: list[Any] = [distance(out, own) for out, own in zip(outputs, wanted, strict=True)]
-    for apart in found:
-        if not isinstance(apart, Tensor) or apart.ndim != 1:
-            seen = list(apart.shape) if isinstance(apart, Tensor) else type(apart).__name__
-            raise InputError(f"distance must return one number per sample, [B]; got {seen}")
-    joined = torch.cat([own.detach().double().cpu() for own in found])
-    if not bool(joined.isfinite().all()):
-        raise InputError("the distance between outputs is not finite")
-    return joined
-
-
-def _set_thresholds_(
-    adapted: AdaptiveModel, batches: list[Any], fitted: Mapping[str, _Fitted], budget: float
+    fitted: Mapping[str, _Fitted],
+    budget: float,
+    *,
+    are_finite: bool,
 ) -> None:
     """Thresholds under the gates; the budget that is aimed at gives way until the real one is met."""
     count = len(adapted.widths)
@@ -262,11 +261,12 @@ def _set_thresholds_(
             name: shares_below(own.losses, chosen, count)
             for (name, own), chosen in zip(fitted.items(), levels, strict=True)
         }
-        measured = _quantiles_(adapted, batches, shares)
+        measured = _quantiles_(adapted, batches, shares, are_finite=are_finite)
         if measured <= budget:
             return
         aim = max(least, aim - 1.05 * (measured - budget))
-    _quantiles_(adapted, batches, {name: torch.ones(count - 1) for name in fitted})
+    narrowest = {name: torch.ones(count - 1) for name in fitted}
+    _quantiles_(adapted, batches, narrowest, are_finite=are_finite)
 
 
 def _effort(adapted: AdaptiveModel, name: str) -> Effort:
@@ -275,7 +275,9 @@ def _effort(adapted: AdaptiveModel, name: str) -> Effort:
     return effort
 
 
-def _quantiles_(adapted: AdaptiveModel, batches: list[Any], shares: Mapping[str, Tensor]) -> float:
+def _quantiles_(
+    adapted: AdaptiveModel, batches: list[Any], shares: Mapping[str, Tensor], *, are_finite: bool
+) -> float:
     """Set thresholds at shares of the efforts that samples have under the gates; mean MACs of blocks."""
     mean = 0.0
     for _ in range(3):
@@ -283,10 +285,13 @@ def _quantiles_(adapted: AdaptiveModel, batches: list[Any], shares: Mapping[str,
         for name, share in shares.items():
             effort = _effort(adapted, name)
             seen = torch.cat([own.efforts[name] for own in runs]).cpu()
-            found = thresholds_at(seen, share)
-            effort.thresholds.copy_(found)
             spread = float(seen.std()) if len(seen) > 1 else 0.0
-            effort.temperature.fill_(spread / 4 if spread > 0 else 1.0)
+            temperature = spread / _SPREAD if spread > 0 else 1.0
+            found = thresholds_at(seen, share)
+            if are_finite:
+                found = outside(seen, found, temperature)
+            effort.thresholds.copy_(found)
+            effort.temperature.fill_(temperature)
         macs = torch.cat([taken_by(adapted, batch).macs for batch in batches])
         mean = float(macs.double().mean()) - adapted.costs.fixed
     return mean

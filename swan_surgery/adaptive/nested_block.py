@@ -11,7 +11,8 @@ from swan_surgery.adaptive.effort import Effort
 from swan_surgery.adaptive.levels import LevelStatistics, Narrowing, closed_bias
 from swan_surgery.adaptive.masked import Observer, masking
 from swan_surgery.adaptive.rows import Rows
-from swan_surgery.adaptive.run import Levels, Run
+from swan_surgery.adaptive.run import Levels, Run, Slope
+from swan_surgery.adaptive.slopes import leaning, statistics_at_rest
 
 
 class NestedBlock(AdaptiveBlock):
@@ -22,6 +23,7 @@ class NestedBlock(AdaptiveBlock):
         narrowings: what each level but the widest keeps.
         extra: int64 (levels,): MACs of each level above the narrowest, per sample.
         bound: shells whose parameters are views of the weights, once `compact` has made them.
+        slope: how the choice of the last run that may have a backward pass would change with the effort, if that learns.
     """
 
     extra: Tensor
@@ -46,6 +48,7 @@ class NestedBlock(AdaptiveBlock):
         self.register_buffer("extra", extra, persistent=False)
         self.shells = tuple(shells)
         self.bound: tuple[nn.Module, ...] | None = None
+        self.slope: Slope | None = None
 
     @property
     def num_levels(self) -> int:
@@ -53,8 +56,8 @@ class NestedBlock(AdaptiveBlock):
         return len(self.narrowings) + 1
 
     def is_masked(self, execution: str | None) -> bool:
-        """Where it is asked for, in eval mode: while training, blocks run in groups."""
-        return execution not in (None, "group") and not self.training
+        """Where it is asked for."""
+        return execution not in (None, "group")
 
     def masked(self, choice: Levels, observer: Observer | None) -> Any:
         """The masks of all levels, and whose level is which."""
@@ -85,8 +88,52 @@ class NestedBlock(AdaptiveBlock):
             efforts = self.effort(self.features(call))
             run.efforts[self.name] = efforts
             run.shared = run.capped(self.effort.levels(efforts), self.extra)
+            run.slope = self._slope(efforts, run.shared) if self._learns(efforts, run) else None
         assert run.shared is not None  # noqa: S101 - who looks for all runs first
         return run.shared
+
+    def _learns(self, efforts: Tensor, run: Run) -> bool:
+        """Whether there may be a backward pass to the effort; not in groups whose batch-norms are in train mode."""
+        is_wanted = torch.is_grad_enabled() and efforts.requires_grad and self.bound is None
+        return is_wanted and (not self.training or self.is_masked(run.execution))
+
+    def _slope(self, efforts: Tensor, taken: Levels) -> Slope:
+        """Of efforts; where a ceiling decided, nothing would change."""
+        assert isinstance(self.effort, Effort)  # noqa: S101 - it looked
+        beyond, wider = self.effort.neighbours(efforts)
+        is_own = self.effort.levels(efforts) == taken
+        return Slope(torch.where(is_own, beyond, taken), wider)
+
+    @staticmethod
+    def _slope_in(run: Run, choice: Levels) -> Slope | None:
+        """Of a choice that came of looking."""
+        return run.slope if choice is run.shared else None
+
+    def remembered(self, choice: Levels, run: Run | None) -> Levels:
+        """Levels, and the slope without the graph that it hangs on."""
+        if run is not None:
+            slope = self._slope_in(run, choice)
+            self.slope = None if slope is None else slope.alone()
+        return choice
+
+    def recalled(self, last: Levels, call: Any) -> Levels:
+        """Levels as they were, and efforts with gradients of their own."""
+        if self.slope is not None and self.effort is not None:
+            wider = self.effort.neighbours(self.effort(self.features(call)))[1]
+            self.slope = Slope(self.slope.levels, wider)
+        return last
+
+    def run_at(self, choice: Levels, run: Run | None, call: Any) -> Any:
+        """As they chose; with the gradient of the effort where that learns."""
+        slope = self.slope if run is None else self._slope_in(run, choice)
+        if run is None and slope is not None:
+            self.slope = slope.alone()
+        found = super().run_at(choice, run, call)
+        if slope is None or not isinstance(choice, Tensor):
+            return found
+        with torch.no_grad(), statistics_at_rest(self.full):
+            other = super().run_at(slope.levels, run, call)
+        return leaning(found, other, choice, slope)
 
     def at(self, key: int | None, args: Any, kwargs: Any) -> Any:
         """At one level; None: the full one."""

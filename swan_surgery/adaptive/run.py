@@ -21,6 +21,23 @@ Execution = Literal["group", "masked", "gather", "observe"]
 Levels = int | Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """What samples would take if their effort crossed its nearest threshold.
+
+    Attributes:
+        levels: int64 (B,): on the other side of it; a sample's own level where nothing would change.
+        wider: (B,): the probability of the wider of the two, with gradients.
+    """
+
+    levels: Tensor
+    wider: Tensor
+
+    def alone(self) -> "Slope":
+        """Without the graph that it hangs on."""
+        return Slope(self.levels, self.wider.detach().requires_grad_())
+
+
 @dataclass
 class Run:
     """What blocks ask while the model runs, and what they leave behind.
@@ -31,6 +48,7 @@ class Run:
         taken: levels by block, in the order in which they ran.
         efforts: what looked at the input saw, by block: [B].
         shared: what the last block that looked decided.
+        slope: how that would change with its effort, where efforts learn.
         ceiling: MACs per sample above the narrowest levels of all blocks, at most.
         left: MACs per sample that are left of these.
         extra: MACs of a block under masks above its narrowest, (name, masks) -> (B,); where units are chosen.
@@ -42,6 +60,7 @@ class Run:
     taken: dict[str, Levels] = field(default_factory=dict)
     efforts: dict[str, Tensor] = field(default_factory=dict)
     shared: Levels | None = None
+    slope: "Slope | None" = None
     left: Tensor | None = None
     ceiling: int | None = None
     extra: Callable[[str, Tensor], Tensor] | None = None
@@ -132,4 +151,4 @@ def beginning_anew(model: nn.Module, new_run: Callable[[Any, Any], Run]) -> Iter
             handle.remove()
 
 
-__all__ = ["Execution", "Levels", "Run", "begin", "beginning_anew", "running"]
+__all__ = ["Execution", "Levels", "Run", "Slope", "begin", "beginning_anew", "running"]

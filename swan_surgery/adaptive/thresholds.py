@@ -61,6 +61,13 @@ def fit_reading(features: Tensor, target: Tensor) -> Reading:
     )
 
 
+def scaled(reading: Reading, features: Tensor, spread: float) -> Reading:
+    """The same order of samples, whose efforts [N] deviate by `spread`; as it is where they are all alike."""
+    own = float((features.double() @ reading.weight).std()) if len(features) > 1 else 0.0
+    factor = spread / own if own > 0 else 1.0
+    return Reading(reading.weight * factor, reading.bias * factor, reading.explained)
+
+
 def _ridge(x: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     mean, spread = x.mean(0), x.std(0).clamp(min=1e-12)
     z = (x - mean) / spread
@@ -171,6 +178,15 @@ def thresholds_at(efforts: Tensor, shares: Tensor) -> Tensor:
     return torch.where(places == 0, -torch.inf, found)
 
 
+def outside(efforts: Tensor, thresholds: Tensor, step: float) -> Tensor:
+    """Infinite thresholds one after the other outside of the efforts seen, `step` apart."""
+    low, high = float(efforts.min()), float(efforts.max())
+    under, over = thresholds == -torch.inf, thresholds == torch.inf
+    below = low - step * under.flip(0).cumsum(0).flip(0)
+    found = torch.where(under, below.to(thresholds.dtype), thresholds)
+    return torch.where(over, (high + step * over.cumsum(0)).to(found.dtype), found)
+
+
 __all__ = [
     "Losses",
     "Reading",
@@ -179,6 +195,8 @@ __all__ = [
     "fit_reading",
     "levels_at",
     "mean_macs",
+    "outside",
+    "scaled",
     "shares_below",
     "thresholds_at",
 ]
