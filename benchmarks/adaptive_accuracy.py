@@ -5,7 +5,9 @@
 One nested model is made per seed, its widths allocated by Fisher scores and compensated, and trained (all widths
 together, distilled from the dense network), then fitted to each budget, per block and per network. Against it: the same model with one width
 for all (`adapted.at`), before training too, and one static cut per budget (one-shot Fisher, compensated or not), trained for as
-many steps with the same images, loss and learning rate. A nested step runs two widths. `--structures free`: per budget a gate per unit and input, fitted in closed form to the dense network; then the
+many steps with the same images, loss and learning rate. A nested step runs two widths. `--structures learnt`: the nested model per block goes on for as many
+steps under its own choices, one training per budget, in which its efforts learn as well (`swan.gate_penalty`); beside it a compensated static cut that is
+trained for as many in all. `--structures free`: per budget a gate per unit and input, fitted in closed form to the dense network; then the
 weights are trained under these gates for as many steps, and statistics measured anew. `--structures ftwt`: the same, but
 what a unit is worth to a sample is its share of its group's mean activation (Fire Together Wire Together, CVPR 2022: the mask
 of the strongest activations is predicted). `--structures fbs`: a share of each block's inner units that is the same for all
@@ -20,7 +22,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,8 @@ from swan_surgery.adaptive.free_block import FreeBlock
 
 
 STEPS, BATCH, TRAIN, FIT, TEST = 60, 128, 5_000, 512, 2_000
-LR, WEIGHT_DECAY = 0.02, 1e-4
+LR, EFFORT_LR, WEIGHT_DECAY = 0.02, 0.05, 1e-4
+MACS_WEIGHT = 100.0  # of the budget while efforts learn
 WIDTHS = (0.24, 0.49, 0.74, 1.0)  # of what adapts: 25, 50 and 75 % of all MACs, scarcely less
 
 
@@ -80,27 +83,43 @@ class Comparison:
         own = batches(self.train_images, size, torch.Generator().manual_seed(77 + self.seed))
         return [batch for _, batch in zip(range(count), own, strict=False)]
 
-    def train(self, model: nn.Module, loss: Callable[[Tensor, Tensor, int], Tensor]) -> float:
-        """Steps under one cosine; seconds of this process."""
+    def train(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor, int], Tensor],
+        *,
+        steps: int | None = None,
+        efforts: Sequence[nn.Parameter] = (),
+    ) -> float:
+        """Steps under one cosine; seconds of this process. `efforts` have a rate of their own."""
+        steps = self.steps if steps is None else steps
         generator = torch.Generator().manual_seed(1000 + self.seed)
-        optimizer = torch.optim.SGD(
-            model.parameters(), LR, 0.9, weight_decay=WEIGHT_DECAY, nesterov=True
-        )
+        apart = {id(own) for own in efforts}
+        weights = [own for own in model.parameters() if id(own) not in apart]
+        groups = [
+            {"params": weights, "lr": LR, "weight_decay": WEIGHT_DECAY},
+            {"params": [*efforts], "lr": EFFORT_LR},
+        ]
+        groups = [own for own in groups if own["params"]]
+        rates = [own["lr"] for own in groups]
+        optimizer = torch.optim.SGD(groups, LR, 0.9, nesterov=True)
         model.train()
         step, started = 0, time.process_time()
-        while step < self.steps:
+        while step < steps:
             for x, y in batches(self.train_images, BATCH, generator):
-                if step == self.steps:
+                if step == steps:
                     break
-                for group in optimizer.param_groups:
-                    group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
                 optimizer.zero_grad()
                 loss(x, y, step).backward()
                 optimizer.step()
                 step += 1
         return time.process_time() - started
 
-    def distilled(self, model: nn.Module, x: Tensor, y: Tensor, soft: Tensor) -> Tensor:
+    def distilled(
+        self, model: Callable[[Tensor], Any], x: Tensor, y: Tensor, soft: Tensor
+    ) -> Tensor:
         """Mostly the dense network's outputs."""
         logits = model(x)
         return 0.1 * F.cross_entropy(logits, y) + 0.9 * swan.distillation_loss(logits, soft)
@@ -110,56 +129,95 @@ class Comparison:
         with torch.no_grad():
             return self.dense(x)
 
-    def nested(self, per: Any, budgets: list[float], note: Callable[..., None]) -> None:
-        """One model for all budgets, with a width per block or for the network."""
+    def untrained(self, per: Any) -> swan.AdaptiveModel:
+        """Widths allocated by scores, with readers solved for."""
         adapted = swan.adapt(self.dense, self.example, per=per, widths=WIDTHS, scores=self.scores)
         swan.calibrate_widths(adapted, self.few(3))
         swan.compensate_widths(adapted, self.few(8, 64))
+        return adapted
+
+    def trained(
+        self, per: Any, adapted: swan.AdaptiveModel | None = None
+    ) -> tuple[swan.AdaptiveModel, float | None]:
+        """All widths trained together, and seconds; as kept from an earlier run, if it was."""
+        name = f"{self.network}_{per}_{self.steps}_{self.seed}.swan"
+        kept = None if self.work is None else self.work / name
+        if kept is not None and kept.exists():
+            found = swan.load(kept, build(self.network))
+            assert isinstance(found, swan.AdaptiveModel)  # noqa: S101 - saved below
+            return found, None
+        model = self.untrained(per) if adapted is None else adapted
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def loss(x: Tensor, y: Tensor, step: int) -> Tensor:
+            soft = self.soft(x)
+            return swan.sandwich_loss(
+                model,
+                lambda own: self.distilled(own, x, y, soft),
+                step=step,
+                generator=generator,
+            )
+
+        seconds = self.train(model, loss)
+        if kept is not None:
+            swan.save(model, kept)
+        return model, seconds
+
+    def learnt(self, budget: float) -> dict[str, Any]:
+        """The trained nested model, as many steps more under its own choices, whose efforts learn."""
+        adapted, _ = self.trained("block")
+        swan.calibrate_widths(adapted, self.few(3), full=True)
+        swan.calibrate_widths(adapted, self.few(3))
+        fit = partial(swan.fit_widths, adapted, self.fit_images, macs=budget)
+        fit(statistics=self.few(3), efforts="learn")
+        untrained = accuracy(adapted, self.test)
+        adapted.execution = "masked"
+
+        def loss(x: Tensor, y: Tensor, _: int) -> Tensor:
+            taken = adapted.taken(x)
+            own = self.distilled(lambda _: taken.output, x, y, self.soft(x))
+            penalty = swan.gate_penalty(adapted, taken, macs=budget, macs_weight=MACS_WEIGHT)
+            return own + penalty.to(own.dtype)
+
+        looking = [own for block in adapted.blocks().values() for own in block.effort.parameters()]
+        seconds = self.train(adapted, loss, efforts=looking)
+        adapted.execution = "group"
+        swan.calibrate_widths(adapted, self.few(3), among="mixed", full=True)
+        stats = fit(efforts="keep")
+        return {"untrained": untrained, "train_cpu_seconds": seconds} | self.told(adapted, stats)
+
+    def told(self, adapted: swan.AdaptiveModel, stats: swan.WidthStats) -> dict[str, Any]:
+        """Accuracy, cost and choices on the test images."""
+        images = normalised(self.test.x)
+        told = swan.width_stats(
+            adapted, zip(images.split(500), self.test.y.split(500), strict=True)
+        )
+        dense = adapted.costs.dense
+        return {
+            "test": accuracy(adapted, self.test),
+            "macs_share": told.mean_macs / dense,
+            "p95_share": told.p95_macs / dense,
+            "entropies": dict(told.entropies),
+            "information": dict(told.information or {}),
+            "fitted_share": stats.mean_macs / dense,
+            "hardness": self.hardness(adapted),
+        }
+
+    def nested(self, per: Any, budgets: list[float], note: Callable[..., None]) -> None:
+        """One model for all budgets, with a width per block or for the network."""
+        adapted = self.untrained(per)
         dense = adapted.costs.dense
         for level, width in enumerate(WIDTHS):
             with adapted.holding(level):
                 test = accuracy(adapted, self.test)
             macs = swan.count_macs(adapted.at(width), self.example[:1])
             note(f"untrained-{per}", width, test=test, macs_share=macs / dense)
-        generator = torch.Generator().manual_seed(self.seed)
-
-        def loss(x: Tensor, y: Tensor, step: int) -> Tensor:
-            soft = self.soft(x)
-            return swan.sandwich_loss(
-                adapted,
-                lambda model: self.distilled(model, x, y, soft),
-                step=step,
-                generator=generator,
-            )
-
-        name = f"{self.network}_{per}_{self.steps}_{self.seed}.swan"
-        kept = None if self.work is None else self.work / name
-        if kept is not None and kept.exists():
-            found = swan.load(kept, build(self.network))
-            assert isinstance(found, swan.AdaptiveModel)  # noqa: S101 - saved below
-            adapted, seconds = found, None
-        else:
-            seconds = self.train(adapted, loss)
-            if kept is not None:
-                swan.save(adapted, kept)
+        adapted, seconds = self.trained(per, adapted)
         swan.calibrate_widths(adapted, self.few(3), full=True)
         for budget in budgets:
             swan.calibrate_widths(adapted, self.few(3))
             stats = swan.fit_widths(adapted, self.fit_images, macs=budget, statistics=self.few(3))
-            images = normalised(self.test.x).split(500)
-            told = swan.width_stats(adapted, zip(images, self.test.y.split(500), strict=True))
-            note(
-                f"nested-{per}",
-                budget,
-                test=accuracy(adapted, self.test),
-                macs_share=told.mean_macs / dense,
-                p95_share=told.p95_macs / dense,
-                entropies=dict(told.entropies),
-                information=dict(told.information or {}),
-                fitted_share=stats.mean_macs / dense,
-                hardness=self.hardness(adapted),
-                train_cpu_seconds=seconds,
-            )
+            note(f"nested-{per}", budget, train_cpu_seconds=seconds, **self.told(adapted, stats))
         swan.calibrate_widths(adapted, self.few(3))
         for level, width in enumerate(WIDTHS):
             with adapted.holding(level):
@@ -178,20 +236,7 @@ class Comparison:
         untrained = accuracy(adapted, self.test)
         seconds = self.train(adapted, lambda x, y, _: self.distilled(adapted, x, y, self.soft(x)))
         swan.calibrate_widths(adapted, self.few(3), among="mixed", full=True)
-        images = normalised(self.test.x).split(500)
-        told = swan.width_stats(adapted, zip(images, self.test.y.split(500), strict=True))
-        dense = adapted.costs.dense
-        return {
-            "test": accuracy(adapted, self.test),
-            "untrained": untrained,
-            "macs_share": told.mean_macs / dense,
-            "p95_share": told.p95_macs / dense,
-            "entropies": dict(told.entropies),
-            "information": dict(told.information or {}),
-            "fitted_share": stats.mean_macs / dense,
-            "hardness": self.hardness(adapted),
-            "train_cpu_seconds": seconds,
-        }
+        return {"untrained": untrained, "train_cpu_seconds": seconds} | self.told(adapted, stats)
 
     def fbs(self, budget: float) -> dict[str, Any]:
         """The most salient inner units of each block, as many for all inputs; what they give times their saliency."""
@@ -232,14 +277,20 @@ class Comparison:
         ranks = torch.stack([_ranks(losses), _ranks(macs.float())])
         return None if len(macs.unique()) == 1 else float(torch.corrcoef(ranks)[0, 1])
 
-    def static(self, budget: float, *, compensated: bool = False) -> dict[str, Any]:
-        """One cut, trained on."""
+    def static(
+        self, budget: float, *, compensated: bool = False, longer: int = 1
+    ) -> dict[str, Any]:
+        """One cut, trained on; `longer`: for so many times the steps."""
         own = self.few(8, 64) if compensated else None
         small = swan.prune_by_score(self.gated, self.scores, macs=budget, compensate=own)
         if not compensated:
             swan.calibrate(small, self.few(3))
         untrained = accuracy(small, self.test)
-        seconds = self.train(small, lambda x, y, _: self.distilled(small, x, y, self.soft(x)))
+        seconds = self.train(
+            small,
+            lambda x, y, _: self.distilled(small, x, y, self.soft(x)),
+            steps=longer * self.steps,
+        )
         macs = swan.count_macs(small, self.example[:1])
         total = swan.count_macs(self.dense, self.example[:1])
         return {
@@ -319,8 +370,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--structures",
         nargs="+",
-        choices=["nested", "free", "ftwt", "fbs"],
-        default=["nested", "free"],
+        choices=["nested", "learnt", "free", "ftwt", "fbs"],
+        default=["nested", "learnt", "free"],
     )
     parser.add_argument(
         "--per", nargs="+", choices=["block", "network"], default=["block", "network"]
@@ -372,7 +423,8 @@ def main() -> None:
             if "nested" in options.structures
             and f"{options.network}/uniform-{per}/1/{seed}" not in rows
         ]
-        single = ["static", "static-compensated", *options.structures]
+        longer = ["static-longer"] if "learnt" in options.structures else []
+        single = ["static", "static-compensated", *longer, *options.structures]
         wanted = {method: missing(method) for method in single if method in METHODS}
         if not nested and not any(wanted.values()):
             continue
@@ -389,6 +441,8 @@ def main() -> None:
 METHODS: dict[str, Callable[[Comparison, float], dict[str, Any]]] = {
     "static": Comparison.static,
     "static-compensated": partial(Comparison.static, compensated=True),
+    "static-longer": partial(Comparison.static, compensated=True, longer=2),
+    "learnt": Comparison.learnt,
     "free": Comparison.free,
     "ftwt": lambda own, budget: own.free(budget, activation_shares),
     "fbs": Comparison.fbs,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import swan_surgery as swan
 from swan_surgery.adaptive.effort import Effort
+from swan_surgery.adaptive.thresholds import temperature_of
 from tests.adaptive_laws import aim_, own_readers_, randomise_statistics_
 from tests.closing import image, prepared
 from tests.test_adaptive import SmallNet, adapted_net, loader, small_net
@@ -262,3 +263,10 @@ def test_efforts_learn_a_budget_and_thresholds_are_set_anew() -> None:
 def test_refusals_say_what_to_do(call, message: str) -> None:
     with pytest.raises(swan.InputError, match=message):
         call()
+
+
+def test_efforts_that_say_nothing_have_no_steep_slope() -> None:
+    """Rounding in the deviation of equal efforts made slopes of 1e7."""
+    alike = torch.full((513,), 0.1)
+    assert temperature_of(alike, 4.0) == 1.0
+    assert temperature_of(torch.tensor([0.0, 2.0]), 4.0) == pytest.approx(2**0.5 / 4)

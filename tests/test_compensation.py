@@ -1,5 +1,6 @@
 """Compensation: what the layers behind a cut can still read out of what stayed, they give."""
 
+import contextlib
 import copy
 from itertools import pairwise
 from math import isnan
@@ -395,6 +396,63 @@ def test_what_does_not_fit_is_refused_and_nothing_changed(change, message: str) 
     given = {"reference": model, "batches": [data]} | change
     with pytest.raises(swan.InputError, match=message):
         swan.compensate(small, **given)
+    assert_same_fingerprint(before, fingerprint(small))
+
+
+@pytest.mark.parametrize("place", [0, 200], ids=["solves", "judges"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("kind", ["batch_norm", "linear"])
+def test_a_broken_sample_changes_nothing(kind, value, place) -> None:
+    """In the batches that judge it ruined the model, uncut ones too, and nothing said so."""
+    model, data = model_and_data(kind)
+    data[place].flatten()[0] = value
+    is_told = pytest.raises(swan.InputError, match="NaN")
+    # Infinity may be meant, in a mask; where no layer got better by such data, there is nothing to refuse.
+    told = is_told if isnan(value) or place == 200 else contextlib.suppress(swan.InputError)
+    for small in (cut_channel(model, data[1:60]), copy.deepcopy(model)):
+        before = fingerprint(small)
+        with told:
+            swan.compensate(small, model, data.split(60))
+        assert_same_fingerprint(before, fingerprint(small))
+
+
+def test_masked_scores_of_minus_infinity_say_nothing() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = self.last(self.first(x).tanh())
+            return scores.masked_fill(torch.arange(4) == 2, -torch.inf)
+
+    model, data = Masked().double(), torch.randn(240, 3).double()
+    small = swan.prune_by_score(
+        gated := swan.swanify(model, data[:2]), swan.importance(gated, "magnitude"), macs=0.6
+    )
+    done = swan.compensate(small, model, [data])
+    assert done.kept
+    assert done.after < done.before
+
+
+def test_batches_of_several_kinds_are_refused() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.other, self.last = nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            first = self.first(x) if y is None else self.first(x) + self.other(y)
+            return self.last(first.tanh())
+
+    model, x = Optional(), torch.randn(240, 3)
+    gated = swan.swanify(model, {"x": x[:2], "y": x[:2]})
+    small = swan.prune_by_score(gated, swan.importance(gated, "magnitude"), macs=0.5)
+    before = fingerprint(small)
+    with pytest.raises(swan.InputError, match="different paths"):
+        swan.compensate(small, model, [{"x": x, "y": x}, {"x": x}])
+    with pytest.raises(swan.InputError, match="no samples"):
+        swan.compensate(small, model, [{"x": x, "y": x}, {"x": x[:0], "y": x[:0]}])
     assert_same_fingerprint(before, fingerprint(small))
 
 

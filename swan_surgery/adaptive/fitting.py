@@ -24,6 +24,7 @@ from swan_surgery.adaptive.thresholds import (
     outside,
     scaled,
     shares_below,
+    temperature_of,
     thresholds_at,
 )
 from swan_surgery.adaptive.token_fitting import fit_tokens_
@@ -285,8 +286,7 @@ def _quantiles_(
         for name, share in shares.items():
             effort = _effort(adapted, name)
             seen = torch.cat([own.efforts[name] for own in runs]).cpu()
-            spread = float(seen.std()) if len(seen) > 1 else 0.0
-            temperature = spread / _SPREAD if spread > 0 else 1.0
+            temperature = temperature_of(seen, _SPREAD)
             found = thresholds_at(seen, share)
             if are_finite:
                 found = outside(seen, found, temperature)

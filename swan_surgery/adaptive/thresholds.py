@@ -178,6 +178,13 @@ def thresholds_at(efforts: Tensor, shares: Tensor) -> Tensor:
     return torch.where(places == 0, -torch.inf, found)
 
 
+def temperature_of(efforts: Tensor, spread: float) -> float:
+    """T, of which efforts deviate by `spread`; 1 where they are alike but for rounding."""
+    own = float(efforts.double().std()) if len(efforts) > 1 else 0.0
+    noise = len(efforts) * torch.finfo(efforts.dtype).eps * float(efforts.abs().max())
+    return own / spread if own > noise else 1.0
+
+
 def outside(efforts: Tensor, thresholds: Tensor, step: float) -> Tensor:
     """Infinite thresholds one after the other outside of the efforts seen, `step` apart."""
     low, high = float(efforts.min()), float(efforts.max())
@@ -198,5 +205,6 @@ __all__ = [
     "outside",
     "scaled",
     "shares_below",
+    "temperature_of",
     "thresholds_at",
 ]

@@ -66,6 +66,13 @@ def num_samples(batch: Any) -> int:
     return next((len(tensor) for tensor in tensors), 1)
 
 
+def holds_nan(batch: Any) -> bool:
+    """Whether the inputs in a batch hold NaN; infinity may be meant, as in masks that are added."""
+    given = batch[:1] if isinstance(batch, (tuple, list)) else batch
+    tensors = (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+    return any(bool(tensor.isnan().any()) for tensor in tensors)
+
+
 def first_samples(batch: Any, count: int) -> Any:
     """Example inputs out of a batch: of every tensor that has one entry per sample the first few.
 

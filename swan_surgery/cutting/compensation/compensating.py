@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import isnan
+from math import isinf, isnan
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from swan_surgery.environment.process_wide import without_fast_path
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
-from swan_surgery.models.batches import batches_in, num_samples, run_on_batch
+from swan_surgery.models.batches import batches_in, holds_nan, num_samples, run_on_batch
 from swan_surgery.models.checks import check_data
 from swan_surgery.models.modes import evaluating
 from swan_surgery.models.provenance import note_, provenance_of
@@ -98,7 +98,7 @@ def compensate(
 
     Raises:
         ModelError: `small` or `reference` is no plain module with data.
-        InputError: no batches, `damping` not positive, or `small` was not cut from `reference`.
+        InputError: no batches, NaN or infinity in them, batches of several kinds, `damping` not positive, or `small` was not cut from `reference`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -145,6 +145,10 @@ def compensate_only(
     calls = [partial(_run, batch=batch) for batch in held]
     if not calls:
         raise InputError("there is no batch to compensate with; nothing was changed")
+    if not all(map(num_samples, held)):
+        raise InputError("a batch holds no samples; leave it out; nothing was changed")
+    if any(map(holds_nan, held)):
+        raise InputError("a batch holds NaN; leave it out; nothing was changed")
     start = time.perf_counter()
     with torch.inference_mode(mode=False), _at_rest(small, reference), _told(progress) as advance:
         judge = Judge(reference, calls[-_num_judging([*map(num_samples, held)]) :])
@@ -153,7 +157,7 @@ def compensate_only(
             layers = in_lockstep(
                 small, reference, calls, kept, Settings(damping, only=only), advance
             )
-            after = judge.error(small)
+            after = _finite(judge.error(small))
         except BaseException:
             come_back_(small, was)
             raise
@@ -163,6 +167,14 @@ def compensate_only(
     if is_better:
         _note(small)
     return Compensation(tuple(layers), before, after, is_better, time.perf_counter() - start)
+
+
+def _finite(error: float) -> float:
+    if isinf(error):
+        raise InputError(
+            "what was solved for gives NaN or infinity: look for them in the batches; nothing was changed"
+        )
+    return error
 
 
 def _num_judging(sizes: Sequence[int]) -> int:

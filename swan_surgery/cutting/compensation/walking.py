@@ -10,6 +10,7 @@ from swan_surgery.cutting.compensation.layers import Call, Event, Layers, Settin
 from swan_surgery.cutting.compensation.lockstep import Pass
 from swan_surgery.cutting.compensation.outcome import LayerCompensation
 from swan_surgery.cutting.compensation.reads import Key, Read
+from swan_surgery.errors import InputError
 
 
 def in_lockstep(
@@ -50,7 +51,10 @@ def _walk(layers: Layers, calls: Sequence[Call], advance: Callable[[float], None
                 return
             keys = {event.key for event in events if event is not None}
             if len(keys) > 1:
-                raise RuntimeError("batches take different paths through the model")
+                raise InputError(
+                    "batches take different paths through the model (some lack an argument, or are of another size); "
+                    "compensate with those of one kind; nothing was changed"
+                )
             twins = [_advanced(own, events[0].key) for own in there]
             with torch.no_grad():
                 layers.mend(events, twins)
