@@ -15,6 +15,7 @@ from swan_surgery.adaptive.calibrating import observe_
 from swan_surgery.adaptive.checks import batches_of, check_adaptive
 from swan_surgery.adaptive.distances import distances_of, outputs_of
 from swan_surgery.adaptive.effort import Effort
+from swan_surgery.adaptive.shifting import shift_thresholds_
 from swan_surgery.adaptive.thresholds import (
     Losses,
     Reading,
@@ -95,7 +96,7 @@ def fit_widths(
             units and blocks of neurons means and all batch-norms under the gates; thresholds are set once more.
         efforts: "learn": as "fit", but thresholds that all samples reach, or none, are finite, so that they have a slope
             where efforts learn next (`gate_penalty`). "keep": what looks at the input stays as it has learnt, and
-            thresholds alone are set anew. Of nested widths only.
+            thresholds move together, by as many T. Of nested widths only.
 
     Returns:
         The widths taken, as measured on the batches (`width_stats`).
@@ -171,8 +172,13 @@ def _fit_levels_(
     how: Efforts,
 ) -> None:
     """Efforts and thresholds of nested widths."""
+    if how == "keep":
+        if others is not None:
+            observe_(adapted, others, among="mixed", shares=width_stats(adapted, batches).shares)
+        shift_thresholds_(adapted, batches, share * adapted.costs.dense)
+        return
     budget = share * adapted.costs.dense - adapted.costs.fixed
-    fitted = _fit(adapted, batches, share, distance, keep=how == "keep")
+    fitted = _fit(adapted, batches, share, distance)
     _set_thresholds_(adapted, batches, fitted, budget, are_finite=how == "learn")
     if others is not None:
         shares = width_stats(adapted, batches).shares
@@ -181,7 +187,7 @@ def _fit_levels_(
 
 
 def _fit(
-    adapted: AdaptiveModel, batches: list[Any], share: float, distance: Distance, *, keep: bool
+    adapted: AdaptiveModel, batches: list[Any], share: float, distance: Distance
 ) -> dict[str, _Fitted]:
     names = list(adapted.costs.blocks)
     count = len(adapted.widths)
@@ -209,20 +215,13 @@ def _fit(
         if len(x) != len(lost):
             raise InputError(f"distance gave {len(lost)} numbers for {len(x)} samples")
         saved = lost[:, tried[0]] - lost[:, tried[-1]]
-        reading = _read_now(adapted, name) if keep else scaled(fit_reading(x, saved), x, _SPREAD)
+        reading = scaled(fit_reading(x, saved), x, _SPREAD)
         efforts = x.double() @ reading.weight + reading.bias
         macs = _macs_of(adapted, name)
         fitted[name] = _Fitted(
             reading, binned(efforts, lost, informed=bool(reading.explained > 0)), macs
         )
     return fitted
-
-
-def _read_now(adapted: AdaptiveModel, name: str) -> Reading:
-    """What a block's effort has learnt to read."""
-    effort = _effort(adapted, name)
-    weight, bias = (own[0].to("cpu", torch.float64, copy=True) for own in effort.parameters())
-    return Reading(weight, bias, weight.abs().max())  # that it says nothing where it is zero
 
 
 def _macs_of(adapted: AdaptiveModel, name: str) -> Tensor:
