@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.adaptive.budgets import divergence
 from swan_surgery.adaptive.effort import Effort
 from swan_surgery.adaptive.masked import mean_of
 from swan_surgery.adaptive.thresholds import (
@@ -758,3 +759,27 @@ def test_levels_are_whole_numbers(levels) -> None:
 def test_bad_input_is_refused_by_name(call, message: str) -> None:
     with pytest.raises(swan.InputError, match=message):
         call()
+
+
+@pytest.mark.filterwarnings("ignore:widths hardly vary")
+@pytest.mark.parametrize("structure", ["nested", "free"])
+def test_models_of_one_number_keep_their_budget(structure) -> None:
+    """The softmax of one class is 1 whatever it is, so that nothing seemed to matter."""
+
+    class Number(SmallNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, 1)
+
+    with torch.inference_mode():
+        adapted = swan.adapt(prepared(Number()), image(2, 3, 8, 8), structure=structure).eval()
+        batches = [x for x, _ in loader(2)]
+        swan.calibrate_widths(adapted, batches)
+        swan.fit_widths(adapted, batches, macs=0.7)
+    share = float(adapted.taken(torch.cat(batches)).macs.double().mean()) / adapted.costs.dense
+    assert 0.5 < share <= 0.7
+
+
+def test_the_distance_of_one_number_is_its_own() -> None:
+    one, other = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [5.0]])
+    assert divergence(one, other).tolist() == [0.0, 4.5]

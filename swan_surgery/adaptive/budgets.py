@@ -15,11 +15,17 @@ Distance = Callable[[Any, Any], Tensor]
 
 
 def divergence(output: Any, wanted: Any) -> Tensor:
-    """Kullback-Leibler divergence of softmax outputs over the last axis, mean over all but the first: [B]."""
+    """Kullback-Leibler divergence of softmax outputs over the last axis, mean over all but the first: [B].
+
+    Of a single number in place of classes half its squared difference: the divergence of normal distributions.
+    """
     if not isinstance(output, Tensor) or output.ndim < 2:
         raise InputError(
             "the default distance needs one tensor of logits; pass distance=lambda out, widest: ..."
         )
+    if output.shape[-1] == 1:
+        apart: Tensor = output.double() - wanted.double()
+        return apart.square().flatten(1).mean(1) / 2
     own, other = F.log_softmax(output.double(), -1), F.log_softmax(wanted.double(), -1)
     found = (other.exp() * (other - own)).sum(-1)
     return found.flatten(1).mean(1) if found.ndim > 1 else found

@@ -124,7 +124,8 @@ def fit_widths(
             f"only nested widths take a distance and efforts={efforts!r}: free units are fitted to the curvature of the "
             "Kullback-Leibler divergence, blocks of neurons to what they give, and their gates can learn as they are"
         )
-    with _unchanged_if_it_fails(adapted), torch.no_grad(), streams_kept(), evaluating(adapted):
+    own = (_unchanged_if_it_fails(adapted), torch.inference_mode(mode=False), torch.no_grad())
+    with own[0], own[1], own[2], streams_kept(), evaluating(adapted):
         adapted.max_macs = None if max_macs is None else int(max_macs * adapted.costs.dense)
         if fit_gates_ is not None:
             adapted.execution = "masked"

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.bisecting import write_lowest_price
@@ -47,13 +47,13 @@ def _worth(adapted: AdaptiveModel, batches: list[Any]) -> Mapping[str, Tensor]:
     """What closing each unit alone moves the output by, per sample, by block: float64 [N, units].
 
     The Kullback-Leibler divergence to second order, half the expected square of the derivative of log p(y) by the
-    unit's gate, y drawn from p. The gate moves between what the unit gives and its mean.
+    unit's gate, y drawn from p (a normal distribution where the output is a single number). The gate moves between what the unit gives and its mean.
     """
     generator = torch.Generator().manual_seed(0)
     counts = [sum(own.effort.sizes) for own in adapted.blocks().values()]
     like = next(p for p in adapted.parameters() if p.is_floating_point())
     found = []
-    for batch in batches:
+    for batch in tree_map(_normal, batches):
         first = next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
         masks = [like.new_ones(len(first), count).requires_grad_() for count in counts]
         held = dict(zip(adapted.costs.blocks, masks, strict=True))
@@ -66,21 +66,31 @@ def _worth(adapted: AdaptiveModel, batches: list[Any]) -> Mapping[str, Tensor]:
     return dict(zip(adapted.costs.blocks, joined.split(counts, dim=1), strict=True))
 
 
+def _normal(leaf: Any) -> Any:
+    """A tensor that autograd may keep, also where it was made in inference mode."""
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+
+
 def _curvature(output: Any, masks: Sequence[Tensor], generator: torch.Generator) -> Tensor:
     """float64 [B, units]."""
     if not isinstance(output, Tensor) or output.ndim < 2:
         raise InputError(
             "free units are fitted to models that return one tensor of logits, [B, ..., classes]"
         )
-    logs = output.double().log_softmax(-1).flatten(0, -2)
-    odds = logs.detach().exp().cpu()
+    is_number = output.shape[-1] == 1  # of a normal distribution, whose mean it is
+    logs = (output.double() if is_number else output.double().log_softmax(-1)).flatten(0, -2)
+    odds = logs.detach().cpu() if is_number else logs.detach().exp().cpu()
     if not bool(odds.isfinite().all()):
         raise InputError("the model's outputs on these batches are not finite")
     positions = len(logs) // len(masks[0])
     total: Any = 0
     for draw in range(_DRAWS):
-        labels = torch.multinomial(odds, 1, generator=generator).to(logs.device)
-        score = logs.gather(1, labels).sum()
+        if is_number:
+            drawn = torch.randn(logs.shape, generator=generator, dtype=logs.dtype)
+            score = (logs * drawn.to(logs.device)).sum()
+        else:
+            labels = torch.multinomial(odds, 1, generator=generator).to(logs.device)
+            score = logs.gather(1, labels).sum()
         slopes = torch.autograd.grad(score, masks, retain_graph=draw < _DRAWS - 1)
         total = total + torch.cat(slopes, 1).double().square()
     found: Tensor = total
@@ -103,7 +113,9 @@ def _price_(
     budget = share * adapted.costs.dense
 
     def write(rank: float) -> None:
-        price = float(torch.quantile(ratios, rank)) if rank < 1 else 2 * float(ratios.abs().max())
+        # The dearest price closes all, also where no unit is worth anything.
+        dearest = 2 * float(ratios.abs().max()) or 1.0
+        price = float(torch.quantile(ratios, rank)) if rank < 1 else dearest
         for name, own in readings.items():
             gates = adapted.blocks()[name].effort
             size = float((values[name] - price * costs[name]).abs().mean()) / _LOGIT

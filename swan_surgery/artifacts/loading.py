@@ -1,6 +1,6 @@
 """`load`: a saved model, rebuilt from a new instance of the class it was cut out of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.models.architecture import all_tensors, architecture_of, difference
 from swan_surgery.models.provenance import Provenance, note_
 from swan_surgery.models.steps import apply_step, check_steps, shapes_after
+from swan_surgery.routing.losses import Discrepancy
 from swan_surgery.routing.routed_model import RoutedModel
-from swan_surgery.routing.settings import routed_of_json
+from swan_surgery.routing.settings import own_discrepancy, routed_of_json
 
 
 _LAYOUTS = {
@@ -31,16 +32,25 @@ _LAYOUTS = {
 }
 
 
-def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = None) -> nn.Module:
+def load(
+    path: str | PathLike[str],
+    model: nn.Module,
+    *,
+    example_inputs: Any = None,
+    discrepancy: Discrepancy | None = None,
+    positive: Callable[[Any], Tensor] | None = None,
+) -> nn.Module:
     """Rebuild a saved model; nothing in the file is executed.
 
     Args:
         path: a file written by `swan.save`, or a folder written by `swan.save_pretrained`.
         model: the base model, newly built as it was before `swanify`; its weights do not matter and
             it is not changed. It may lie on the meta device; the result is then on the CPU,
-            otherwise where the model is. For a routed model with a light branch of your own, or functions
-            of yours, a new routed model made by the same call of `swan.add_switch`.
+            otherwise where the model is. For a routed model with a light branch of your own a new routed
+            model made by the same call of `swan.add_switch`.
         example_inputs: for a gated or an adaptive model, if those in the file are not to be used.
+        discrepancy: of a routed model that has a function of yours, which no file can hold.
+        positive: likewise.
 
     Returns:
         The model as it was saved: bitwise the same outputs.
@@ -65,7 +75,11 @@ def load(path: str | PathLike[str], model: nn.Module, *, example_inputs: Any = N
     private = copy_of(model)
     try:
         found = _rebuilt(path, header, tensors, private, example_inputs)
-        return routed_of_json(header["routing"], found, like) if "routing" in header else found
+        if "routing" not in header:
+            return found
+        discrepancy = discrepancy or (like and own_discrepancy(like))
+        positive = positive or (like and like.positive)
+        return routed_of_json(header["routing"], found, discrepancy=discrepancy, positive=positive)
     except ArtifactError:
         raise
     except Exception as err:  # checked where it matters; whatever else a header may lead to
@@ -93,7 +107,7 @@ def _rebuilt(
             + (
                 "a routed model made by the same call of swan.add_switch"
                 if is_parts
-                else f"as it was before swanify, a new {provenance.base.name}"
+                else f"as it was before swanify or add_switch, a new {provenance.base.name}"
             )
         )
     shapes = shapes_after(provenance.base.shapes, provenance.steps)

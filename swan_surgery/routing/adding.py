@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from swan_surgery.environment.precision import in_own_precision
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.gates.checks import check_changeable
 from swan_surgery.models import Inputs, copy_of
 from swan_surgery.models.architecture import architecture_of
-from swan_surgery.models.batches import batches_in
+from swan_surgery.models.batches import batches_in, holds_nan
 from swan_surgery.models.checks import checked_inputs, described, infer_inputs
 from swan_surgery.models.provenance import Provenance, note_, provenance_of
+from swan_surgery.routing.asked import Light, check_asked, decided, names_of
 from swan_surgery.routing.axes import channel_axis_of
 from swan_surgery.routing.lights import cut_light
 from swan_surgery.routing.losses import Discrepancy, DiscrepancyName, discrepancy_of, kl, l1, l2
@@ -22,12 +24,11 @@ from swan_surgery.routing.masking import masked
 from swan_surgery.routing.parts import Ending, OnCopy, Parts, Switch, check_branches
 from swan_surgery.routing.placing import data_of, depths_of, least_apart, placements
 from swan_surgery.routing.routed_model import Decide, RoutedModel
-from swan_surgery.routing.rows import arguments_of, check_apart, margin_score, writes_to_input
+from swan_surgery.routing.rows import arguments_of, check_apart, writes_to_input
 from swan_surgery.routing.splitting import Split, inner_name, split_at
 from swan_surgery.routing.step import route_step
 
 
-Light = float | nn.Module | None
 _NAMES: dict[Discrepancy, DiscrepancyName] = {kl: "kl", l1: "l1", l2: "l2"}
 
 
@@ -70,7 +71,7 @@ def add_switch(
         mask: gates on the channels that cross (`routed.gated`), for `beta` in the loss or a `swan.Objective`; cut
             by `swan.cut_mask`.
         discrepancy: how far two outputs are apart: "kl" for class scores, "l1", "l2", or a function of (light, full)
-            that gives one number per sample. By default "kl" where the output is [B, classes], else "l2".
+            that gives one number per sample. By default "kl" where the only output is [B, classes], else "l2", the mean over all.
         positive: Omega of gated compression: labels -> bool [B], True for what must not be stopped.
         hidden: width of the switch's hidden layer.
         frozen: trunk and full branch are not trained (`routed.unfreeze()` later).
@@ -112,10 +113,10 @@ def add_switch(
 
         found = placements(depths_of(copy_of(model).eval(), given), make, held)
         after, batches, example_inputs = least_apart(found).after, held, given
-    names = _names(after)
+    names = names_of(after)
     listed: Any = light if isinstance(light, (tuple, list)) else (light,) * len(names)
     lights: tuple[Light, ...] = tuple(listed)
-    _check(names, lights, default, decide)
+    check_asked(names, lights, default, decide)
     if type(hidden) is not int or hidden < 1:
         raise InputError(f"hidden must be a whole number from 1 on; got {hidden!r}")
     if positive is not None and not callable(positive):
@@ -123,13 +124,14 @@ def add_switch(
     given = infer_inputs(model)[0] if example_inputs is None else example_inputs
     inputs = checked_inputs(model, given, to="add a switch")
     data = None if batches is None else list(batches_in(batches, None))
-    with torch.inference_mode(mode=False), streams_kept():
+    if any(map(holds_nan, data or ())):
+        raise InputError("a batch holds NaN; leave it out")
+    with torch.inference_mode(mode=False), streams_kept(), in_own_precision(model):
         private = copy_of(model).eval()
         making = _Making(private, inputs, default, hidden, data)
         parts = making.build(names, lights)
         apart = discrepancy_of(discrepancy, making.output)
-        if decide == "margin":
-            margin_score(making.output)  # says why, if there is none
+        decide = decided(decide, making.output)
         routed = RoutedModel(
             parts,
             after=names,
@@ -155,36 +157,6 @@ def add_switch(
         if mask:
             routed.body = masked(parts, inputs)
         return routed.train(model.training)
-
-
-def _names(after: str | Sequence[str]) -> tuple[str, ...]:
-    names = (after,) if isinstance(after, str) else after
-    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"after must be a module's name, or a list of names; got {after!r}")
-    return tuple(names)
-
-
-def _check(
-    names: Sequence[str], lights: Sequence[Light], default: Tensor | None, decide: object
-) -> None:
-    if not names or len(lights) != len(names):
-        raise InputError(
-            f"give one light branch for all switches, or one for each: {len(names)} and {len(lights)}"
-        )
-    if decide not in ("predicted", "margin", "label", "auto"):
-        raise InputError(f"decide must be predicted, margin, label or auto; got {decide!r}")
-    for light in lights:
-        if light is None and not isinstance(default, Tensor):
-            raise InputError(
-                "light=None ends inputs at the switch: pass default=, a tensor: the output of one sample that they get"
-            )
-        if light is not None and decide == "label":
-            raise InputError('decide="label" is gated compression: pass light=None and default=')
-        is_share = isinstance(light, (int, float)) and not isinstance(light, bool)
-        if is_share and not 0 < float(light) <= 1:  # type: ignore[arg-type]  # told apart above
-            raise InputError(f"light must be a share of the rest's MACs in (0, 1]; got {light!r}")
-        if not is_share and light is not None and not isinstance(light, nn.Module):
-            raise InputError(f"light must be a share, a module or None; got {type(light).__name__}")
 
 
 class _Making:

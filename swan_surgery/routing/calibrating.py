@@ -14,6 +14,7 @@ from swan_surgery.routing.bounds import check_level, least_samples
 from swan_surgery.routing.certificate import Certificate
 from swan_surgery.routing.finding import Finder, harmed_by, shares_of, ways_of
 from swan_surgery.routing.observing import Harm, Observed, observe, weights_digest
+from swan_surgery.routing.parts import Ending
 from swan_surgery.routing.routed_model import RoutedModel
 
 
@@ -115,6 +116,12 @@ def calibrate_switch(
 
 def _check_harm(observed: Observed, routed: RoutedModel, harm: float, confidence: float) -> None:
     if observed.harm is None:
+        endings = any(isinstance(own.light, Ending) for own in routed.parts.chain)
+        if endings and routed.positive is None:
+            raise InputError(
+                "the harm of gated compression is that a positive input ends, and nothing says which are positive: "
+                "pass positive=lambda labels: ... to swan.add_switch, or loss=lambda light, full, labels: ..."
+            )
         raise InputError(
             "harm is what the light branch gets wrong where the full one is right, and that needs labels: give batches "
             "of (inputs, labels), or loss=lambda light, full, labels: ... between 0 and 1; share= and macs= need none"

@@ -58,7 +58,7 @@ def _own_loss(model: nn.Module, batch: Tensor) -> Tensor:
             drawn = torch.distributions.Categorical(logits=output.detach().float()).sample()
             terms.append(nn.functional.cross_entropy(output, drawn))
         else:
-            terms.append((output * torch.randn_like(output)).flatten(1).sum(1).mean())
+            terms.append((output * torch.randn_like(output)).reshape(len(output), -1).sum(1).mean())
     return torch.stack(terms).sum()
 
 

@@ -48,7 +48,8 @@ def discrepancy_of(given: DiscrepancyName | Discrepancy | None, full: Any) -> Di
     """
     if given is None:
         first = _first(full)
-        return kl if first.ndim == 2 and first.shape[1] > 1 else l2
+        is_alone = len(_floating(full)) == 1
+        return kl if is_alone and first.ndim == 2 and first.shape[1] > 1 else l2
     if callable(given):
         return given
     if given not in DISCREPANCIES:
@@ -85,12 +86,18 @@ def switch_loss(switch: Any, predicted: Tensor, actual: Tensor) -> Tensor:
 
 
 def _mean(light: Any, full: Any, function: Callable[[Tensor], Tensor]) -> Tensor:
-    pairs = [
-        (a, b)
-        for a, b in zip(tree_leaves(light), tree_leaves(full), strict=True)
-        if isinstance(a, Tensor) and a.is_floating_point()
-    ]
-    return torch.stack([function(a - b).flatten(1).mean(1) for a, b in pairs]).mean(0)
+    pairs = [*zip(_floating(light), _floating(full), strict=True)]
+    if not pairs:
+        raise InputError(
+            "the model returns no floating-point numbers, so outputs have no distance: pass discrepancy=lambda light, "
+            "full: ..., one number per sample"
+        )
+    return torch.stack([function(a - b).reshape(len(a), -1).mean(1) for a, b in pairs]).mean(0)
+
+
+def _floating(output: Any) -> list[Tensor]:
+    leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return [leaf for leaf in leaves if leaf.is_floating_point()]
 
 
 def name_unsynchronised() -> None:

@@ -23,6 +23,9 @@ from swan_surgery.routing.rows import arguments_of, labels_of, margin_score
 Harm = Callable[[Any, Any, Any], Tensor]
 
 
+_TOLD = {"harm": "harm", "right": "what is right", "labels": "labels", "margin": "margins"}
+
+
 @dataclass(frozen=True)
 class Observed:
     """Every sample at every switch, whether or not it would get there; float64 on the CPU.
@@ -82,6 +85,12 @@ def observe(routed: RoutedModel, loader: Iterable[Any], *, harm: Harm | None = N
     apart = columns.get("apart")
     if apart is None:
         raise InputError("the loader yielded no batch")
+    for name, parts in columns.found.items():
+        if sum(own.shape[-1] for own in parts) != apart.shape[-1]:
+            raise InputError(
+                f"some batches tell {_TOLD.get(name, name)} and others do not: give labels with all of them, of one "
+                f"kind, or with none"
+            )
     ways = ("predicted", "margin", "label")
     scores = {way: own for way in ways if (own := columns.get(way)) is not None}
     return Observed(
@@ -106,12 +115,16 @@ def _observe(
     check_kinds(routed.parts.trunk, routed.example_inputs, args, kwargs)
     full, lights, predicted = routed.body(*args, **kwargs)
     chain = routed.parts.chain
-    is_label = any(isinstance(own.light, Ending) for own in chain)
-    columns.add("label" if is_label else "predicted", list(predicted))
-    if not is_label and _are_scores(full):
-        columns.add("margin", [margin_score(light) for light in lights])
+    endings = [isinstance(own.light, Ending) for own in chain]
+    # Whether it is a distance or a label that a switch predicts, its own light branch says.
+    if any(endings):
+        columns.add("label", list(predicted))
+    if not all(endings):
+        columns.add("predicted", list(predicted))
+        if _are_scores(full):
+            columns.add("margin", [margin_score(light) for light in lights])
     columns.add("apart", [routed.discrepancies(light, full) for light in lights])
-    found = _harm(routed, lights, full, labels, harm)
+    found = _harm(routed, lights, full, batch, harm)
     if found is not None:
         if not bool(((found >= 0) & (found <= 1)).all()):
             raise InputError("harm must lie between 0 and 1 for every sample")
@@ -125,26 +138,34 @@ def _observe(
 
 
 def _harm(
-    routed: RoutedModel, lights: Any, full: Any, labels: Any, harm: Harm | None
+    routed: RoutedModel, lights: Any, full: Any, batch: Any, harm: Harm | None
 ) -> Tensor | None:
+    labels = labels_of(batch)
     if harm is not None:
-        batch = _only(full).shape[0]
-        losses = [per_sample(harm(light, full, labels), batch, "loss") for light in lights]
+        count = _only(full).shape[0]
+        losses = [per_sample(harm(light, full, labels), count, "loss") for light in lights]
         return torch.stack(losses)
     if labels is None:
         return None
-    if routed.positive is not None:
-        positive = routed.positive(labels).bool().reshape(-1)
-        return positive.double().expand(len(lights), -1)
-    right = _right([*lights, full], labels)
-    if right is None:
+    endings = [isinstance(own.light, Ending) for own in routed.parts.chain]
+    if any(endings) and routed.positive is None:
         return None
-    # Of a sample's positions the share that the full branch has right and the light one wrong.
-    return (
-        (right[-1] * (1 - right[:-1])).flatten(2).mean(2)
-        if right.ndim > 2
-        else right[-1] * (1 - right[:-1])
-    )
+    positive = routed.positives(batch).double() if any(endings) else None
+    right = None if all(endings) else _right([*lights, full], labels)
+    if positive is None and right is None:
+        return None
+    rows = []
+    for level, is_ending in enumerate(endings):
+        if is_ending:
+            assert positive is not None  # noqa: S101 - there is an ending
+            rows.append(positive)
+            continue
+        if right is None:
+            return None
+        # Of a sample's positions the share that the full branch has right and the light one wrong.
+        lost = right[-1] * (1 - right[level])
+        rows.append(lost.reshape(len(lost), -1).mean(1))
+    return torch.stack(rows)
 
 
 def _right(outputs: list[Any], labels: Any) -> Tensor | None:

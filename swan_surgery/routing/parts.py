@@ -73,8 +73,8 @@ class Ending(nn.Module):
         self.register_buffer("default", default.detach().clone())
 
     def forward(self, crossing: Tensor) -> Tensor:
-        """[B, ...] -> the default output, B times."""
-        return self.default.expand(crossing.shape[0], *self.default.shape)
+        """[B, ...] -> the default output, B times, in memory of its own."""
+        return self.default.expand(crossing.shape[0], *self.default.shape).clone()
 
 
 class Parts(nn.Module):

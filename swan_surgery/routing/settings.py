@@ -1,16 +1,16 @@
 """What a routed model is besides its parts, as plain data: for files."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from swan_surgery.errors import ArtifactError, InputError
 from swan_surgery.gates import GatedModel
 from swan_surgery.models.input_records import inputs_of_json, inputs_to_json, plain_inputs
 from swan_surgery.routing.certificate import Certificate
-from swan_surgery.routing.losses import DISCREPANCIES
+from swan_surgery.routing.losses import DISCREPANCIES, Discrepancy
 from swan_surgery.routing.parts import Parts
 from swan_surgery.routing.routed_model import Decide, RoutedModel
 
@@ -36,6 +36,7 @@ def routing_to_json(routed: RoutedModel) -> dict[str, Any]:
         # JSON knows no infinity.
         "thresholds": [str(threshold) for threshold in routed.thresholds],
         "discrepancy": routed.discrepancy if isinstance(routed.discrepancy, str) else _OWN,
+        "positive": routed.positive is not None,
         "frozen": routed.frozen,
         "inputs": inputs_to_json(routed.example_inputs),
         "training": routed.training,
@@ -47,15 +48,25 @@ def _jsoned(certificate: Certificate) -> dict[str, Any]:
     return {**certificate.to_json(), "thresholds": [str(t) for t in certificate.thresholds]}
 
 
+def own_discrepancy(routed: RoutedModel) -> Discrepancy | None:
+    """The function of the user's, if it is one."""
+    return None if isinstance(routed.discrepancy, str) else routed.discrepancy
+
+
 def routed_of_json(
-    data: Mapping[str, Any], body: nn.Module, like: RoutedModel | None
+    data: Mapping[str, Any],
+    body: nn.Module,
+    *,
+    discrepancy: Discrepancy | None,
+    positive: Callable[[Any], Tensor] | None,
 ) -> RoutedModel:
     """The routed model of parts and what `routing_to_json` gave.
 
     Args:
         data: from a file.
         body: the parts, gated or not.
-        like: the routed model that was given to `swan.load`, whose functions are taken.
+        discrepancy: a function of the user's, where it was saved with one.
+        positive: likewise.
 
     Raises:
         ArtifactError: data that no routed model has.
@@ -64,16 +75,11 @@ def routed_of_json(
     if not isinstance(parts, Parts) or len(parts.chain) != len(data["after"]):
         raise ArtifactError("the file describes a routed model, and its parts are not those of one")
     decide = [_decide(way) for way in data["decide"]]
-    discrepancy: Any = data["discrepancy"]
-    if discrepancy == _OWN:
-        if like is None:
-            raise ArtifactError(
-                "the routed model was saved with a discrepancy of your own: pass model= a routed model made by the "
-                "same call of swan.add_switch"
-            )
-        discrepancy = like.discrepancy
-    elif discrepancy not in DISCREPANCIES:
-        raise ArtifactError(f"the file names a discrepancy {discrepancy!r}, which there is not")
+    known: Any = data["discrepancy"]
+    _check_given("discrepancy", discrepancy, was_own=known == _OWN)
+    _check_given("positive", positive, was_own=bool(data.get("positive", False)))
+    if known != _OWN and known not in DISCREPANCIES:
+        raise ArtifactError(f"the file names a discrepancy {known!r}, which there is not")
     modes = [(module, module.training) for module in body.modules()]
     routed = RoutedModel(
         body,  # type: ignore[arg-type]  # told apart above
@@ -81,8 +87,8 @@ def routed_of_json(
         decide=decide,
         example_inputs=inputs_of_json(data["inputs"]),
         way=[str(way) for way in data["way"]],
-        discrepancy=discrepancy,
-        positive=None if like is None else like.positive,
+        discrepancy=discrepancy if known == _OWN and discrepancy is not None else known,
+        positive=positive,
         frozen=bool(data["frozen"]),
     )
     routed.thresholds = [float(threshold) for threshold in data["thresholds"]]
@@ -96,6 +102,15 @@ def routed_of_json(
     for module, training in modes:
         module.training = training
     return routed
+
+
+def _check_given(name: str, given: object, *, was_own: bool) -> None:
+    """A function that no file can hold is asked for."""
+    if was_own and given is None:
+        raise ArtifactError(
+            f"the routed model was saved with a function of your own, {name}=, which no file can hold: pass it, as in "
+            f"swan.load(path, model, {name}=...)"
+        )
 
 
 def _decide(way: object) -> Decide:

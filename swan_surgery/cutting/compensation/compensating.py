@@ -18,6 +18,7 @@ from swan_surgery.cutting.compensation.kept import kept_between
 from swan_surgery.cutting.compensation.layers import Settings
 from swan_surgery.cutting.compensation.outcome import LayerCompensation
 from swan_surgery.cutting.compensation.walking import in_lockstep
+from swan_surgery.environment.precision import in_own_precision
 from swan_surgery.environment.process_wide import without_fast_path
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError, ModelError
@@ -211,7 +212,7 @@ def _at_rest(*models: nn.Module) -> Iterator[None]:
     try:
         for model in models:
             write_out_(model)
-        with without_fast_path(), evaluating(*models), streams_kept():
+        with without_fast_path(), evaluating(*models), streams_kept(), in_own_precision(*models):
             yield
     finally:
         for model in models:
