@@ -208,3 +208,32 @@ def test_a_path_in_another_place_is_named(tmp_path) -> None:
         swan.export(net, x, tmp_path / "x.onnx")
     with pytest.raises(swan.InputError, match=r"got Linear; the call is swan\.load\(path, model\)"):
         swan.load(net, net)
+
+
+def test_a_model_of_any_arguments_takes_any_batch(tmp_path) -> None:
+    class Star(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 2)
+
+        def forward(self, *args: Tensor) -> Tensor:
+            return self.net(args[0]) + self.net(args[1])
+
+    x = torch.randn(4, 3)
+    done = swan.export(Star().eval(), tmp_path / "star.onnx", (x, x.flip(0)))
+    assert done.has_dynamic_batch
+
+
+@pytest.mark.filterwarnings("ignore:widths hardly vary")
+@pytest.mark.parametrize("structure", ["nested", "free"])
+def test_a_masked_adaptive_model_takes_any_batch(structure, tmp_path) -> None:
+    """The length of its inputs was a number in the graph."""
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(16, 3)
+    adapted = swan.adapt(net, x[:2], structure=structure).eval()
+    swan.calibrate_widths(adapted, [x])
+    swan.fit_widths(adapted, [x], macs=0.7)
+    small = swan.compact(adapted, execution="masked")
+    done = swan.export(small, tmp_path / "adaptive.onnx", x[:4])
+    assert done.has_dynamic_batch
+    assert len(done.batches) > 2

@@ -226,7 +226,9 @@ class AdaptiveModel(nn.Module):
 def _samples(args: Any, kwargs: Mapping[str, Any]) -> int | None:
     """The length of the first tensor's first axis."""
     tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
-    return next((len(own) for own in tensors), None)
+    return next(
+        (own.shape[0] for own in tensors), None
+    )  # not its `len`, which would fix it in an export
 
 
 def dense_of(model: nn.Module) -> nn.Module:

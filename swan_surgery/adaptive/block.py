@@ -149,8 +149,8 @@ class AdaptiveBlock(nn.Module, ABC):
             choice = self.look(run, call)
         elif self.is_by_sample(choice):
             assert isinstance(choice, Tensor)  # noqa: S101 - what differs by sample is one
-            rows = len(self.rows.first(call))
-            if len(choice) != rows:
+            rows = self.rows.first(call).shape[0]
+            if choice.shape[0] != rows:
                 raise ModelError(f"{len(choice)} levels for the {rows} rows of block {self.name!r}")
         run.taken[self.name] = choice
         return choice

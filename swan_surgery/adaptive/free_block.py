@@ -67,7 +67,7 @@ class FreeBlock(AdaptiveBlock):
         assert isinstance(choice, Tensor)  # noqa: S101 - masks are
         choice = choice.to(self.effort.weight.device)
         rows = choice if choice.ndim == 2 else choice[None]
-        kinds: Levels = torch.arange(len(rows), device=rows.device) if choice.ndim == 2 else 0
+        kinds: Levels = torch.arange(rows.shape[0], device=rows.device) if choice.ndim == 2 else 0
         masks = {
             reader: rows[:, group.start : group.stop].repeat_interleave(run, dim=1)
             for group in self.groups
