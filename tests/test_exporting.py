@@ -228,11 +228,11 @@ def test_a_model_of_any_arguments_takes_any_batch(tmp_path) -> None:
 @pytest.mark.parametrize("structure", ["nested", "free"])
 def test_a_masked_adaptive_model_takes_any_batch(structure, tmp_path) -> None:
     """The length of its inputs was a number in the graph."""
-    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 20)).eval()
     x = torch.randn(16, 3)
     adapted = swan.adapt(net, x[:2], structure=structure).eval()
     swan.calibrate_widths(adapted, [x])
-    swan.fit_widths(adapted, [x], macs=0.7)
+    swan.fit_widths(adapted, [x], macs=0.9)
     small = swan.compact(adapted, execution="masked")
     done = swan.export(small, tmp_path / "adaptive.onnx", x[:4])
     assert done.has_dynamic_batch
