@@ -43,7 +43,7 @@ from swan_surgery.adaptive.free_block import FreeBlock
 
 
 STEPS, BATCH, TRAIN, FIT, TEST = 60, 128, 5_000, 512, 2_000
-LR, EFFORT_LR, WEIGHT_DECAY = 0.02, 0.05, 1e-4
+LR, EFFORT_LR, WEIGHT_DECAY = 0.02, 0.01, 1e-4
 MACS_WEIGHT = 100.0  # of the budget while efforts learn
 WIDTHS = (0.24, 0.49, 0.74, 1.0)  # of what adapts: 25, 50 and 75 % of all MACs, scarcely less
 

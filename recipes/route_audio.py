@@ -2,7 +2,7 @@
 
     pip install espeakng-loader          # espeak-ng 1.52 and its voices, as PyPI ships them; without it: formants
     pip install "visqol-python[lattice]" # Google's ViSQOL, ported; without it: spectral distance and SI-SDR alone
-    python recipes/route_audio.py        # about seven minutes of CPU time
+    python recipes/route_audio.py        # about a quarter of an hour of CPU time
     python recipes/route_audio.py --smoke
 
 A small SoundStream-like autoencoder (strided convolutions, and their transposes back) learns segments of 0.37 s. A switch
