@@ -107,7 +107,7 @@ def _rebuilt(
             + (
                 "a routed model made by the same call of swan.add_switch"
                 if is_parts
-                else f"as it was before swanify or add_switch, a new {provenance.base.name}"
+                else f"as it was before swanify, a new {provenance.base.name}"
             )
         )
     shapes = shapes_after(provenance.base.shapes, provenance.steps)
