@@ -53,9 +53,7 @@ class Settings:
     width: int = 32  # channels that cross; the paper's encoder has 70,000 parameters
     epochs: int = 12  # of the autoencoder
     light_epochs: int = 44  # of both encoders, switch and decoder
-    light_params: float = (
-        0.047  # of what runs behind the switch; the paper has 1/20.9, and 1/12.3 of the MACs
-    )
+    light_params: float = 0.047  # of what runs behind the switch; the paper has 1/20.9
     share: float = 0.62  # of held-out segments, half of them speech, that take the short way
     seed: int = 0
 

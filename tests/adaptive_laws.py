@@ -123,6 +123,7 @@ def check_adaptive_laws(
     drawn = torch.randint(3, (4, len(names)), generator=generator)
     check_masked(adapted, inputs, drawn)
     aim_(adapted, generator)
+    check_masked(adapted, inputs, {})  # as it chooses: gradients of who looks too
     small = swan.compact(adapted)
     with torch.no_grad():
         taken = small.taken(*inputs.args, **inputs.kwargs)

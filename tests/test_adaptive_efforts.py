@@ -258,6 +258,12 @@ def test_efforts_learn_a_budget_and_thresholds_are_set_anew() -> None:
             ),
             "learn as they are",
         ),
+        (
+            lambda: swan.fit_widths(
+                aimed_net(), loader(1), macs=0.9, efforts="keep", distance=lambda a, b: a - b
+            ),
+            "move together",
+        ),
     ],
 )
 def test_refusals_say_what_to_do(call, message: str) -> None:

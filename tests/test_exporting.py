@@ -216,12 +216,14 @@ def test_a_model_of_any_arguments_takes_any_batch(tmp_path) -> None:
             super().__init__()
             self.net = nn.Linear(3, 2)
 
-        def forward(self, *args: Tensor) -> Tensor:
-            return self.net(args[0]) + self.net(args[1])
+        def forward(self, x: Tensor, *args: Tensor, y: Tensor | None = None) -> Tensor:
+            others = [*args, *([] if y is None else [y])]
+            return self.net(x) + sum(self.net(own) for own in others)
 
     x = torch.randn(4, 3)
-    done = swan.export(Star().eval(), tmp_path / "star.onnx", (x, x.flip(0)))
-    assert done.has_dynamic_batch
+    for index, given in enumerate((x, (x, x.flip(0)), {"x": x, "y": x.flip(0)})):
+        done = swan.export(Star().eval(), tmp_path / f"star_{index}.onnx", given)
+        assert done.has_dynamic_batch, index
 
 
 @pytest.mark.filterwarnings("ignore:widths hardly vary")

@@ -162,6 +162,13 @@ def test_functions_of_the_users_are_handed_to_load(tmp_path: Path) -> None:
     def positive(labels: Tensor) -> Tensor:
         return labels == 2
 
+    named = swan.add_switch(net, "1", example_inputs=x[:2], light=0.5)
+    swan.save(named, tmp_path / "n.swan")
+    with pytest.raises(swan.InputError, match="'kl'"):
+        swan.load(tmp_path / "n.swan", mlp(), discrepancy=apart)
+    swan.save(net, tmp_path / "p.swan")
+    with pytest.raises(swan.InputError, match="holds none"):
+        swan.load(tmp_path / "p.swan", mlp(), positive=positive)
     ending = swan.add_switch(
         net, "1", example_inputs=x[:2], light=None, default=torch.zeros(5), positive=positive
     ).eval()

@@ -224,11 +224,9 @@ class AdaptiveModel(nn.Module):
 
 
 def _samples(args: Any, kwargs: Mapping[str, Any]) -> int | None:
-    """The length of the first tensor's first axis."""
+    """The length of the first tensor's first axis; not its `len`, which would fix it in an export."""
     tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
-    return next(
-        (own.shape[0] for own in tensors), None
-    )  # not its `len`, which would fix it in an export
+    return next((own.shape[0] for own in tensors), None)
 
 
 def dense_of(model: nn.Module) -> nn.Module:

@@ -1,7 +1,7 @@
 """What widths are fitted to: a budget, and how far outputs may be from those of the widest."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +12,7 @@ from swan_surgery.errors import BudgetError, InputError
 
 # (output, output of the widest) -> [B]
 Distance = Callable[[Any, Any], Tensor]
+Efforts = Literal["fit", "learn", "keep"]
 
 
 def divergence(output: Any, wanted: Any) -> Tensor:
@@ -29,6 +30,25 @@ def divergence(output: Any, wanted: Any) -> Tensor:
     own, other = F.log_softmax(output.double(), -1), F.log_softmax(wanted.double(), -1)
     found = (other.exp() * (other - own)).sum(-1)
     return found.flatten(1).mean(1) if found.ndim > 1 else found
+
+
+def check_efforts(efforts: object, distance: Distance | None, kind: str) -> None:
+    """Refuse what a structure does not fit.
+
+    Raises:
+        InputError: says what there is.
+    """
+    if efforts not in ("fit", "learn", "keep"):
+        raise InputError(f'efforts must be "fit", "learn" or "keep"; got {efforts!r}')
+    if kind != "nested" and (distance is not None or efforts != "fit"):
+        raise InputError(
+            f"only nested widths take a distance and efforts={efforts!r}: free units are fitted to the curvature of the "
+            "Kullback-Leibler divergence, blocks of neurons to what they give, and their gates can learn as they are"
+        )
+    if efforts == "keep" and distance is not None:
+        raise InputError(
+            'efforts="keep" measures no distance: thresholds move together; leave distance= out'
+        )
 
 
 def check_budget(costs: BlockCosts, macs: float, max_macs: float | None) -> None:
@@ -56,4 +76,4 @@ def check_budget(costs: BlockCosts, macs: float, max_macs: float | None) -> None
             )
 
 
-__all__ = ["Distance", "check_budget", "divergence"]
+__all__ = ["Distance", "Efforts", "check_budget", "check_efforts", "divergence"]

@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
-from swan_surgery.adaptive.budgets import Distance, check_budget, divergence
+from swan_surgery.adaptive.budgets import Distance, Efforts, check_budget, check_efforts, divergence
 from swan_surgery.adaptive.calibrating import observe_
 from swan_surgery.adaptive.checks import batches_of, check_adaptive
 from swan_surgery.adaptive.distances import distances_of, outputs_of
@@ -40,7 +40,6 @@ from swan_surgery.models.modes import evaluating
 _ROUNDS = 4
 # The deviation of a block's efforts, in units of T; T is about 1, so that efforts learn at the rates of logits.
 _SPREAD = 4.0
-Efforts = Literal["fit", "learn", "keep"]
 # Structures whose gates are fitted by themselves.
 _GATES = {"free": fit_units_, "blocks": fit_tokens_}
 
@@ -117,13 +116,7 @@ def fit_widths(
     batches = batches_of(loader, num_batches)
     others = None if statistics is None else batches_of(statistics, None)
     fit_gates_ = _GATES.get(adapted.structure.kind)
-    if efforts not in ("fit", "learn", "keep"):
-        raise InputError(f'efforts must be "fit", "learn" or "keep"; got {efforts!r}')
-    if fit_gates_ is not None and (distance is not None or efforts != "fit"):
-        raise InputError(
-            f"only nested widths take a distance and efforts={efforts!r}: free units are fitted to the curvature of the "
-            "Kullback-Leibler divergence, blocks of neurons to what they give, and their gates can learn as they are"
-        )
+    check_efforts(efforts, distance, adapted.structure.kind)
     own = (_unchanged_if_it_fails(adapted), torch.inference_mode(mode=False), torch.no_grad())
     with own[0], own[1], own[2], streams_kept(), evaluating(adapted):
         adapted.max_macs = None if max_macs is None else int(max_macs * adapted.costs.dense)

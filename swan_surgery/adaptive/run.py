@@ -60,7 +60,7 @@ class Run:
     taken: dict[str, Levels] = field(default_factory=dict)
     efforts: dict[str, Tensor] = field(default_factory=dict)
     shared: Levels | None = None
-    slope: "Slope | None" = None
+    slope: Slope | None = None
     left: Tensor | None = None
     ceiling: int | None = None
     extra: Callable[[str, Tensor], Tensor] | None = None

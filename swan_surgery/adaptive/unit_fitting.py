@@ -47,7 +47,8 @@ def _worth(adapted: AdaptiveModel, batches: list[Any]) -> Mapping[str, Tensor]:
     """What closing each unit alone moves the output by, per sample, by block: float64 [N, units].
 
     The Kullback-Leibler divergence to second order, half the expected square of the derivative of log p(y) by the
-    unit's gate, y drawn from p (a normal distribution where the output is a single number). The gate moves between what the unit gives and its mean.
+    unit's gate, y drawn from p (a normal distribution where the output is a single number). The gate moves between what
+    the unit gives and its mean.
     """
     generator = torch.Generator().manual_seed(0)
     counts = [sum(own.effort.sizes) for own in adapted.blocks().values()]

@@ -23,7 +23,7 @@ from swan_surgery.models.provenance import Provenance, note_
 from swan_surgery.models.steps import apply_step, check_steps, shapes_after
 from swan_surgery.routing.losses import Discrepancy
 from swan_surgery.routing.routed_model import RoutedModel
-from swan_surgery.routing.settings import own_discrepancy, routed_of_json
+from swan_surgery.routing.settings import OWN, own_discrepancy, routed_of_json
 
 
 _LAYOUTS = {
@@ -50,13 +50,14 @@ def load(
             model made by the same call of `swan.add_switch`.
         example_inputs: for a gated or an adaptive model, if those in the file are not to be used.
         discrepancy: of a routed model that has a function of yours, which no file can hold.
-        positive: likewise.
+        positive: likewise; of no other models, as the discrepancy.
 
     Returns:
         The model as it was saved: bitwise the same outputs.
 
     Raises:
         ArtifactError: no such file, damaged, by a newer version, or saved from another model.
+        InputError: a function that what was saved does not take.
         ModelError: `model` is not a plain `nn.Module`.
 
     Example:
@@ -72,6 +73,7 @@ def load(
     check_model(model)
     path = as_path(path, "swan.load(path, model)")
     header, tensors = read_with_buffers(path)
+    _check_functions(header, discrepancy=discrepancy, positive=positive)
     private = copy_of(model)
     try:
         found = _rebuilt(path, header, tensors, private, example_inputs)
@@ -84,6 +86,17 @@ def load(
         raise
     except Exception as err:  # checked where it matters; whatever else a header may lead to
         raise ArtifactError(f"{path} holds what swan.save does not write: {err!r}") from err
+
+
+def _check_functions(header: Mapping[str, Any], *, discrepancy: object, positive: object) -> None:
+    """Refuse functions that what was saved would not use."""
+    routing = header.get("routing")
+    if routing is None and (discrepancy is not None or positive is not None):
+        raise InputError("discrepancy= and positive= are of routed models, and the file holds none")
+    if discrepancy is not None and routing is not None and routing["discrepancy"] != OWN:
+        raise InputError(
+            f"the routed model was saved with the discrepancy {routing['discrepancy']!r}: leave discrepancy= out"
+        )
 
 
 def _rebuilt(

@@ -140,7 +140,9 @@ def _exported(
             is_batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
             return {0: torch.export.Dim.AUTO} if is_batched else None
 
-        shapes = tree_map(dimensions, _by_parameter(model, sample))
+        # As torch.export names inputs: those of `*args` are one parameter's, together.
+        call = inspect.signature(model.forward).bind(*sample.args, **sample.kwargs)
+        shapes = tree_map(dimensions, dict(call.arguments))
         try:
             run = exporter(model, path, sample, shapes)
             for given, outputs in wanted.values():
@@ -150,14 +152,6 @@ def _exported(
         else:
             return run, wanted
     return exporter(model, path, wanted[first][0], None), {first: wanted[first]}
-
-
-def _by_parameter(model: nn.Module, sample: Inputs) -> Any:
-    """Inputs as torch.export names them: those of `*args` are one parameter's, together."""
-    if sample.kwargs:
-        return dict(sample.kwargs)
-    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-    return (sample.args,) if kinds[:1] == [inspect.Parameter.VAR_POSITIONAL] else sample.args
 
 
 def _wanted(model: nn.Module, inputs: Inputs) -> Wanted:

@@ -15,7 +15,7 @@ from swan_surgery.routing.parts import Parts
 from swan_surgery.routing.routed_model import Decide, RoutedModel
 
 
-_OWN = "own"
+OWN = "own"
 
 
 def routing_to_json(routed: RoutedModel) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def routing_to_json(routed: RoutedModel) -> dict[str, Any]:
         "decide": list(routed.decide),
         # JSON knows no infinity.
         "thresholds": [str(threshold) for threshold in routed.thresholds],
-        "discrepancy": routed.discrepancy if isinstance(routed.discrepancy, str) else _OWN,
+        "discrepancy": routed.discrepancy if isinstance(routed.discrepancy, str) else OWN,
         "positive": routed.positive is not None,
         "frozen": routed.frozen,
         "inputs": inputs_to_json(routed.example_inputs),
@@ -76,9 +76,9 @@ def routed_of_json(
         raise ArtifactError("the file describes a routed model, and its parts are not those of one")
     decide = [_decide(way) for way in data["decide"]]
     known: Any = data["discrepancy"]
-    _check_given("discrepancy", discrepancy, was_own=known == _OWN)
+    _check_given("discrepancy", discrepancy, was_own=known == OWN)
     _check_given("positive", positive, was_own=bool(data.get("positive", False)))
-    if known != _OWN and known not in DISCREPANCIES:
+    if known != OWN and known not in DISCREPANCIES:
         raise ArtifactError(f"the file names a discrepancy {known!r}, which there is not")
     modes = [(module, module.training) for module in body.modules()]
     routed = RoutedModel(
@@ -87,7 +87,7 @@ def routed_of_json(
         decide=decide,
         example_inputs=inputs_of_json(data["inputs"]),
         way=[str(way) for way in data["way"]],
-        discrepancy=discrepancy if known == _OWN and discrepancy is not None else known,
+        discrepancy=discrepancy if known == OWN and discrepancy is not None else known,
         positive=positive,
         frozen=bool(data["frozen"]),
     )
@@ -105,7 +105,11 @@ def routed_of_json(
 
 
 def _check_given(name: str, given: object, *, was_own: bool) -> None:
-    """A function that no file can hold is asked for."""
+    """A function that no file can hold is asked for.
+
+    Raises:
+        ArtifactError: it was not given.
+    """
     if was_own and given is None:
         raise ArtifactError(
             f"the routed model was saved with a function of your own, {name}=, which no file can hold: pass it, as in "
@@ -121,4 +125,4 @@ def _decide(way: object) -> Decide:
     raise ArtifactError(f"the file names a way to decide {way!r}, which there is not")
 
 
-__all__ = ["routed_of_json", "routing_to_json"]
+__all__ = ["OWN", "own_discrepancy", "routed_of_json", "routing_to_json"]

@@ -99,7 +99,8 @@ def compensate(
 
     Raises:
         ModelError: `small` or `reference` is no plain module with data.
-        InputError: no batches, NaN or infinity in them, batches of several kinds, `damping` not positive, or `small` was not cut from `reference`.
+        InputError: no batches, NaN or infinity in them, batches of several kinds, `damping` not positive, or `small`
+            was not cut from `reference`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))

@@ -1,7 +1,7 @@
 """Whether a model as a whole came nearer to its reference: its outputs are the judge, its old state the way back."""
 
 from collections.abc import Callable, Sequence
-from math import inf, isnan
+from math import inf, isfinite
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Judge:
                         own, other = one[says].double(), two[says].double()
                         missed += float((own - other).square().sum())
                         spread += float((other - other.mean()).square().sum()) if len(other) else 0
-        if isnan(missed):
+        if not isfinite(missed):
             return inf
         return missed / spread if spread else float("nan")
 
