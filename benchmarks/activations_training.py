@@ -21,7 +21,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,16 @@ def swapped(model: nn.Module, method: str, example: Tensor, start: str) -> nn.Mo
 
 
 def train(
-    model: nn.Module, splits: Splits, schedule: Schedule, *, lr: float, epochs: int, seed: int
+    model: nn.Module,
+    splits: Splits,
+    schedule: Schedule,
+    *,
+    lr: float,
+    epochs: int,
+    seed: int,
+    loss_of: Callable[[Tensor, Tensor, int], Tensor] | None = None,
 ) -> None:
-    """One cosine, a tenth of the steps to warm up."""
+    """One cosine, a tenth of the steps to warm up; `loss_of`: (images, labels, step), cross-entropy by default."""
     generator = torch.Generator().manual_seed(1000 + seed)
     steps = epochs * (len(splits.train) // schedule.batch)
     decay = schedule.weight_decay
@@ -139,7 +146,7 @@ def train(
             share = min(1.0, (step + 1) / (0.1 * steps))
             for group in optimizer.param_groups:
                 group["lr"] = lr * share * 0.5 * (1 + math.cos(math.pi * step / steps))
-            loss = F.cross_entropy(model(x), y)
+            loss = F.cross_entropy(model(x), y) if loss_of is None else loss_of(x, y, step)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -402,11 +402,14 @@ def main() -> None:
     rows = result["rows"]
     splits = synthetic(256) if options.data is None else load(options.data, 10_000)
     terminal = console()
+    network = options.network
+    if not options.smoke and options.steps != STEPS:
+        network = f"{network}, {options.steps} steps"
     for seed in options.seeds:
 
         def note(method: str, budget: float, *, seed: int = seed, **facts: Any) -> None:
-            key = f"{options.network}/{method}/{budget:g}/{seed}"
-            own = {"network": options.network, "method": method, "budget": budget, "seed": seed}
+            key = f"{network}/{method}/{budget:g}/{seed}"
+            own = {"network": network, "method": method, "budget": budget, "seed": seed}
             rows[key] = own | facts
             write(path, result)
             terminal.print(
@@ -414,14 +417,14 @@ def main() -> None:
             )
 
         def missing(method: str, *, seed: int = seed) -> list[float]:
-            names = {b: f"{options.network}/{method}/{b:g}/{seed}" for b in options.budgets}
+            names = {b: f"{network}/{method}/{b:g}/{seed}" for b in options.budgets}
             return [budget for budget, name in names.items() if name not in rows]
 
         nested = [
             per
             for per in options.per
             if "nested" in options.structures
-            and f"{options.network}/uniform-{per}/1/{seed}" not in rows
+            and f"{network}/uniform-{per}/1/{seed}" not in rows
         ]
         longer = ["static-longer"] if "learnt" in options.structures else []
         single = ["static", "static-compensated", *longer, *options.structures]

@@ -112,6 +112,7 @@ def token_cells(
 _TOKENS = {
     "dense": "the dense network",
     "blocks": "blocks of neurons, by token",
+    "nested": "nested widths, by image and layer; one model for all three",
     "static": "static cut, one-shot Fisher",
     "static, compensated": "static cut, compensated",
 }
