@@ -423,8 +423,7 @@ def main() -> None:
         nested = [
             per
             for per in options.per
-            if "nested" in options.structures
-            and f"{network}/uniform-{per}/1/{seed}" not in rows
+            if "nested" in options.structures and f"{network}/uniform-{per}/1/{seed}" not in rows
         ]
         longer = ["static-longer"] if "learnt" in options.structures else []
         single = ["static", "static-compensated", *longer, *options.structures]
