@@ -3,6 +3,7 @@
     python benchmarks/adaptive.py
     python benchmarks/adaptive.py --structure blocks
     python benchmarks/adaptive.py --structure network
+    python benchmarks/adaptive.py --structure training
 
 Paired in one loop, float32, eval mode. Every variant does the same work per sample on average: `static` is the
 library's cut of the block's inner channels, `nested` gives half of a batch half of that width and half a wider one, so that the
@@ -10,10 +11,15 @@ mean MACs are those of the cut (at batch 1 a call for one sample of each is time
 is the difference), `masked` multiplies masks. Looking at the input is part of `nested`. Ratios are over the
 dense block's time next to it; the target is nested <= 1.15 x static. Feed-forward layers also run in `blocks` of
 128 and 256 neurons that every token chooses with gates at random, a share of all on average, beside a static cut to that share.
-`network`: whole networks at 224x224 with one width per input, whose speed-up is told over the MACs that it saves (target: 0.8).
+`network`: whole networks at 224x224 with one width per input, whose speed-up is told over the MACs that it saves (target: 0.8), in eager mode and,
+exported by `swan.export`, in onnxruntime. `training`: two steps of SGD (`sandwich_loss` alternates the widest and the narrowest width, each with
+one at random) over two of the dense network, both without a teacher (target: 1.5).
 """
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -36,9 +42,16 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import MLP
 
 import swan_surgery as swan
+from swan_surgery.exporting import OnnxSession
+from swan_surgery.models import Inputs
 
 
-THEMES = {"nested": "adaptive", "blocks": "adaptive_blocks", "network": "adaptive_network"}
+THEMES = {
+    "nested": "adaptive",
+    "blocks": "adaptive_blocks",
+    "network": "adaptive_network",
+    "training": "adaptive_training",
+}
 SHARES = (0.5, 0.25)
 STEPS = 64  # widths that the wider one is chosen among
 SIZES = (128, 256)
@@ -191,7 +204,7 @@ def main() -> None:
     result: dict[str, Any] = {"theme": theme, "environment": environment(), "rows": []}
     terminal = console()
     found = subjects(smoke=options.smoke) if options.structure == "nested" else {}
-    others = {"blocks": of_tokens, "network": of_networks}
+    others = {"blocks": of_tokens, "network": of_networks, "training": of_training}
     with progress_bar(terminal) as bar:
         total = len(found) * len(options.batches) * len(SHARES)
         task = bar.add_task("blocks", total=total or None)
@@ -214,11 +227,11 @@ def main() -> None:
     report(path, terminal)
 
 
-def networks(*, smoke: bool) -> dict[str, nn.Module]:
+def networks(*, smoke: bool, size: int = 224) -> dict[str, nn.Module]:
     """Whole networks, untrained."""
     if smoke:
         return {"resnet18": resnet18()}
-    return {"resnet50": resnet50(), "vit_b_16": vit_b_16()}
+    return {"resnet50": resnet50(), "vit_b_16": vit_b_16(image_size=size)}
 
 
 def of_networks(options: Any) -> Iterator[dict[str, Any]]:
@@ -229,13 +242,22 @@ def of_networks(options: Any) -> Iterator[dict[str, Any]]:
             x = torch.randn(
                 max(batch, 2), 3, size, size, generator=torch.Generator().manual_seed(0)
             )
-            for share in SHARES:
+            for share in SHARES[: 1 if options.smoke else None]:
                 with torch.no_grad():
                     adapted, timed = nested_variants(model.eval(), x, share, batch)
                     del timed["masked"]
                     macs = float(adapted.taken(x).macs.double().mean()) / adapted.costs.dense
                     samples = paired(timed, repeats=options.repeats)
+                    with TemporaryDirectory() as folder:
+                        made = {
+                            "dense": model,
+                            "static": adapted.at(share).eval(),
+                            "nested": swan.compact(adapted, verify=False),
+                        }
+                        exported = in_onnxruntime(made, x, batch, Path(folder))
+                        onnx = paired(exported, repeats=options.repeats)
                 own = {
+                    "onnxruntime": ratios(onnx),
                     "block": name,
                     "batch": batch,
                     "share": share,
@@ -248,6 +270,63 @@ def of_networks(options: Any) -> Iterator[dict[str, Any]]:
                     },
                 }
                 yield own | ratios(samples)
+
+
+def of_training(options: Any) -> Iterator[dict[str, Any]]:
+    """Rows of training steps, over the dense network's."""
+    for name, model in networks(smoke=options.smoke, size=64).items():
+        for batch in options.batches:
+            size = 32 if options.smoke else 64
+            x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+            labels = torch.arange(batch) % 1000
+            adapted = swan.adapt(model, x[:2]).train()
+            generator = torch.Generator().manual_seed(0)
+
+            def loss(own: nn.Module, x: Tensor = x, labels: Tensor = labels) -> Tensor:
+                return F.cross_entropy(own(x), labels)
+
+            def sandwich(
+                step: int, adapted: Any = adapted, loss: Any = loss, generator: Any = generator
+            ) -> Tensor:
+                return swan.sandwich_loss(adapted, loss, step=step, generator=generator)
+
+            dense = copy.deepcopy(model).train()
+            timed = {
+                "dense": two_steps(dense, lambda _, dense=dense, loss=loss: loss(dense)),
+                "nested": two_steps(adapted, sandwich),
+            }
+            samples = paired(timed, repeats=options.repeats)
+            over = {key: ratio(own, samples["dense"], clock=1) for key, own in samples.items()}
+            ms = {key: 1e3 * wall(own)["median"] / 2 for key, own in samples.items()}
+            yield {"block": name, "batch": batch, "ms": ms, "over_dense": over}
+
+
+def two_steps(model: nn.Module, loss: Callable[[int], Tensor]) -> Callable[[], None]:
+    """Two steps of plain SGD."""
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+
+    def steps() -> None:
+        for step in range(2):
+            optimizer.zero_grad()
+            loss(step).backward()
+            optimizer.step()
+
+    return steps
+
+
+def in_onnxruntime(
+    models: Mapping[str, nn.Module], x: Tensor, batch: int, folder: Path
+) -> dict[str, Callable[[], object]]:
+    """What is timed there, by name, on one thread."""
+
+    def timed(name: str, own: nn.Module) -> Callable[[], object]:
+        path = folder / f"{name}.onnx"
+        swan.export(own, path, x)
+        session = OnnxSession(path, threads=1)
+        feeds = [session.feed(Inputs((part,), {})) for part in x.split(batch)]
+        return lambda: [session.run(feed) for feed in feeds]
+
+    return {name: timed(name, own) for name, own in models.items()}
 
 
 def of_tokens(options: Any) -> Iterator[dict[str, Any]]:
@@ -307,6 +386,9 @@ def macs_over_static(block: nn.Module, x: Tensor, share: float) -> float:
 
 
 def described(row: dict[str, Any]) -> str:
+    if "over_static" not in row:
+        nested = row["over_dense"]["nested"]["median"]
+        return f"{row['block']}, batch {row['batch']}: a step takes {nested:.2f} of the dense one's time"
     told = " ".join(f"{key} {own['median']:.2f}" for key, own in row["over_dense"].items())
     way = "nested" if "size" not in row else "blocks"
     nested = row["over_static"][way]["median"]

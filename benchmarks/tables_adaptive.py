@@ -65,11 +65,16 @@ def network_cells(
     """Whole networks with one width per input: time over the dense network's, and MACs over time of nested and static."""
     header = ["network", "batch", "mean share %", "dense ms", "static", "nested", "one width"]
     header += ["nested / static", "MACs, static", "MACs, nested", "static: MACs over time"]
-    header += ["nested: MACs over time"]
+    header += ["nested: MACs over time", "in onnxruntime: static", "nested", "nested / static"]
     rows = []
     for result in results:
         for row in result["rows"]:
             over = {key: own["median"] for key, own in row["over_dense"].items()}
+            there = row.get("onnxruntime")
+            told = ["", "", ""]
+            if there is not None:
+                told = [f"{there['over_dense'][key]['median']:.2f}" for key in ("static", "nested")]
+                told.append(spread(there["over_static"]["nested"], 2))
             rows.append(
                 [
                     row["block"],
@@ -82,6 +87,7 @@ def network_cells(
                     f"{row['macs_share']:.2f}",
                     f"{row['static_macs_share'] / over['static']:.2f}",
                     f"{row['macs_share'] / over['nested']:.2f}",
+                    *told,
                 ]
             )
     return header, rows

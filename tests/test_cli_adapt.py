@@ -2,6 +2,7 @@
 
 import json
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -58,6 +59,22 @@ def test_other_structures_are_fitted_to_data(tmp_path, structure: str) -> None:
     adapted = swan.load(tmp_path / "a.swan", wide_net())
     assert adapted.structure.kind == structure
     assert float(adapted.taken(x).macs.double().mean()) <= 0.7 * adapted.costs.dense
+
+
+@pytest.mark.parametrize(
+    ("structure", "suffix"), [("nested", ".onnx"), ("nested", ".pt2"), ("free", ".onnx")]
+)
+def test_what_adapts_is_exported_as_its_file_can_hold_it(tmp_path, structure, suffix) -> None:
+    """Groups in ONNX; masks elsewhere."""
+    name = "tests.test_cli_adapt:wide_net"
+    x = torch.randn(64, 3) * torch.rand(64, 1).exp()
+    save_file({"inputs": x}, tmp_path / "x.safetensors")
+    options = ("--structure", structure, "--data", tmp_path / "x.safetensors", "--macs", 0.7)
+    done("adapt", name, *options, "-o", tmp_path / "a.swan")
+    done("export", name, tmp_path / "a.swan", tmp_path / f"a{suffix}")
+    if suffix == ".onnx":
+        nodes = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
+        assert ("NonZero" in nodes) == (structure == "nested")
 
 
 def test_which_tensor_holds_the_inputs_is_not_guessed(tmp_path) -> None:

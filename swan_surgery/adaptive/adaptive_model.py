@@ -69,15 +69,16 @@ class AdaptiveModel(nn.Module):
         self._held: Mapping[str, Levels] = {}
         self.training = model.training
 
-    @property
-    def exports_not(self) -> str | None:
-        """Why `swan.export` cannot take it as it is, if so."""
-        if self.execution == "masked":
-            if self.max_macs is None or not isinstance(self.costs, UnitCosts):
-                return None
+    def exports_not(self, suffix: str) -> str | None:
+        """Why `swan.export` cannot take it as it is to a file of this kind, if so."""
+        if self.max_macs is not None and isinstance(self.costs, UnitCosts):
             return "what max_macs closes is searched for on data: set adapted.max_macs = None to export it"
+        if self.execution == "masked":
+            return None
+        if self.execution == "group" and suffix == ".onnx":
+            return None
         return (
-            f"which samples run together ({self.execution!r}) is decided on data: export "
+            f"which samples run together ({self.execution!r}) is decided on data, which {suffix} cannot hold: export "
             f'swan.compact(adapted, execution="masked"), or a static model, adapted.at(...)'
         )
 

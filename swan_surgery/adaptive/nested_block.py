@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from swan_surgery.adaptive.block import AdaptiveBlock
 from swan_surgery.adaptive.effort import Effort
+from swan_surgery.adaptive.graphs import in_groups_of, is_exporting
 from swan_surgery.adaptive.levels import LevelStatistics, Narrowing, closed_bias
 from swan_surgery.adaptive.masked import Observer, masking
 from swan_surgery.adaptive.rows import Rows
@@ -125,6 +126,9 @@ class NestedBlock(AdaptiveBlock):
 
     def run_at(self, choice: Levels, run: Run | None, call: Any) -> Any:
         """As they chose; with the gradient of the effort where that learns."""
+        execution = None if run is None else run.execution
+        if is_exporting() and isinstance(choice, Tensor) and not self.is_masked(execution):
+            return in_groups_of(choice, self.num_levels, self._at_call, self.rows, call)
         slope = self.slope if run is None else self._slope_in(run, choice)
         if run is None and slope is not None:
             self.slope = slope.alone()
@@ -134,6 +138,9 @@ class NestedBlock(AdaptiveBlock):
         with torch.no_grad(), statistics_at_rest(self.full):
             other = super().run_at(slope.levels, run, call)
         return leaning(found, other, choice, slope)
+
+    def _at_call(self, level: int, call: Any) -> Any:
+        return self.at(level, *call)
 
     def at(self, key: int | None, args: Any, kwargs: Any) -> Any:
         """At one level; None: the full one."""

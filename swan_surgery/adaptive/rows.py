@@ -67,6 +67,13 @@ class Rows:
                 leaves[position] = leaf.index_select(0, places)
         return tree_unflatten(leaves, shape)
 
+    def select(self, call: Any, places: Tensor) -> Any:
+        """The call for the samples at places, int64 (number,), whatever their number."""
+        leaves, shape = self.leaves(call)
+        for position in self.positions:
+            leaves[position] = leaves[position].index_select(0, places)
+        return tree_unflatten(leaves, shape)
+
 
 def _tensors(leaves: Sequence[Any]) -> frozenset[int]:
     return frozenset(place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor))

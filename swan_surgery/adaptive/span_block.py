@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
+from swan_surgery.adaptive.graphs import is_exporting, rows_where
 from swan_surgery.adaptive.matrices import matrix_of
 from swan_surgery.adaptive.own_hooks import own_hooks
 from swan_surgery.adaptive.rows import Rows
@@ -131,6 +132,10 @@ class SpanBlock(TokenBlock):
         for size in self.sizes:
             starts.append(starts[-1] + size)
         places = is_open.T.contiguous()
+        if is_exporting():
+            open_at = [rows_where(own) for own in places.unbind()]
+            parts = zip(starts, self.sizes, open_at, strict=False)
+            return [_Piece(start, size, own, own.shape[0]) for start, size, own in parts]
         counts = places.sum(1).tolist()
         found = [
             _Piece(starts[part.start], starts[part.stop] - starts[part.start], None, len(is_open))

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_unflatten
 
 from swan_surgery.adaptive.block import with_tensors
 from swan_surgery.adaptive.free_block import FreeBlock
+from swan_surgery.adaptive.graphs import is_exporting, rows_where
 from swan_surgery.adaptive.levels import mean_outputs
 from swan_surgery.adaptive.masked import Observer
 from swan_surgery.adaptive.matrices import is_turned, matrix_of
@@ -111,6 +112,12 @@ class TokenBlock(FreeBlock):
         if isinstance(bias, Tensor):
             out = out + bias
         places = is_open.T.contiguous()
+        if is_exporting():
+            for block in range(len(self.sizes)):
+                own = rows_where(places[block])
+                given = self._part(slice(block, block + 1), tokens.index_select(0, own), call)
+                out = out.index_add(0, own, given)
+            return out.reshape(*x.shape[:-1], -1)
         counts = places.sum(1).tolist()
         kind = out.dtype
         for part in runs_of([count == len(tokens) for count in counts]):

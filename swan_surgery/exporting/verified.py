@@ -101,7 +101,8 @@ def export(
             f"{path.name!r}: the suffix says what to export to, and must be one of "
             f"{', '.join(EXPORTERS)}"
         )
-    if isinstance(reason := getattr(model, "exports_not", None), str):
+    says: Any = model
+    if hasattr(type(model), "exports_not") and (reason := says.exports_not(path.suffix)):
         raise ModelError(reason)
     check_model(model)
     inputs = checked_inputs(model, example_inputs, to="export")

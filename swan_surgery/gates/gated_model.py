@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -45,7 +45,6 @@ class GatedModel(nn.Module):
     ignored: tuple[str, ...] = ()
     free_outputs: tuple[str, ...] = ()
     acting: Acting | None = None
-    exports_not: ClassVar[str] = "the model is gated: export what swan.prune(gated) returns"
 
     def __init__(
         self,
@@ -147,6 +146,11 @@ class GatedModel(nn.Module):
                     SwanWarning,
                     stacklevel=4,
                 )
+
+    @staticmethod
+    def exports_not(_suffix: str) -> str:
+        """Why `swan.export` does not take it."""
+        return "the model is gated: export what swan.prune(gated) returns"
 
     def close(self, layer: str, channels: Iterable[int] | Tensor) -> None:
         """Close the units of chosen output channels, and with them whatever hangs on the same gates.

@@ -8,6 +8,7 @@ import torch
 import typer
 from torch import nn
 
+from swan_surgery.adaptive import AdaptiveModel, compact
 from swan_surgery.artifacts import save
 from swan_surgery.costs.macs import count_macs
 from swan_surgery.costs.params import count_params
@@ -114,6 +115,9 @@ def export_command(
     """Export a pruned model to ONNX or torch.export; run it, and keep it if it agrees."""
     with waiting(f"exporting {file}"):
         small, inputs = subject_of(model, file, shapes or [])
+        if isinstance(small, AdaptiveModel):
+            holds_groups = out.suffix == ".onnx" and small.structure.kind != "free"
+            small = compact(small, execution="auto" if holds_groups else "masked", verify=False)
         found = export(small, out, inputs, dynamic_batch=not fixed_batch)
     facts = {
         "file": str(out),
