@@ -34,8 +34,8 @@ def compact(
         execution: "group" ("auto" for nested widths): a batch is split by width, each part runs densely, and
             the results are put back in order. "gather" ("auto" for free units): samples with the same mask run
             densely on slices of the weights, which are copies made at each call. Of blocks of neurons "group": each
-            block runs the tokens that have it open, on views of the weights. "masked": everything runs and
-            masks are multiplied: the reference, and what exports as one graph; it saves no time.
+            block runs the tokens that have it open, on views of the weights. ONNX holds groups. "masked": everything
+            runs and masks are multiplied: the reference, and what `torch.export` takes; it saves no time.
         verify: run both ways on the example inputs, at every width and at widths at random, and compare.
 
     Raises:
