@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.errors import InputError, SwanWarning
+from swan_surgery.errors import InputError, ModelError, SwanWarning
 from swan_surgery.models.batches import batches_in, run_on_batch
 from swan_surgery.models.checks import check_data, check_is_module
 from swan_surgery.models.modes import evaluating
@@ -69,6 +69,14 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
         True
     """
     check_is_module(model)
+    for own in model.modules():
+        if isinstance(how := getattr(own, "calibrated_by", None), str):
+            raise ModelError(f"{type(own).__name__} has statistics of its own: {how}")
+    return measure_norms_(model, loader, num_batches)
+
+
+def measure_norms_(model: nn.Module, loader: Iterable[Any], num_batches: int | None = None) -> int:
+    """`calibrate` of any model, whatever else has statistics in it."""
     check_data(model, to="calibrate")
     batches = batches_in(loader, num_batches)
     norms = norms_of(model)
@@ -77,7 +85,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], num_batches: int | None =
             f"{type(model).__name__} has no batch-norm that keeps statistics, so there is nothing to "
             f"calibrate; cut without it",
             SwanWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     moments = {norm: Moments() for norm in norms}
     with _observing(model, moments):

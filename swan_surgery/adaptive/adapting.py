@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.allocation import Counts, checked_counts, scored_counts, uniform_counts
-from swan_surgery.adaptive.assembling import assembled
+from swan_surgery.adaptive.assembling import as_given, assembled
 from swan_surgery.adaptive.candidates import (
     NestedGroup,
     StaticGroup,
@@ -194,7 +194,7 @@ def _adapted(
             tokens,
             counting(found) if choice.kind == "nested" else (),
         )
-        return assembled(ordered, table, own, probed)
+        return as_given(assembled(ordered, table, own, probed), base, inputs)
 
 
 def _ranks(

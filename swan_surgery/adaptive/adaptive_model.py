@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.block import AdaptiveBlock
 from swan_surgery.adaptive.costs import BlockCosts, UnitCosts
@@ -64,10 +65,30 @@ class AdaptiveModel(nn.Module):
         self.structure = structure
         self.costs = costs
         self.choices = choices_of(structure)
-        self.execution: Execution = "group" if structure.kind == "nested" else "masked"
+        self._least = costs.least  # a number while a graph is traced, too
+        self._execution: Execution = "group" if structure.kind == "nested" else "masked"
         self.max_macs: int | None = None
         self._held: Mapping[str, Levels] = {}
         self.training = model.training
+
+    @property
+    def calibrated_by(self) -> str | None:
+        """What `swan.calibrate` says of it, which knows one set of statistics for all widths."""
+        if self.structure.kind != "nested":
+            return None
+        return "swan.calibrate_widths(adapted, batches) measures those of every width (full=True: of the widest too)"
+
+    @property
+    def execution(self) -> Execution:
+        """How blocks run their samples."""
+        return self._execution
+
+    @execution.setter
+    def execution(self, execution: Execution) -> None:
+        if execution not in get_args(Execution):
+            known = ", ".join(map(repr, get_args(Execution)))
+            raise InputError(f"execution must be one of {known}; got {execution!r}")
+        self._execution = execution
 
     def exports_not(self, suffix: str) -> str | None:
         """Why `swan.export` cannot take it as it is to a file of this kind, if so."""
@@ -102,10 +123,10 @@ class AdaptiveModel(nn.Module):
 
     def new_run(self, args: Any = (), kwargs: Any = None) -> Run:
         """What the blocks will ask while the model runs on these arguments."""
-        ceiling = None if self.max_macs is None else self.max_macs - self.costs.least
-        if ceiling is not None and ceiling < 0:
+        ceiling = None if self.max_macs is None else self.max_macs - self._least
+        if ceiling is not None and not ceiling >= 0:
             raise InputError(
-                f"max_macs={self.max_macs:,} cannot be kept: the narrowest widths cost {self.costs.least:,} MACs"
+                f"max_macs={self.max_macs:,} cannot be kept: the narrowest widths cost {self._least:,} MACs"
             )
         above = self.costs.above_least if isinstance(self.costs, UnitCosts) else None
         samples = _samples(args, kwargs or {})
@@ -120,6 +141,11 @@ class AdaptiveModel(nn.Module):
         """The blocks that adapt, by name in the given model, in the order in which they run."""
         found = {m.name: m for m in self.model.modules() if isinstance(m, AdaptiveBlock)}
         return {name: found[name] for name in self.costs.blocks}
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether it is inside of `holding`: some blocks do not look."""
+        return bool(self._held)
 
     @contextmanager
     def holding(self, levels: Levels | Mapping[str, Levels]) -> Iterator["AdaptiveModel"]:
@@ -226,7 +252,7 @@ class AdaptiveModel(nn.Module):
 
 def _samples(args: Any, kwargs: Mapping[str, Any]) -> int | None:
     """The length of the first tensor's first axis; not its `len`, which would fix it in an export."""
-    tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim)
+    tensors = (v for v in tree_leaves((args, dict(kwargs))) if isinstance(v, Tensor) and v.ndim)
     return next((own.shape[0] for own in tensors), None)
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.block import AdaptiveBlock
@@ -15,7 +16,7 @@ from swan_surgery.adaptive.free_block import FreeBlock
 from swan_surgery.adaptive.levels import narrowing
 from swan_surgery.adaptive.matrices import matrix_of
 from swan_surgery.adaptive.nested_block import NestedBlock
-from swan_surgery.adaptive.probing import Probe
+from swan_surgery.adaptive.probing import Probe, close, evaluating
 from swan_surgery.adaptive.span_block import SpanBlock
 from swan_surgery.adaptive.statics import shell_at
 from swan_surgery.adaptive.structure import Structure, open_mask
@@ -25,6 +26,9 @@ from swan_surgery.adaptive.units import Shells, units_of
 from swan_surgery.channels import ChannelMap
 from swan_surgery.costs.table import CostTable
 from swan_surgery.cutting.plan import make_plan
+from swan_surgery.environment.random_streams import streams_kept
+from swan_surgery.errors import ModelError
+from swan_surgery.models import Inputs
 
 
 def assembled(
@@ -56,7 +60,35 @@ def assembled(
             ordered.set_submodule(name, block)
         else:
             model = block
+    for block in blocks.values():
+        block.is_settled = True
     return AdaptiveModel(model, structure, costs)
+
+
+def as_given(adapted: AdaptiveModel, base: nn.Module, inputs: Inputs) -> AdaptiveModel:
+    """The adaptive model, if it computes what the given one does on its example inputs: with all open it shall.
+
+    Raises:
+        ModelError: it does not; the model does something else with a block than call it.
+    """
+    outputs = []
+    try:
+        for model in (base, adapted):
+            with torch.no_grad(), streams_kept(), evaluating(model):
+                outputs.append(model(*inputs.args, **inputs.kwargs))
+    except (AttributeError, TypeError) as err:
+        raise ModelError(
+            f"the model does something with its blocks that only modules of their own kind can ({err}): leave them "
+            f"out, ignore=[...] ({', '.join(adapted.blocks())})"
+        ) from err
+    for found, wanted in zip(*(tree_leaves(own) for own in outputs), strict=True):
+        if isinstance(wanted, Tensor) and not close(found, wanted):
+            raise ModelError(
+                f"with everything open the adaptive model computes something else than the given one: its code does "
+                f"something else with a block than call it (asks for its class, say); leave such blocks out, "
+                f"ignore=[...] ({', '.join(adapted.blocks())})"
+            )
+    return adapted
 
 
 def _free(

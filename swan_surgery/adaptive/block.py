@@ -1,6 +1,7 @@
 """A block that looks at its input: what all structures share. Samples that choose alike run together."""
 
 import copy
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,10 @@ from swan_surgery.models.tensors import plain_tensors
 
 
 _NO_BACKWARD = -1  # no graph task runs
+_DRESSING = (
+    threading.RLock()
+)  # shells are shared by all threads, and hold another's tensors while one runs
+_OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
 
 
 class AdaptiveBlock(nn.Module, ABC):
@@ -32,7 +37,10 @@ class AdaptiveBlock(nn.Module, ABC):
         rows: how it is called.
         observer: told what readers and batch-norms get, in runs that observe.
         last: what the samples of the last run that may have a backward pass chose.
+        last_execution: how that ran them.
     """
+
+    is_settled: bool = False  # from then on what a model writes on its block is the module's
 
     def __init__(
         self,
@@ -53,6 +61,8 @@ class AdaptiveBlock(nn.Module, ABC):
         self.channels_last = channels_last
         self.observer: Observer | None = None
         self.last: Levels | None = None
+        self.last_execution: str | None = None
+        self.given_settings = [settings_of(module) for module in full.modules()]
         self.training = full.training
 
     def __getattr__(self, name: str) -> Any:
@@ -63,6 +73,16 @@ class AdaptiveBlock(nn.Module, ABC):
             if name in ("full", "_modules"):
                 raise
             return getattr(self.full, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What the model writes on its block, the block's module has; all of it but what is the block's own."""
+        if self.is_settled and name not in vars(self) and not hasattr(type(self), name):
+            full: Any = self._modules["full"]
+            parts = (full._parameters, full._buffers, full._modules)  # noqa: SLF001 - its stores
+            if name in vars(full) or any(name in part for part in parts):
+                setattr(full, name, value)
+                return
+        super().__setattr__(name, value)
 
     def features(self, call: Any) -> Tensor:
         """What the effort reads of a call's samples: [B, features]."""
@@ -78,7 +98,7 @@ class AdaptiveBlock(nn.Module, ABC):
     def run_at(self, choice: Levels, run: Run | None, call: Any) -> Any:
         """Run a call whose samples take what they chose."""
         args, kwargs = call
-        execution = None if run is None else run.execution
+        execution = self.last_execution if run is None else run.execution
         if self.is_masked(execution):
             with self.masked(choice, self.observer if execution == "observe" else None):
                 return self.full(*args, **kwargs)
@@ -97,6 +117,8 @@ class AdaptiveBlock(nn.Module, ABC):
         choice = self._choice(run, call)
         if torch.is_grad_enabled() or self.training:
             self.last = self.remembered(choice, run)
+            if run is not None:
+                self.last_execution = run.execution
         return choice
 
     @abstractmethod
@@ -140,8 +162,8 @@ class AdaptiveBlock(nn.Module, ABC):
             if self.last is None or torch._C._current_graph_task_id() == _NO_BACKWARD:  # noqa: SLF001 - as torch.utils.checkpoint asks
                 raise ModelError(
                     f"block {self.name!r} runs outside of its adaptive model, or again for a backward pass after two "
-                    f"others (activation checkpointing in swan.sandwich_loss): who takes which width is not known; "
-                    f"call the adaptive model"
+                    f"others (activation checkpointing in swan.sandwich_loss, or in eval mode with use_reentrant=True): "
+                    f"who takes which width is not known; call the adaptive model"
                 )
             return self.recalled(self.last, call)  # recomputed in backward
         choice = run.held.get(self.name, run.held.get(""))
@@ -205,13 +227,20 @@ class AdaptiveBlock(nn.Module, ABC):
         self, shell: nn.Module, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
     ) -> Any:
         """Run a shell with tensors: modes and constants are those of the full module."""
-        dressed = self.dressed(shell)
-        return functional_call(dressed, dict(tensors), args, kwargs, tie_weights=False)
+        with _DRESSING:
+            dressed = self.dressed(shell)
+            return functional_call(dressed, dict(tensors), args, kwargs, tie_weights=False)
 
     def dressed(self, shell: nn.Module) -> nn.Module:
         """A module without weights, with modes and constants as the full one has them."""
-        for own, full in zip(shell.modules(), self.full.modules(), strict=True):
+        pairs = zip(shell.modules(), self.full.modules(), self.given_settings, strict=True)
+        for own, full, given in pairs:
             own.training = full.training
+            for name, value in settings_of(
+                full
+            ).items():  # as set since; widths are the shell's own
+                if name not in given or given[name] != value:
+                    setattr(own, name, value)
             for name, tensor in plain_tensors(full).items():
                 setattr(own, name, tensor)
         return shell
@@ -229,6 +258,15 @@ class AdaptiveBlock(nn.Module, ABC):
             own = (*self.effort.named_parameters(), *self.effort.named_buffers())
             found |= {f"effort.{name}": tensor for name, tensor in own}
         return found
+
+
+def settings_of(module: nn.Module) -> dict[str, Any]:
+    """Numbers, flags and texts that a module keeps as plain attributes."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in _OF_MODULES and name != "training" and isinstance(value, (int, float, str))
+    }
 
 
 def with_tensors(shell: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -45,6 +45,10 @@ def check_efforts(efforts: object, distance: Distance | None, kind: str) -> None
             f"only nested widths take a distance and efforts={efforts!r}: free units are fitted to the curvature of the "
             "Kullback-Leibler divergence, blocks of neurons to what they give, and their gates can learn as they are"
         )
+    if distance is not None and not callable(distance):
+        raise InputError(
+            f"distance is a function of (output, output of the widest); got {distance!r}"
+        )
     if efforts == "keep" and distance is not None:
         raise InputError(
             'efforts="keep" measures no distance: thresholds move together; leave distance= out'
@@ -60,9 +64,9 @@ def check_budget(costs: BlockCosts, macs: float, max_macs: float | None) -> None
     """
     shares: tuple[tuple[str, Any], ...] = (("macs", macs), ("max_macs", max_macs))
     for name, share in shares:
-        if share is None:
+        if share is None and name == "max_macs":
             continue
-        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise InputError(
                 f"{name} must be a share of the given model's MACs in (0, 1]; got {share}"
             )

@@ -11,8 +11,9 @@ from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.block import AdaptiveBlock
 from swan_surgery.adaptive.checks import batches_of, check_adaptive
 from swan_surgery.adaptive.levels import LevelStatistics
+from swan_surgery.adaptive.rollback import unchanged_if_it_fails
 from swan_surgery.adaptive.run import Levels
-from swan_surgery.calibration import Moments, calibrate, norms_of
+from swan_surgery.calibration import Moments, measure_norms_, norms_of
 from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models.batches import run_on_batch
@@ -87,11 +88,12 @@ def calibrate_widths(
     if among not in ("uniform", "mixed"):
         raise InputError(f'among must be "uniform" or "mixed"; got {among!r}')
     batches = batches_of(loader, num_batches)
-    if full and norms_of(adapted):
-        as_gated = adapted.structure.kind != "nested" and among == "mixed"
-        with adapted.holding({} if as_gated else -1):
-            calibrate(adapted, batches)
-    observe_(adapted, batches, among=among)
+    with unchanged_if_it_fails(adapted):
+        if full and norms_of(adapted):
+            as_gated = adapted.structure.kind != "nested" and among == "mixed"
+            with adapted.holding({} if as_gated else -1):
+                measure_norms_(adapted, batches)
+        observe_(adapted, batches, among=among)
     return len(batches)
 
 

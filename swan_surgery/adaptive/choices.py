@@ -179,6 +179,8 @@ class FreeChoices(Choices):
                 f"masks of block {name!r} are bool of shape ({sum(sizes)},) or (B, {sum(sizes)}); got "
                 f"{held.dtype} {tuple(held.shape)}"
             )
+        if held.is_floating_point() and not bool(((held == 0) | (held == 1)).all()):
+            raise InputError(f"masks of block {name!r} are 0 or 1 where they are no bool")
         if not all(bool(own.bool().any(-1).all()) for own in held.split(sizes, dim=-1)):
             raise InputError(
                 f"a mask of block {name!r} closes all units of a group; one stays open"

@@ -1,8 +1,7 @@
 """`fit_widths`: what looks at the input is fitted in closed form, and its thresholds to a budget."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from swan_surgery.adaptive.calibrating import observe_
 from swan_surgery.adaptive.checks import batches_of, check_adaptive
 from swan_surgery.adaptive.distances import distances_of, outputs_of
 from swan_surgery.adaptive.effort import Effort
+from swan_surgery.adaptive.rollback import unchanged_if_it_fails
 from swan_surgery.adaptive.shifting import shift_thresholds_
 from swan_surgery.adaptive.thresholds import (
     Losses,
@@ -33,7 +33,7 @@ from swan_surgery.adaptive.unit_fitting import fit_units_
 from swan_surgery.adaptive.watching import watching
 from swan_surgery.adaptive.width_stats import WidthStats, hardly_varies, taken_by, width_stats
 from swan_surgery.environment.random_streams import streams_kept
-from swan_surgery.errors import InputError, SwanWarning
+from swan_surgery.errors import InputError, ModelError, SwanWarning
 from swan_surgery.models.modes import evaluating
 
 
@@ -112,21 +112,26 @@ def fit_widths(
         >>> stats = swan.fit_widths(adapted, held_out, macs=0.5)  # doctest: +SKIP
     """
     check_adaptive(adapted, to="fit widths of")
+    if adapted.is_holding:
+        raise ModelError(
+            "widths are fitted where blocks look at their inputs: call fit_widths outside of adapted.holding(...)"
+        )
     check_budget(adapted.costs, macs, max_macs)
     batches = batches_of(loader, num_batches)
     others = None if statistics is None else batches_of(statistics, None)
     fit_gates_ = _GATES.get(adapted.structure.kind)
     check_efforts(efforts, distance, adapted.structure.kind)
-    own = (_unchanged_if_it_fails(adapted), torch.inference_mode(mode=False), torch.no_grad())
-    with own[0], own[1], own[2], streams_kept(), evaluating(adapted):
-        adapted.max_macs = None if max_macs is None else int(max_macs * adapted.costs.dense)
-        if fit_gates_ is not None:
-            adapted.execution = "masked"
-            fit_gates_(adapted, batches, macs, others)
-        else:
-            adapted.execution = "group"
-            _fit_levels_(adapted, batches, macs, distance or divergence, others, how=efforts)
-    stats = width_stats(adapted, batches)
+    own = (torch.inference_mode(mode=False), torch.no_grad(), streams_kept(), evaluating(adapted))
+    with unchanged_if_it_fails(adapted):
+        with own[0], own[1], own[2], own[3]:
+            adapted.max_macs = None if max_macs is None else int(max_macs * adapted.costs.dense)
+            if fit_gates_ is not None:
+                adapted.execution = "masked"
+                fit_gates_(adapted, batches, macs, others)
+            else:
+                adapted.execution = "group"
+                _fit_levels_(adapted, batches, macs, distance or divergence, others, how=efforts)
+        stats = width_stats(adapted, batches)
     if hardly_varies(stats):
         usual = "stats.usual" if fit_gates_ is not None else repr(dict(stats.usual))
         warnings.warn(
@@ -136,24 +141,6 @@ def fit_widths(
             stacklevel=2,
         )
     return stats
-
-
-@contextmanager
-def _unchanged_if_it_fails(adapted: AdaptiveModel) -> Iterator[None]:
-    """All that is fitted is as before when the block fails; `execution` in any case."""
-    blocks, execution, ceiling = adapted.blocks(), adapted.execution, adapted.max_macs
-    before = {name: [t.clone() for t in own.own_state().values()] for name, own in blocks.items()}
-    try:
-        yield
-    except BaseException:
-        adapted.max_macs = ceiling
-        with torch.no_grad():
-            for name, own in blocks.items():
-                for tensor, old in zip(own.own_state().values(), before[name], strict=True):
-                    tensor.copy_(old)
-        raise
-    finally:
-        adapted.execution = execution
 
 
 def _fit_levels_(

@@ -81,6 +81,8 @@ class LevelStatistics(nn.Module):
         norms = {} if level is None else norms_of(block)
         self.norms = tuple(norms)
         self.readers = tuple(readers)
+        weights: list[Any] = [block.get_submodule(own).weight for own in self.readers]
+        self._learns = tuple(own.requires_grad for own in weights)
         for index, (name, norm) in enumerate(norms.items()):
             for statistic in STATISTICS:
                 own = getattr(norm, statistic)
@@ -117,9 +119,9 @@ class LevelStatistics(nn.Module):
             for name in (f"{kind}_{index}" for kind in _OWN):
                 given = state_dict.get(f"{prefix}{name}")
                 if given is not None and name not in self._parameters:
-                    self.register_parameter(
-                        name, nn.Parameter(self.mean(reader).new_empty(given.shape))
-                    )
+                    made = self.mean(reader).new_empty(given.shape)
+                    learns = self._learns[index]
+                    self.register_parameter(name, nn.Parameter(made, requires_grad=learns))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def own(self, reader: str) -> tuple[Tensor, Tensor] | None:

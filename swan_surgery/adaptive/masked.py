@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,10 @@ from swan_surgery.adaptive.levels import (
 )
 from swan_surgery.adaptive.own_hooks import Hook, own_hooks
 from swan_surgery.adaptive.run import Levels
+
+
+# Mean and variance by batch-norm.
+Norms = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class Observer(Protocol):
@@ -39,6 +44,7 @@ def masking(
     *,
     levels: Levels,
     observer: Observer | None = None,
+    norms: Norms = MappingProxyType({}),
 ) -> Iterator[None]:
     """Inside, the block runs its samples under their masks: closed units are multiplied by zero.
 
@@ -50,9 +56,11 @@ def masking(
         levels: the level of each sample, whose statistics it takes.
         observer: then means and batch-norm statistics are those of the samples at hand, level by level
             (but for the widest), and the observer is told what they are made of.
+        norms: mean and variance that batch-norms in train mode had when this run began; a second one in backward
+            finds them moved.
     """
     with own_hooks() as own:
-        handles = _hooked(block, masks, statistics, kinds, levels, observer, own)
+        handles = _hooked(block, masks, statistics, kinds, levels, observer, own, norms)
         try:
             yield
         finally:
@@ -68,6 +76,7 @@ def _hooked(
     levels: Levels,
     observer: Observer | None,
     own: Callable[[Hook], Hook],
+    norms: Norms,
 ) -> list[RemovableHandle]:
     handles = []
     for name, is_open in masks.items():
@@ -80,7 +89,7 @@ def _hooked(
     for name in statistics[0].norms:
         norm = block.get_submodule(name)
         assert isinstance(norm, _BatchNorm)  # noqa: S101 - norms_of found it
-        shift = _Shift(name, norm, statistics, levels, observer)
+        shift = _Shift(name, norm, statistics, levels, observer, norms.get(name))
         handles.append(norm.register_forward_pre_hook(own(shift.before)))
     return handles
 
@@ -174,11 +183,12 @@ class _Shift:
         statistics: Sequence[LevelStatistics],
         levels: Levels,
         observer: Observer | None,
+        then: tuple[Tensor, Tensor] | None,
     ) -> None:
         assert norm.running_mean is not None  # noqa: S101 - selected by norms_of
         assert norm.running_var is not None  # noqa: S101
         self.name, self.eps, self.levels, self.observer = name, norm.eps, levels, observer
-        self.mean, self.var = norm.running_mean, norm.running_var
+        self.mean, self.var = then or (norm.running_mean, norm.running_var)
         self.pairs = [self._whole(level) for level in statistics]
 
     def _whole(self, level: LevelStatistics) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A block whose samples take widths of their own: groups of equal width run densely."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,15 @@ from torch import Tensor, nn
 from swan_surgery.adaptive.block import AdaptiveBlock
 from swan_surgery.adaptive.effort import Effort
 from swan_surgery.adaptive.graphs import in_groups_of, is_exporting
-from swan_surgery.adaptive.levels import LevelStatistics, Narrowing, closed_bias
-from swan_surgery.adaptive.masked import Observer, masking
+from swan_surgery.adaptive.levels import LevelStatistics, Narrowing, closed_bias, norms_of
+from swan_surgery.adaptive.masked import Norms, Observer, masking
 from swan_surgery.adaptive.rows import Rows
 from swan_surgery.adaptive.run import Levels, Run, Slope
 from swan_surgery.adaptive.slopes import leaning, statistics_at_rest
+from swan_surgery.errors import ModelError
+
+
+Looked = Literal["not", "without gradients", "with gradients"]
 
 
 class NestedBlock(AdaptiveBlock):
@@ -50,6 +54,8 @@ class NestedBlock(AdaptiveBlock):
         self.shells = tuple(shells)
         self.bound: tuple[nn.Module, ...] | None = None
         self.slope: Slope | None = None
+        self.looked: Looked = "not"  # in its last run
+        self.norms_then: Norms = {}  # as it began, in train mode
 
     @property
     def num_levels(self) -> int:
@@ -64,7 +70,10 @@ class NestedBlock(AdaptiveBlock):
         """The masks of all levels, and whose level is which."""
         masks = {name: self._open_inputs(name) for name in self.narrowings[0].open_inputs}
         statistics: Any = self.statistics
-        return masking(self.full, masks, statistics, choice, levels=choice, observer=observer)
+        norms = self.norms_then if self.training else {}
+        return masking(
+            self.full, masks, statistics, choice, levels=choice, observer=observer, norms=norms
+        )
 
     def _open_inputs(self, reader: str) -> Tensor:
         """Which inputs of a reader each level has open, [levels, inputs]."""
@@ -113,20 +122,40 @@ class NestedBlock(AdaptiveBlock):
     def remembered(self, choice: Levels, run: Run | None) -> Levels:
         """Levels, and the slope without the graph that it hangs on."""
         if run is not None:
+            self.norms_then = self._norms() if self.training else {}
             slope = self._slope_in(run, choice)
             self.slope = None if slope is None else slope.alone()
+            efforts = run.efforts.get(self.name)
+            has_gradients = efforts is not None and efforts.requires_grad
+            looked: Looked = "with gradients" if has_gradients else "without gradients"
+            self.looked = "not" if efforts is None else looked
         return choice
+
+    def _norms(self) -> Norms:
+        own: dict[str, Any] = norms_of(self.full)
+        return {
+            name: (norm.running_mean.clone(), norm.running_var.clone())
+            for name, norm in own.items()
+        }
 
     def recalled(self, last: Levels, call: Any) -> Levels:
         """Levels as they were, and efforts with gradients of their own."""
-        if self.slope is not None and self.effort is not None:
-            wider = self.effort.neighbours(self.effort(self.features(call)))[1]
-            self.slope = Slope(self.slope.levels, wider)
+        if self.effort is None or self.looked == "not":
+            return last
+        if self.looked == "with gradients":
+            efforts = self.effort(self.features(call))  # saved by autograd, whoever needs it
+            if self.slope is not None:
+                self.slope = Slope(self.slope.levels, self.effort.neighbours(efforts)[1])
+        elif self.is_masked(self.last_execution) and self.effort.weight.requires_grad:
+            raise ModelError(
+                "efforts cannot learn where activation checkpointing runs a block without gradients at first "
+                "(use_reentrant=True): pass use_reentrant=False, or requires_grad_(False) on the efforts"
+            )
         return last
 
     def run_at(self, choice: Levels, run: Run | None, call: Any) -> Any:
         """As they chose; with the gradient of the effort where that learns."""
-        execution = None if run is None else run.execution
+        execution = self.last_execution if run is None else run.execution
         if is_exporting() and isinstance(choice, Tensor) and not self.is_masked(execution):
             return in_groups_of(choice, self.num_levels, self._at_call, self.rows, call)
         slope = self.slope if run is None else self._slope_in(run, choice)

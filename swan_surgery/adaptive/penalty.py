@@ -1,5 +1,7 @@
 """The paper's regularisers where gates look at the input: means over the samples of a batch (Eq. 9-14)."""
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -63,8 +65,14 @@ def gate_penalty(
     """
     check_adaptive(adapted, to="train")
     costs = adapted.costs
-    if macs is not None and not 0 < macs <= 1:
+    share: object = 1.0 if macs is None else macs
+    if not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise InputError(f"macs must be a share of the given model's MACs in (0, 1]; got {macs}")
+    for name, value in (("macs_weight", macs_weight), ("epoch", epoch)):
+        if not 0 <= value < inf:
+            raise InputError(f"{name} must not be negative, and finite; got {value}")
+    if not isinstance(given := taken, Taken):
+        raise InputError(f"taken is what adapted.taken(inputs) returns; got {type(given).__name__}")
     looking = {name for name, block in adapted.blocks().items() if block.effort is not None}
     if set(taken.efforts) != looking:
         raise InputError(

@@ -14,6 +14,7 @@ from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs
 from swan_surgery.models.modes import evaluating
+from swan_surgery.models.tensors import plain_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +113,20 @@ def _calls(
     broken: dict[str, str] = {}
     handles = []
     given: dict[str, Any] = {}
+    kept: dict[str, list[int]] = {}
 
-    def before(_module: nn.Module, args: Any, kwargs: Any, *, name: str) -> None:
+    def before(module: nn.Module, args: Any, kwargs: Any, *, name: str) -> None:
         given[name] = (tree_map(_copied, (args, kwargs)), (args, kwargs))
+        kept[name] = _kept(module)
 
-    def behind(_module: nn.Module, _args: Any, _kwargs: Any, output: Any, *, name: str) -> None:
+    def behind(module: nn.Module, _args: Any, _kwargs: Any, output: Any, *, name: str) -> None:
         if name in calls:
             broken[name] = f"their block {name!r} runs more than once"
         copied, own = given.pop(name)
         if not _same(copied, own):
             broken[name] = f"their block {name!r} changes its input in place"
+        if _kept(module) != kept.pop(name):
+            broken[name] = f"their block {name!r} keeps a tensor of each run"
         calls[name] = Call(copied, tree_map(_copied, output))
 
     def count(_module: nn.Module, _args: Any, *, name: str) -> None:
@@ -143,6 +148,11 @@ def _calls(
         for handle in handles:
             handle.remove()
     return calls, broken
+
+
+def _kept(block: nn.Module) -> list[int]:
+    """The tensors that lie in plain attributes, by identity."""
+    return [id(own) for module in block.modules() for own in plain_tensors(module).values()]
 
 
 def _copied(leaf: Any) -> Any:

@@ -1,6 +1,7 @@
 """Training all widths together: the widest or the narrowest, and widths at random, every step."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +46,8 @@ def sandwich_loss(
             "free units and blocks of neurons have no widths to train together; train on adapted.taken(x).output "
             "and swan.gate_penalty"
         )
-    if step < 0:
-        raise InputError(f"step counts from 0; got {step}")
+    if type(step) is not int or step < 0:
+        raise InputError(f"step counts from 0, in whole numbers; got {step!r}")
     names, count = list(adapted.costs.blocks), len(adapted.widths)
     number = len(names) if adapted.structure.per == "block" else 1
     drawn = torch.randint(count, (number,), generator=generator).tolist()
@@ -55,7 +56,12 @@ def sandwich_loss(
     outer = -1 if step % 2 == 0 else 0
     for levels in (dict.fromkeys(names, outer), dict(zip(names, drawn, strict=True))):
         with adapted.holding(levels):
-            losses.append(loss(adapted))
+            found: Any = loss(adapted)
+            if not isinstance(found, Tensor) or found.ndim:
+                raise InputError(
+                    f"loss(adapted) must be a scalar tensor; got {type(found).__name__}"
+                )
+            losses.append(found)
     for block in adapted.blocks().values():
         block.last = (
             None  # which of the two it was, a backward pass that runs a block again cannot tell

@@ -175,7 +175,8 @@ class _Passing:
 
     @property
     def is_masked(self) -> bool:
-        return self.block.is_masked(None if self.run is None else self.run.execution)
+        execution = self.block.last_execution if self.run is None else self.run.execution
+        return self.block.is_masked(execution)
 
     def look(self, _writer: nn.Module, args: Any, kwargs: Any) -> None:
         """Before a writer runs."""

@@ -14,7 +14,7 @@ from swan_surgery.artifacts.container import write
 from swan_surgery.artifacts.structures import encode, map_digest, pack
 from swan_surgery.environment.machine import own_version
 from swan_surgery.environment.writing import as_path
-from swan_surgery.errors import InputError
+from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel
 from swan_surgery.gates.checks import check_model, check_whole
 from swan_surgery.models.architecture import all_tensors, architecture_of, shapes_of
@@ -73,6 +73,12 @@ def contents(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         part, own = adaptive_part(model)
         return {**header, "kind": "adaptive", "adaptive": part}, {**tensors, **own}
     check_model(model)
+    for name, own in model.named_modules():
+        if isinstance(own, AdaptiveModel):
+            raise ModelError(
+                f"module {name!r} is adaptive, and a file of the model around it would forget how it runs; save "
+                f"model.get_submodule({name!r}) by itself, and the rest as a state dict"
+            )
     return _plain(model)
 
 

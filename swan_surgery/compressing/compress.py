@@ -152,6 +152,8 @@ def compress(
         choice = Choice(loss, score, ignore, round_to, uniform=uniform, runtime=runtime)
         cutter = Cutter(model, example_inputs, batches, budget, choice, tell)
         is_one = training.total == 0 or latency_ms is not None
+        if cuts is not None and type(cuts) is not int:
+            raise InputError(f"cuts is a whole number; got {cuts!r}")
         if is_one and cuts not in (None, 1):
             raise InputError(
                 f"cuts={cuts} needs training in between (finetune=) and a budget of MACs or parameters"

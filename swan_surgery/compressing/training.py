@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any, Literal
 
 import torch
@@ -57,10 +57,11 @@ class Training:
             return
         if self.steps:
             raise InputError("steps belongs to a finetune function; give finetune=1000 alone")
-        if self.finetune < 0 or not self.lr > 0:
-            raise InputError(
-                f"finetune and lr must not be negative; got {self.finetune} and {self.lr}"
-            )
+        lr: Any = self.lr
+        if type(self.finetune) is not int or self.finetune < 0:
+            raise InputError(f"finetune is a number of steps, or a function; got {self.finetune!r}")
+        if not isinstance(lr, (int, float)) or not 0 < lr < inf:
+            raise InputError(f"lr must be positive; got {lr!r}")
         if self.finetune and isinstance(self.data, Iterator):
             raise InputError(
                 "training reads the data again and again; pass a loader or a list, no iterator"

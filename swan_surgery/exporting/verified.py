@@ -101,9 +101,11 @@ def export(
             f"{path.name!r}: the suffix says what to export to, and must be one of "
             f"{', '.join(EXPORTERS)}"
         )
-    says: Any = model
-    if hasattr(type(model), "exports_not") and (reason := says.exports_not(path.suffix)):
-        raise ModelError(reason)
+    given: Any = model
+    for own in given.modules() if isinstance(given, nn.Module) else ():
+        says: Any = own
+        if hasattr(type(own), "exports_not") and (reason := says.exports_not(path.suffix)):
+            raise ModelError(reason)
     check_model(model)
     inputs = checked_inputs(model, example_inputs, to="export")
     private = copy_of(model).eval()

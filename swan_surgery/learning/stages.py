@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import log2
+from typing import Any
 
 from swan_surgery.errors import InputError
 
@@ -53,12 +54,14 @@ def stages(
         100 0.215
         200 0.1
     """
-    for name, value in (("share", share), ("span", span)):
-        if not 0 < value <= 1:
-            raise InputError(f"{name} is in (0, 1]; got {value}")
-    if steps < 0 or (number is not None and number < 1):
+    given: tuple[tuple[str, Any], ...] = (("share", share), ("span", span))
+    for name, value in given:
+        if not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise InputError(f"{name} is in (0, 1]; got {value!r}")
+    cuts: Any = 1 if number is None else number
+    if type(steps) is not int or type(cuts) is not int or steps < 0 or cuts < 1:
         raise InputError(
-            f"there must be at least one cut and no negative steps; got {number=}, {steps=}"
+            f"there must be at least one cut and no negative steps, in whole numbers; got {number=}, {steps=}"
         )
     if number is None:
         number = 1 if share >= ONE_CUT else round(-log2(share))

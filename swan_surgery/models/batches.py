@@ -21,8 +21,9 @@ def batches_in(loader: Iterable[Any], num_batches: int | None) -> Iterator[Any]:
         raise InputError(
             f"a loader must yield batches; got a {type(loader).__name__}; for a single batch pass [batch]"
         )
-    if num_batches is not None and num_batches < 1:
-        raise InputError(f"num_batches must be at least 1; got {num_batches}")
+    number: Any = 1 if num_batches is None else num_batches
+    if type(number) is not int or number < 1:
+        raise InputError(f"num_batches must be a whole number, at least 1; got {num_batches}")
     return islice(loader, num_batches)
 
 

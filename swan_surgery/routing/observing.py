@@ -75,8 +75,10 @@ def observe(routed: RoutedModel, loader: Iterable[Any], *, harm: Harm | None = N
     Raises:
         InputError: no batches, or a harm that is not between 0 and 1.
     """
-    if not isinstance(loader, Iterable):
-        raise InputError(f"a loader yields batches; got {type(loader).__name__}")
+    if isinstance(loader, Tensor) or not isinstance(loader, Iterable):
+        raise InputError(
+            f"a loader yields batches; got {type(loader).__name__}; for a single batch pass [batch]"
+        )
     columns, digest = _Columns(), hashlib.sha256()
     counts = True
     with evaluating(routed), torch.no_grad(), streams_kept():
@@ -91,6 +93,12 @@ def observe(routed: RoutedModel, loader: Iterable[Any], *, harm: Harm | None = N
                 f"some batches tell {_TOLD.get(name, name)} and others do not: give labels with all of them, of one "
                 f"kind, or with none"
             )
+    predicted = columns.get("predicted")
+    if not all(bool(own.isfinite().all()) for own in (apart, predicted) if own is not None):
+        raise InputError(
+            "on some samples the parts of the model give NaN or infinity: look for these in the batches, and leave them "
+            "out"
+        )
     ways = ("predicted", "margin", "label")
     scores = {way: own for way in ways if (own := columns.get(way)) is not None}
     return Observed(

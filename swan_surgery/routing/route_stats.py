@@ -52,8 +52,10 @@ def route_stats(
         raise ModelError(
             f"expected a routed model, got {type(routed).__name__}; call swan.add_switch first"
         )
-    if not isinstance(loader, Iterable):
-        raise InputError(f"a loader yields batches; got {type(loader).__name__}")
+    if isinstance(loader, Tensor) or not isinstance(loader, Iterable):
+        raise InputError(
+            f"a loader yields batches; got {type(loader).__name__}; for a single batch pass [batch]"
+        )
     batches = list(loader)
     observed = observe(routed, batches, harm=loss)
     levels = range(routed.num_switches)
