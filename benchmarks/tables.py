@@ -689,6 +689,7 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "adaptive_tokens_accuracy": plain(tables_adaptive.token_accuracy_cells),
     "adaptive_blocks": plain(tables_adaptive.token_cells, shown=spread),
     "adaptive_network": plain(tables_adaptive.network_cells, shown=spread),
+    "adaptive_training": plain(tables_adaptive.training_cells, shown=spread),
     "activations": activations_markdown,
     "activations_training": activations_training_markdown,
     "compensation": plain(tables_compensation.cells, quality_rows),

@@ -93,6 +93,24 @@ def network_cells(
     return header, rows
 
 
+def training_cells(
+    results: Sequence[Result], spread: Callable[[Mapping[str, float], int], str]
+) -> Cells:
+    """A training step's time over the dense network's."""
+    header = ["network", "batch", "dense ms", "nested, two widths a step"]
+    rows = [
+        [
+            row["block"],
+            str(row["batch"]),
+            f"{row['ms']['dense']:.0f}",
+            spread(row["over_dense"]["nested"], 2),
+        ]
+        for result in results
+        for row in result["rows"]
+    ]
+    return header, rows
+
+
 def token_cells(
     results: Sequence[Result], spread: Callable[[Mapping[str, float], int], str]
 ) -> Cells:

@@ -59,7 +59,9 @@ class Training:
             raise InputError("steps belongs to a finetune function; give finetune=1000 alone")
         lr: Any = self.lr
         if type(self.finetune) is not int or self.finetune < 0:
-            raise InputError(f"finetune is a number of steps, or a function; got {self.finetune!r}")
+            raise InputError(
+                f"finetune is a function, or a number of steps that must not be negative; got {self.finetune!r}"
+            )
         if not isinstance(lr, (int, float)) or not 0 < lr < inf:
             raise InputError(f"lr must be positive; got {lr!r}")
         if self.finetune and isinstance(self.data, Iterator):
