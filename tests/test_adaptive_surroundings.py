@@ -323,3 +323,16 @@ def test_steps_are_whole_numbers(step) -> None:
     adapted = adapted_net()
     with pytest.raises(swan.InputError, match="step counts from 0"):
         swan.sandwich_loss(adapted, lambda own: own(images()).sum(), step=step)
+
+
+def test_outputs_that_are_infinite_or_labels_do_not_keep_a_model_from_adapting() -> None:
+    class Masked(Linears):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = super().forward(x)
+            closed = torch.tensor([False, True, False])
+            return y.masked_fill(closed, -torch.inf), y.argmax(1)
+
+    model = Masked().eval()
+    x = torch.randn(6, 5)
+    adapted = swan.adapt(model, x[:2])
+    torch.testing.assert_close(adapted(x)[0], model(x)[0])

@@ -21,9 +21,8 @@ from swan_surgery.models.tensors import plain_tensors
 
 
 _NO_BACKWARD = -1  # no graph task runs
-_DRESSING = (
-    threading.RLock()
-)  # shells are shared by all threads, and hold another's tensors while one runs
+# Shells are shared by all threads, and hold the tensors of one while it runs.
+_DRESSING = threading.RLock()
 _OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
 
 
@@ -236,9 +235,8 @@ class AdaptiveBlock(nn.Module, ABC):
         pairs = zip(shell.modules(), self.full.modules(), self.given_settings, strict=True)
         for own, full, given in pairs:
             own.training = full.training
-            for name, value in settings_of(
-                full
-            ).items():  # as set since; widths are the shell's own
+            for name, value in settings_of(full).items():
+                # As set since; what has not changed, widths among it, is the shell's own.
                 if name not in given or given[name] != value:
                     setattr(own, name, value)
             for name, tensor in plain_tensors(full).items():

@@ -1,6 +1,7 @@
 """The paper's regularisers where gates look at the input: means over the samples of a batch (Eq. 9-14)."""
 
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from swan_surgery.adaptive.adaptive_model import AdaptiveModel, Taken
 from swan_surgery.adaptive.checks import check_adaptive
 from swan_surgery.adaptive.costs import UnitCosts
 from swan_surgery.adaptive.effort import Effort
+from swan_surgery.environment.kinds_of_numbers import is_number
 from swan_surgery.errors import InputError
 from swan_surgery.learning.penalties import Penalties
 from swan_surgery.learning.ramps import CosineRamp, ramps_of
@@ -65,8 +67,8 @@ def gate_penalty(
     """
     check_adaptive(adapted, to="train")
     costs = adapted.costs
-    share: object = 1.0 if macs is None else macs
-    if not isinstance(share, (int, float)) or not 0 < share <= 1:
+    share: Any = 1.0 if macs is None else macs
+    if not is_number(share) or not 0 < share <= 1:
         raise InputError(f"macs must be a share of the given model's MACs in (0, 1]; got {macs}")
     for name, value in (("macs_weight", macs_weight), ("epoch", epoch)):
         if not 0 <= value < inf:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.checks import check_adaptive
+from swan_surgery.environment.kinds_of_numbers import is_whole
 from swan_surgery.errors import InputError, ModelError
 
 
@@ -46,7 +47,7 @@ def sandwich_loss(
             "free units and blocks of neurons have no widths to train together; train on adapted.taken(x).output "
             "and swan.gate_penalty"
         )
-    if type(step) is not int or step < 0:
+    if not is_whole(step) or step < 0:
         raise InputError(f"step counts from 0, in whole numbers; got {step!r}")
     names, count = list(adapted.costs.blocks), len(adapted.widths)
     number = len(names) if adapted.structure.per == "block" else 1

@@ -13,6 +13,7 @@ from swan_surgery.compressing.cutter import Budget, Choice, Cutter, Loss
 from swan_surgery.compressing.telling import told
 from swan_surgery.compressing.training import Finetune, Training
 from swan_surgery.cutting.compensation import Compensation
+from swan_surgery.environment.kinds_of_numbers import is_whole
 from swan_surgery.errors import InputError
 from swan_surgery.learning.stages import stages
 from swan_surgery.models.batches import batches_in, first_samples
@@ -152,7 +153,7 @@ def compress(
         choice = Choice(loss, score, ignore, round_to, uniform=uniform, runtime=runtime)
         cutter = Cutter(model, example_inputs, batches, budget, choice, tell)
         is_one = training.total == 0 or latency_ms is not None
-        if cuts is not None and type(cuts) is not int:
+        if cuts is not None and not is_whole(cuts):
             raise InputError(f"cuts is a whole number; got {cuts!r}")
         if is_one and cuts not in (None, 1):
             raise InputError(

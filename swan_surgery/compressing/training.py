@@ -11,6 +11,7 @@ from torch import nn
 from swan_surgery.compressing.cutter import Loss
 from swan_surgery.compressing.own_outputs import unlikeness
 from swan_surgery.compressing.telling import Tell
+from swan_surgery.environment.kinds_of_numbers import is_number, is_whole
 from swan_surgery.errors import InputError
 from swan_surgery.models.modes import modes_kept
 
@@ -58,11 +59,11 @@ class Training:
         if self.steps:
             raise InputError("steps belongs to a finetune function; give finetune=1000 alone")
         lr: Any = self.lr
-        if type(self.finetune) is not int or self.finetune < 0:
+        if not is_whole(self.finetune) or self.finetune < 0:
             raise InputError(
                 f"finetune is a function, or a number of steps that must not be negative; got {self.finetune!r}"
             )
-        if not isinstance(lr, (int, float)) or not 0 < lr < inf:
+        if not is_number(lr) or not 0 < lr < inf:
             raise InputError(f"lr must be positive; got {lr!r}")
         if self.finetune and isinstance(self.data, Iterator):
             raise InputError(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import log2
 from typing import Any
 
+from swan_surgery.environment.kinds_of_numbers import is_number, is_whole
 from swan_surgery.errors import InputError
 
 
@@ -56,10 +57,11 @@ def stages(
     """
     given: tuple[tuple[str, Any], ...] = (("share", share), ("span", span))
     for name, value in given:
-        if not isinstance(value, (int, float)) or not 0 < value <= 1:
+        if not is_number(value) or not 0 < value <= 1:
             raise InputError(f"{name} is in (0, 1]; got {value!r}")
     cuts: Any = 1 if number is None else number
-    if type(steps) is not int or type(cuts) is not int or steps < 0 or cuts < 1:
+    whole = is_whole(steps) and is_whole(cuts)
+    if not whole or steps < 0 or cuts < 1:
         raise InputError(
             f"there must be at least one cut and no negative steps, in whole numbers; got {number=}, {steps=}"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from swan_surgery.environment.kinds_of_numbers import is_whole
 from swan_surgery.errors import InputError
 
 
@@ -22,7 +23,7 @@ def batches_in(loader: Iterable[Any], num_batches: int | None) -> Iterator[Any]:
             f"a loader must yield batches; got a {type(loader).__name__}; for a single batch pass [batch]"
         )
     number: Any = 1 if num_batches is None else num_batches
-    if type(number) is not int or number < 1:
+    if not is_whole(number) or number < 1:
         raise InputError(f"num_batches must be a whole number, at least 1; got {num_batches}")
     return islice(loader, num_batches)
 
