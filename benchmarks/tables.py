@@ -26,7 +26,12 @@ import tables_routing
 
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "benchmarks" / "TABLES.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "guide.md",
+    ROOT / "benchmarks" / "TABLES.md",
+    ROOT / "recipes" / "README.md",
+]
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n)(.*?)(<!-- /table:\2 -->)", re.DOTALL)
 Result = Mapping[str, Any]
 Cells = tuple[list[str], list[list[str]]]
@@ -692,6 +697,7 @@ TABLES: Mapping[str, Callable[[Sequence[Result]], str]] = {
     "adaptive_training": plain(tables_adaptive.training_cells, shown=spread),
     "activations": activations_markdown,
     "activations_training": activations_training_markdown,
+    "audio": plain(tables_routing.audio_cells),
     "compensation": plain(tables_compensation.cells, quality_rows),
     "compensation_cost": compensation_cost_markdown,
     "curve": plain(tables_compensation.curve, all_rows),

@@ -6,6 +6,33 @@ from typing import Any
 
 
 Rows = Mapping[str, Mapping[str, Any]]  # of one seed, by name
+# What `recipes/route_audio.py` tells: the paper's figure, and what it is of one kind of segments.
+_HEARD: tuple[tuple[str, str, Callable[[Mapping[str, Any]], str]], ...] = (
+    ("on the light path %", "80 / 30", lambda own: f"{100 * own['light_share']:.1f}"),
+    ("latency saved %", "26.5 / 9.9", lambda own: f"{100 * own['latency_saving']:.1f}"),
+    (
+        "mixed over full, spectral distance %",
+        "(aim: 1)",
+        lambda own: (
+            f"{100 * (own['mixed_spectral_distance'] / own['full_spectral_distance'] - 1):+.1f}"
+        ),
+    ),
+    (
+        "mixed / full, SI-SDR dB",
+        "",
+        lambda own: f"{own['mixed_si_sdr_db']:.2f} / {own['full_si_sdr_db']:.2f}",
+    ),
+    (
+        "mixed / full, ViSQOL",
+        "4.30 / 4.30",
+        lambda own: f"{own['mixed_visqol']:.3f} / {own['full_visqol']:.3f}",
+    ),
+    (
+        "mixed / full, ViSQOL's similarity",
+        "",
+        lambda own: f"{own['mixed_similarity']:.3f} / {own['full_similarity']:.3f}",
+    ),
+)
 _WAYS = {
     "static": "a static cut",
     "margin": "switched by the light branch's own margin",
@@ -90,3 +117,28 @@ def _over_dense(seeds: Sequence[Rows], name: str, batch: str) -> str:
         if "ms" in rows.get(name, {})
     ]
     return f"{statistics.median(ratios):.2f}" if ratios else ""
+
+
+def audio_cells(
+    results: Sequence[Mapping[str, Any]],
+    shown: Callable[[Sequence[float]], str],  # noqa: ARG001 - seed by seed
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: figures of `recipes/route_audio.py`, seed by seed, beside the paper's Table 1."""
+    runs = [own for result in results for own in result["rows"].values()]
+    seeds = ", ".join(str(own["settings"]["seed"]) for own in runs)
+    header = [f"seeds {seeds}", "paper, silence / speech", "here, silence", "here, speech"]
+    rows = []
+    for name, paper, tell in _HEARD:
+        told = ["", ""]
+        for place, kind in enumerate(("silence", "speech")):
+            try:
+                told[place] = ", ".join(tell(own[kind]) for own in runs)
+            except KeyError:  # ViSQOL hears speech alone
+                told[place] = ""
+        rows.append([name, paper, *told])
+    for name, paper, key in (
+        ("light encoder: times fewer MACs", "12.3", "light_fewer_macs"),
+        ("light encoder: times fewer parameters", "20.9", "light_fewer_params"),
+    ):
+        rows.append([name, paper, ", ".join(f"{own[key]:.1f}" for own in runs), "the same"])
+    return header, rows
