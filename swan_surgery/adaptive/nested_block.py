@@ -122,7 +122,8 @@ class NestedBlock(AdaptiveBlock):
     def remembered(self, choice: Levels, run: Run | None) -> Levels:
         """Levels, and the slope without the graph that it hangs on."""
         if run is not None:
-            self.norms_then = self._norms() if self.training else {}
+            is_shifted = self.training and self.is_masked(run.execution)
+            self.norms_then = self._norms() if is_shifted else {}
             slope = self._slope_in(run, choice)
             self.slope = None if slope is None else slope.alone()
             efforts = run.efforts.get(self.name)
