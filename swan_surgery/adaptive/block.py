@@ -5,6 +5,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,7 @@ from swan_surgery.models.tensors import plain_tensors
 
 
 _NO_BACKWARD = -1  # no graph task runs
-# Shells are shared by all threads, and hold the tensors of one while it runs.
-_DRESSING = threading.RLock()
+_THREADS = threading.local()
 _OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
 
 
@@ -226,9 +226,8 @@ class AdaptiveBlock(nn.Module, ABC):
         self, shell: nn.Module, tensors: Mapping[str, Tensor], args: Any, kwargs: Any
     ) -> Any:
         """Run a shell with tensors: modes and constants are those of the full module."""
-        with _DRESSING:
-            dressed = self.dressed(shell)
-            return functional_call(dressed, dict(tensors), args, kwargs, tie_weights=False)
+        dressed = self.dressed(_of_this_thread(shell))
+        return functional_call(dressed, dict(tensors), args, kwargs, tie_weights=False)
 
     def dressed(self, shell: nn.Module) -> nn.Module:
         """A module without weights, with modes and constants as the full one has them."""
@@ -256,6 +255,18 @@ class AdaptiveBlock(nn.Module, ABC):
             own = (*self.effort.named_parameters(), *self.effort.named_buffers())
             found |= {f"effort.{name}": tensor for name, tensor in own}
         return found
+
+
+def _of_this_thread(shell: nn.Module) -> nn.Module:
+    """A shell to run: while one does it holds tensors, which another thread must not see.
+
+    No lock, because a model's own code may wait for another thread.
+    """
+    known = vars(_THREADS).setdefault("shells", WeakKeyDictionary())
+    if shell not in known:
+        known[shell] = copy.deepcopy(shell)
+    found: nn.Module = known[shell]
+    return found
 
 
 def settings_of(module: nn.Module) -> dict[str, Any]:
