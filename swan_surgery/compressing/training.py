@@ -59,12 +59,12 @@ class Training:
         if self.steps:
             raise InputError("steps belongs to a finetune function; give finetune=1000 alone")
         lr: Any = self.lr
-        if not is_whole(self.finetune) or self.finetune < 0:
+        if not is_whole(self.finetune) or not is_number(lr):
             raise InputError(
-                f"finetune is a function, or a number of steps that must not be negative; got {self.finetune!r}"
+                f"finetune is a function or a number of steps, and lr a number; got {self.finetune!r} and {lr!r}"
             )
-        if not is_number(lr) or not 0 < lr < inf:
-            raise InputError(f"lr must be positive; got {lr!r}")
+        if self.finetune < 0 or not 0 < lr < inf:
+            raise InputError(f"finetune and lr must not be negative; got {self.finetune} and {lr}")
         if self.finetune and isinstance(self.data, Iterator):
             raise InputError(
                 "training reads the data again and again; pass a loader or a list, no iterator"

@@ -21,10 +21,10 @@ class Penalties:
     def __post_init__(self) -> None:
         """Refuse negative coefficients and shares out of range."""
         for name in ("l0", "flops", "target_weight"):
-            if not 0 <= getattr(self, name) < inf:
-                raise InputError(
-                    f"{name} must not be negative, and finite; got {getattr(self, name)}"
-                )
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} must not be negative; got {getattr(self, name)}")
+            if getattr(self, name) == inf:
+                raise InputError(f"{name} must be finite; got inf")
         if self.target_active is not None and not 0 < self.target_active <= 1:
             raise InputError(f"target_active is a share in (0, 1]; got {self.target_active}")
 

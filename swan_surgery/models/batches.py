@@ -23,8 +23,10 @@ def batches_in(loader: Iterable[Any], num_batches: int | None) -> Iterator[Any]:
             f"a loader must yield batches; got a {type(loader).__name__}; for a single batch pass [batch]"
         )
     number: Any = 1 if num_batches is None else num_batches
-    if not is_whole(number) or number < 1:
-        raise InputError(f"num_batches must be a whole number, at least 1; got {num_batches}")
+    if not is_whole(number):
+        raise InputError(f"num_batches is a whole number; got {num_batches!r}")
+    if number < 1:
+        raise InputError(f"num_batches must be at least 1; got {num_batches}")
     return islice(loader, num_batches)
 
 
