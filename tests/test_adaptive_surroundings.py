@@ -336,3 +336,17 @@ def test_outputs_that_are_infinite_or_labels_do_not_keep_a_model_from_adapting()
     x = torch.randn(6, 5)
     adapted = swan.adapt(model, x[:2])
     torch.testing.assert_close(adapted(x)[0], model(x)[0])
+
+
+def test_a_model_that_changes_its_inputs_leaves_those_of_the_example_alone() -> None:
+    class InPlace(Linears):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": super().forward(x.mul_(2))}
+
+    x = torch.randn(4, 5)
+    given = x.clone()
+    adapted = swan.adapt(InPlace().eval(), x)
+    assert torch.equal(x, given)
+    swan.compact(adapted)
+    assert torch.equal(adapted.structure.example_inputs.args[0], given)
+    assert set(adapted(x.clone())) == {"logits"}

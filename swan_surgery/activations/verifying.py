@@ -1,15 +1,11 @@
 """A swapped model computes what the given one computes."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import PathError, VerificationError
 from swan_surgery.models import Inputs, copy_of
-from swan_surgery.models.modes import evaluating
-from swan_surgery.models.outputs import iter_tensors
+from swan_surgery.models.evaluated import outputs_of
 
 
 # Of the largest value: exact but for activations that are written in other terms (SMU as GELU).
@@ -53,11 +49,3 @@ def _error(one: Tensor, two: Tensor) -> float:
         return 0.0
     scale = one[one.isfinite()].abs().max()
     return float((one - two).abs().masked_fill(same, 0.0).max() / scale)
-
-
-def outputs_of(private: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """All tensors that a private model returns in eval mode; modes and random streams as before."""
-    own = inputs.map(lambda tensor: tensor.clone())
-    with evaluating(private), torch.no_grad(), streams_kept(0):
-        result: Any = private(*own.args, **own.kwargs)
-    return list(iter_tensors(result))

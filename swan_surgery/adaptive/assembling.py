@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from swan_surgery.adaptive.adaptive_model import AdaptiveModel
 from swan_surgery.adaptive.block import AdaptiveBlock
@@ -17,7 +15,7 @@ from swan_surgery.adaptive.free_block import FreeBlock
 from swan_surgery.adaptive.levels import narrowing
 from swan_surgery.adaptive.matrices import matrix_of
 from swan_surgery.adaptive.nested_block import NestedBlock
-from swan_surgery.adaptive.probing import Probe, close, evaluating
+from swan_surgery.adaptive.probing import Probe, close
 from swan_surgery.adaptive.span_block import SpanBlock
 from swan_surgery.adaptive.statics import shell_at
 from swan_surgery.adaptive.structure import Structure, open_mask
@@ -27,9 +25,9 @@ from swan_surgery.adaptive.units import Shells, units_of
 from swan_surgery.channels import ChannelMap
 from swan_surgery.costs.table import CostTable
 from swan_surgery.cutting.plan import make_plan
-from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import ModelError
 from swan_surgery.models import Inputs
+from swan_surgery.models.evaluated import outputs_of
 
 
 def assembled(
@@ -72,30 +70,26 @@ def as_given(adapted: AdaptiveModel, base: nn.Module, inputs: Inputs) -> Adaptiv
     Raises:
         ModelError: it does not; the model does something else with a block than call it.
     """
-    outputs = []
+    wanted = outputs_of(base, inputs)
     try:
-        for model in (base, adapted):
-            with torch.no_grad(), streams_kept(), evaluating(model):
-                outputs.append(model(*inputs.args, **inputs.kwargs))
+        found = outputs_of(adapted, inputs)
     except (AttributeError, TypeError) as err:
         raise ModelError(
             f"the model does something with its blocks that only modules of their own kind can ({err}): leave them "
             f"out, ignore=[...] ({', '.join(adapted.blocks())})"
         ) from err
-    for wanted, found in zip(*(tree_leaves(own) for own in outputs), strict=False):
-        if not _agree(found, wanted):
-            raise ModelError(
-                f"with everything open the adaptive model computes something else than the given one: its code does "
-                f"something else with a block than call it (asks for its class, say); leave such blocks out, "
-                f"ignore=[...] ({', '.join(adapted.blocks())})"
-            )
+    if not all(map(_agree, found, wanted)):
+        raise ModelError(
+            f"with everything open the adaptive model computes something else than the given one: its code does "
+            f"something else with a block than call it (asks for its class, say); leave such blocks out, "
+            f"ignore=[...] ({', '.join(adapted.blocks())})"
+        )
     return adapted
 
 
-def _agree(found: Any, wanted: Any) -> bool:
+def _agree(found: Tensor, wanted: Tensor) -> bool:
     """Whether activations are equal up to rounding; labels and boxes that were chosen by rounding are not asked."""
-    both = isinstance(found, Tensor) and isinstance(wanted, Tensor)
-    if not both or found.shape != wanted.shape or not wanted.is_floating_point():
+    if found.shape != wanted.shape or not wanted.is_floating_point():
         return True
     there = wanted.isfinite()
     zero = wanted.new_zeros(())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swan_surgery.adaptive.costs import BlockCosts
+from swan_surgery.environment.kinds_of_numbers import is_number
 from swan_surgery.errors import BudgetError, InputError
 
 
@@ -66,7 +67,7 @@ def check_budget(costs: BlockCosts, macs: float, max_macs: float | None) -> None
     for name, share in shares:
         if share is None and name == "max_macs":
             continue
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        if not is_number(share) or not 0 < share <= 1:
             raise InputError(
                 f"{name} must be a share of the given model's MACs in (0, 1]; got {share}"
             )

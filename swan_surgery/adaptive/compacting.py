@@ -86,8 +86,9 @@ def _verify(small: AdaptiveModel, ways: tuple[Execution, ...]) -> None:
             outputs = []
             for way in ways:
                 small.execution = way
+                own = inputs.copied()
                 with small.holding(levels), streams_kept():
-                    outputs.append(small(*inputs.args, **inputs.kwargs))
+                    outputs.append(small(*own.args, **own.kwargs))
             _compare(*outputs, levels=tried)
     finally:
         small.execution = before

@@ -141,9 +141,10 @@ def _calls(
     for name in counts:
         module = model.get_submodule(name)
         handles.append(module.register_forward_pre_hook(partial(count, name=name)))
+    own = inputs.copied()
     try:
         with torch.no_grad(), streams_kept(), evaluating(model):
-            model(*inputs.args, **inputs.kwargs)
+            model(*own.args, **own.kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -203,8 +203,9 @@ def _leaves(model: nn.Module, inputs: Inputs, run: Run | None = None) -> list[Te
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:
+    own = inputs.copied()
     with torch.no_grad(), streams_kept(), evaluating(model):
-        return model(*inputs.args, **inputs.kwargs)
+        return model(*own.args, **own.kwargs)
 
 
 __all__ = ["in_passing", "odd_spans", "with_spans"]

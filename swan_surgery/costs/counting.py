@@ -56,7 +56,7 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
     """
     check_is_module(model)
     base = model.model if isinstance(model, GatedModel) else model
-    inputs = checked_inputs(base, example_inputs, to="count MACs")
+    inputs = checked_inputs(base, example_inputs, to="count MACs").copied()
     mode = _CountingMode()
     copy = copy_of(base).eval()
     try:

@@ -194,8 +194,9 @@ def _sizes(inputs: Inputs) -> Iterator[tuple[int, Inputs]]:
 
 
 def _result(model: nn.Module, inputs: Inputs) -> Any:
+    own = inputs.copied()
     with torch.no_grad():
-        return model(*inputs.args, **inputs.kwargs)
+        return model(*own.args, **own.kwargs)
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> Sequence[Tensor]:

@@ -33,6 +33,10 @@ class Inputs:
         """On a device, and in a floating-point type where they are of one."""
         return self.map(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
 
+    def copied(self) -> "Inputs":
+        """Copies, for a run that may change its inputs in place."""
+        return self.map(Tensor.clone)
+
     def map(self, function: Any) -> "Inputs":
         """Apply a function to every tensor inside."""
 
