@@ -1,6 +1,8 @@
 """How a routed model is called, trained and refused: arguments, branches that work in place, other surgery."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import swan_surgery as swan
+from swan_surgery.errors import InputError
 from tests.small_nets import Net
 from tests.test_routing import halfway_
 
@@ -259,3 +262,44 @@ def test_arguments_in_lists_and_dicts_come_back_from_a_file(tmp_path: Path) -> N
     assert torch.equal(loaded(given, pair), routed(given, pair))
     with pytest.raises(swan.PathError, match="given"):
         loaded({"x": [X]}, pair)
+
+
+CHANGED = {
+    "graph": lambda: Net(
+        lambda m, x: m.c(m.b(F.relu(m.a(x.mul_(2))))),
+        a=nn.Linear(4, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 3),
+    ),
+    "as it runs": lambda: Net(
+        lambda m, x: m.c(m.b(F.relu(m.a(x.mul_(2 if x.sum() < 1e9 else 1))))),
+        a=nn.Linear(4, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", CHANGED)
+@pytest.mark.parametrize("after", ["a", "auto"])
+def test_a_model_that_changes_its_inputs_is_cut_and_the_examples_stay(
+    way: str, after: str, tmp_path: Path
+) -> None:
+    model = CHANGED[way]().eval()
+    x = torch.randn(8, 4)
+    given = x.clone()
+    batches = None if after == "a" else [x, x]
+    routed = swan.add_switch(model, after, example_inputs=x, light=0.5, batches=batches).eval()
+    assert routed.way[0].startswith(way)
+    assert torch.equal(x, given)
+    assert torch.equal(routed(x.clone()), model(x.clone()))
+    swan.count_macs(routed, x)
+    if way == "graph":
+        routed.thresholds = [math.inf]
+        swan.export_routed(routed, tmp_path / "routed.onnx")
+    assert torch.equal(x, given)
+    assert torch.equal(routed.example_inputs.args[0], given)
+
+
+@pytest.mark.parametrize("thresholds", [[], [0.5, 0.5], [math.nan], 0.5, ["a"], [None]])
+def test_there_is_one_threshold_for_each_switch(thresholds: Any) -> None:
+    routed = swan.add_switch(chain(), "0", example_inputs=X, light=0.5)
+    with pytest.raises(InputError, match="1 number, one for each switch"):
+        routed.thresholds = thresholds
+    assert routed.thresholds == [-math.inf]

@@ -86,9 +86,8 @@ def _verify(small: AdaptiveModel, ways: tuple[Execution, ...]) -> None:
             outputs = []
             for way in ways:
                 small.execution = way
-                own = inputs.copied()
                 with small.holding(levels), streams_kept():
-                    outputs.append(small(*own.args, **own.kwargs))
+                    outputs.append(inputs.run(small))
             _compare(*outputs, levels=tried)
     finally:
         small.execution = before

@@ -141,10 +141,9 @@ def _calls(
     for name in counts:
         module = model.get_submodule(name)
         handles.append(module.register_forward_pre_hook(partial(count, name=name)))
-    own = inputs.copied()
     try:
         with torch.no_grad(), streams_kept(), evaluating(model):
-            model(*own.args, **own.kwargs)
+            inputs.run(model)
     finally:
         for handle in handles:
             handle.remove()

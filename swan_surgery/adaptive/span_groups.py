@@ -203,9 +203,8 @@ def _leaves(model: nn.Module, inputs: Inputs, run: Run | None = None) -> list[Te
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:
-    own = inputs.copied()
     with torch.no_grad(), streams_kept(), evaluating(model):
-        return model(*own.args, **own.kwargs)
+        return inputs.run(model)
 
 
 __all__ = ["in_passing", "odd_spans", "with_spans"]

@@ -56,12 +56,12 @@ def count_operators(model: nn.Module, example_inputs: Any) -> OperatorCounts:
     """
     check_is_module(model)
     base = model.model if isinstance(model, GatedModel) else model
-    inputs = checked_inputs(base, example_inputs, to="count MACs").copied()
+    inputs = checked_inputs(base, example_inputs, to="count MACs")
     mode = _CountingMode()
     copy = copy_of(base).eval()
     try:
         with _as_it_runs(copy, mode), mode, _EinsumMode(mode):
-            copy(*inputs.args, **inputs.kwargs)
+            inputs.run(copy)
     except Exception as err:  # the model's own code may raise anything
         first = str(err).splitlines()[0] if str(err) else ""
         raise InputError(

@@ -64,9 +64,7 @@ def _builds_the_same(small: nn.Module, gated: GatedModel) -> bool:
         fresh.load_state_dict(small.state_dict())
         inputs = gated.own_inputs()
         with evaluating(small, fresh):
-            found, wanted = (
-                list(iter_tensors(model(*inputs.args, **inputs.kwargs))) for model in (fresh, small)
-            )
+            found, wanted = (list(iter_tensors(inputs.run(model))) for model in (fresh, small))
     if len(found) != len(wanted):
         return False
     most = TOLERANCE.get(gated.dtype, _COARSE)

@@ -158,12 +158,12 @@ def tensor_error(one: Tensor, two: Tensor) -> float:
 
 def _run(model: nn.Module, mask: Tensor | None, gated: GatedModel, inputs: Inputs) -> Any:
     device = gated.gates.logits.device
-    moved = inputs.map(lambda tensor: tensor.to(device).clone())
+    moved = inputs.map(lambda tensor: tensor.to(device))
     with evaluating(model), torch.no_grad(), streams_kept(0):
         if mask is None:
-            return model(*moved.args, **moved.kwargs)
+            return moved.run(model)
         with gated.gates.holding(mask.to(device)):
-            return model(*moved.args, **moved.kwargs)
+            return moved.run(model)
 
 
 def first_difference(gated: GatedModel, pruned: nn.Module, mask: Tensor, inputs: Inputs) -> str:

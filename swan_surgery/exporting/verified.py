@@ -194,9 +194,8 @@ def _sizes(inputs: Inputs) -> Iterator[tuple[int, Inputs]]:
 
 
 def _result(model: nn.Module, inputs: Inputs) -> Any:
-    own = inputs.copied()
     with torch.no_grad():
-        return model(*own.args, **own.kwargs)
+        return inputs.run(model)
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> Sequence[Tensor]:

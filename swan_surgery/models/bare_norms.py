@@ -30,7 +30,7 @@ def follow_widths_(model: nn.Module, inputs: Inputs) -> None:
     handles = [module.register_forward_pre_hook(follow_width) for module in bare]
     try:
         with evaluating(model), torch.no_grad(), streams_kept():
-            model(*inputs.args, **inputs.kwargs)
+            inputs.run(model)
     finally:
         for handle in handles:
             handle.remove()

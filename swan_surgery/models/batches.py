@@ -48,7 +48,7 @@ def check_batch(batch: Any) -> None:
 
 
 def run_on_batch(model: nn.Module, batch: Any) -> Any:
-    """Run a model on a batch, on the device of its parameters.
+    """Run a model on a copy of a batch, which it may change in place, on the device of its parameters.
 
     A mapping holds keyword arguments; of a tuple or list the first element is the input.
     """
@@ -59,8 +59,14 @@ def run_on_batch(model: nn.Module, batch: Any) -> Any:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Tensors, also in lists and dicts, and what else can be moved."""
-    return tree_map(lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf, value)
+    """Tensors copied, also in lists and dicts, and what else can be moved."""
+
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, copy=True)
+        return leaf.to(device) if hasattr(leaf, "to") else leaf
+
+    return tree_map(move, value)
 
 
 def num_samples(batch: Any) -> int:

@@ -13,9 +13,8 @@ from swan_surgery.models.outputs import iter_tensors
 
 def outputs_of(private: nn.Module, inputs: Inputs) -> list[Tensor]:
     """All tensors that a private model returns in eval mode for copies of inputs; modes and random streams as before."""
-    own = inputs.copied()
     with evaluating(private), torch.no_grad(), streams_kept(0):
-        result: Any = private(*own.args, **own.kwargs)
+        result: Any = inputs.run(private)
     return list(iter_tensors(result))
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from swan_surgery.errors import InputError
@@ -33,9 +33,19 @@ class Inputs:
         """On a device, and in a floating-point type where they are of one."""
         return self.map(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
 
+    def fitting(self, module: nn.Module) -> "Inputs":
+        """On a module's device and in its floating-point type, as its first parameter of one has them."""
+        like = next((p for p in module.parameters() if p.is_floating_point()), None)
+        return self if like is None else self.on(like.device, like.dtype)
+
     def copied(self) -> "Inputs":
         """Copies, for a run that may change its inputs in place."""
         return self.map(Tensor.clone)
+
+    def run(self, module: Callable[..., Any]) -> Any:
+        """What a module returns for copies of them, which it may change in place."""
+        own = self.copied()
+        return module(*own.args, **own.kwargs)
 
     def map(self, function: Any) -> "Inputs":
         """Apply a function to every tensor inside."""

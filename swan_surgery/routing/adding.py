@@ -176,7 +176,7 @@ class _Making:
         self.names = {name for name, _ in model.named_modules()}
         try:
             with torch.no_grad():
-                self.output = model(*inputs.args, **inputs.kwargs)
+                self.output = inputs.run(model)
         except Exception as err:
             first = str(err).splitlines()[0] if str(err) else ""
             raise InputError(
@@ -202,12 +202,8 @@ class _Making:
         split = split_at(model, inner_name(model, names[0]), inputs)
         self.ways.append(split.way)
         with torch.no_grad():
-            crossing = split.trunk(*inputs.args, **inputs.kwargs)
-            behind = (
-                None
-                if data is None
-                else [Inputs((split.trunk(*b.args, **b.kwargs),), {}) for b in data]
-            )
+            crossing = inputs.run(split.trunk)
+            behind = None if data is None else [Inputs((b.run(split.trunk),), {}) for b in data]
         if model is self.model:
             check_branches(self.output, self.output, crossing.shape[0])
             check_apart(split.rest, crossing, f"what runs behind {names[0]!r}")

@@ -1,13 +1,14 @@
 """Arguments that are no tensors, in parts of a model: their values were fixed when the model was cut in two."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from swan_surgery.errors import PathError
+from swan_surgery.errors import InputError, PathError
 from swan_surgery.models import Inputs
 from swan_surgery.routing.stand_ins import RunningTrunk
 
@@ -37,6 +38,25 @@ def check_kinds(trunk: nn.Module, example: Inputs, args: Any, kwargs: Mapping[st
                 f"argument {name!r} is {_told(found[name])}, and was {_told(value)} when the switch was put in; the model "
                 f"was cut in two for that: add a switch with example_inputs as they will be"
             )
+
+
+def checked_thresholds(given: Any, count: int) -> list[float]:
+    """Thresholds of a model with so many switches.
+
+    Infinite ones send all inputs one way.
+
+    Raises:
+        InputError: not one number for each.
+    """
+    try:
+        found = [float(own) for own in given]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != count or any(map(math.isnan, found)):
+        raise InputError(
+            f"thresholds must be {count} number{'s' if count > 1 else ''}, one for each switch; got {given!r}"
+        )
+    return found
 
 
 def _signature(model: nn.Module) -> inspect.Signature:
@@ -74,4 +94,4 @@ def _told(value: Any) -> str:
     return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-__all__ = ["check_kinds"]
+__all__ = ["check_kinds", "checked_thresholds"]

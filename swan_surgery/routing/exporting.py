@@ -24,7 +24,7 @@ from swan_surgery.models import Inputs, as_inputs, copy_of
 from swan_surgery.models.modes import evaluating
 from swan_surgery.routing.onnx_graphs import Part, assembled
 from swan_surgery.routing.parts import Parts
-from swan_surgery.routing.routed_model import RoutedModel
+from swan_surgery.routing.routed_model import MASKED, RoutedModel
 from swan_surgery.routing.rows import margin_score
 
 
@@ -90,7 +90,7 @@ def export_routed(
     if path.suffix != ".onnx":
         raise InputError(f"{path.name!r}: a routed model is exported to .onnx")
     if isinstance(routed.body, GatedModel):
-        raise ModelError("the mask's gates act in all parts; cut it first: swan.cut_mask(routed)")
+        raise ModelError(MASKED)
     inputs = routed.own_inputs() if example_inputs is None else as_inputs(example_inputs)
     if inputs.kwargs or len(inputs.args) > _MOST or any(given is None for given in inputs.args):
         raise InputError(
@@ -118,7 +118,7 @@ def _export_parts(parts: Parts, path: Path, inputs: Inputs) -> tuple[Exported, .
     for level, own in enumerate(parts.chain):
         number = f".{level}" if len(parts.chain) > 1 else ""
         with torch.no_grad():
-            crossing = own.trunk(*inputs.args, **inputs.kwargs)
+            crossing = inputs.run(own.trunk)
         pieces = {"front": (_Front(own, margin=False), inputs), "light": (own.light, crossing)}
         if level + 1 == len(parts.chain):
             pieces["full"] = (own.full, crossing)
@@ -133,7 +133,7 @@ def _assemble(routed: RoutedModel, parts: Parts, inputs: Inputs, folder: Path) -
     for level, own in enumerate(parts.chain):
         is_margin = routed.decision(level) == "margin"
         with torch.no_grad():
-            crossing = own.trunk(*inputs.args, **inputs.kwargs)
+            crossing = inputs.run(own.trunk)
         front = _part(_Front(own, margin=is_margin), inputs, folder / f"front{level}.onnx")
         light = None if is_margin else _part(own.light, crossing, folder / f"light{level}.onnx")
         found.append((front, light, routed.thresholds[level]))
@@ -151,7 +151,7 @@ def _part(module: nn.Module, inputs: Any, path: Path) -> Part:
             f"splits batches; export the parts for batch 1 with split=True"
         )
     with torch.no_grad():
-        leaves = tree_leaves(module(*given.args, **given.kwargs))
+        leaves = tree_leaves(given.run(module))
     shapes = [tuple(leaf.shape[1:]) for leaf in leaves if isinstance(leaf, Tensor)]
     return Part(path, shapes)
 
@@ -164,7 +164,7 @@ def _compare(
         for size in (_size(inputs), *_BATCHES):
             given = inputs.map(lambda t, size=size: _resized(t, size))
             with torch.no_grad():
-                wanted = tree_leaves(routed(*given.args, **given.kwargs))
+                wanted = tree_leaves(given.run(routed))
                 sure = _sure(routed, given)
             found = session.run(session.feed(given))
             worst = max(worst, _error(found, wanted, sure))
@@ -186,7 +186,7 @@ def _resized(tensor: Tensor, size: int) -> Tensor:
 def _sure(routed: RoutedModel, given: Inputs) -> Tensor:
     """Which rows do not lie at a threshold up to rounding, bool [B]."""
     parts = routed.parts
-    crossing = parts.trunk(*given.args, **given.kwargs)
+    crossing = given.run(parts.trunk)
     sure = torch.ones(len(crossing), dtype=torch.bool, device=crossing.device)
     for level, own in enumerate(parts.chain):
         if level:

@@ -72,6 +72,20 @@ def per_sample(values: Any, batch: int, what: str) -> Tensor:
     return found
 
 
+def positives_of(labels: Any, positive: Callable[[Any], Tensor] | None) -> Tensor:
+    """Omega of labels, bool [B]: which inputs must not be stopped.
+
+    Raises:
+        InputError: no labels, or nothing that tells them apart.
+    """
+    if labels is None or positive is None:
+        raise InputError(
+            "gated compression learns from labels which inputs are negative: pass positive=lambda labels: ... to "
+            "swan.add_switch, and batches of (inputs, labels)"
+        )
+    return positive(labels).bool().reshape(-1)
+
+
 def switch_loss(switch: Any, predicted: Tensor, actual: Tensor) -> Tensor:
     """Eq. 3: the switch regresses the discrepancy (no gradient flows into the branches), in log(1 + d / scale)."""
     actual = actual.detach().to(predicted.dtype)
@@ -129,5 +143,6 @@ __all__ = [
     "discrepancy_of",
     "name_unsynchronised",
     "per_sample",
+    "positives_of",
     "switch_loss",
 ]

@@ -119,7 +119,7 @@ class Parts(nn.Module):
     def crossings(self, inputs: Inputs) -> list[Tensor]:
         """What crosses at each switch, in eval mode."""
         with evaluating(self), torch.no_grad():
-            found = [self.trunk(*inputs.args, **inputs.kwargs)]
+            found = [inputs.run(self.trunk)]
             for inner in self.chain[1:]:
                 found.append(inner.trunk(found[-1]))
         return found

@@ -126,7 +126,7 @@ def depths_of(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
     handles = [module.register_forward_hook(behind) for module in modules]
     try:
         with torch.no_grad(), streams_kept():
-            model(*inputs.args, **inputs.kwargs)
+            inputs.run(model)
     finally:
         for handle in handles:
             handle.remove()

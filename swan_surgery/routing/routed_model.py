@@ -12,7 +12,7 @@ from swan_surgery.environment.notebooks import html_table
 from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel, acting_gates
 from swan_surgery.models import Inputs
-from swan_surgery.routing.arguments import check_kinds
+from swan_surgery.routing.arguments import check_kinds, checked_thresholds
 from swan_surgery.routing.fronts import Front, TrunkAndSwitch
 from swan_surgery.routing.losses import (
     Discrepancy,
@@ -20,6 +20,7 @@ from swan_surgery.routing.losses import (
     discrepancy_of,
     name_unsynchronised,
     per_sample,
+    positives_of,
     switch_loss,
 )
 from swan_surgery.routing.parts import Ending, Parts
@@ -35,6 +36,8 @@ from swan_surgery.routing.rows import (
 
 
 Decide = Literal["predicted", "margin", "label", "auto"]
+MASKED = "the mask's gates act in all parts; cut it first: swan.cut_mask(routed)"
+_HEADER = ("switch behind", "decides by", "threshold")
 
 
 class RoutedModel(nn.Module):
@@ -47,7 +50,6 @@ class RoutedModel(nn.Module):
         after: the modules behind which the switches stand, in order.
         decide: how each switch decides: "predicted" (by the switch, before the light branch runs), "margin" (by the
             light branch's own confidence, after it), "label" (by the switch, trained on labels).
-        thresholds: an input whose score is at most this leaves by the light branch, one per switch.
         certificate: what `calibrate_switch` found, with what it was found on.
         discrepancy: how far two outputs are apart, by name or a function of (light, full) -> [B].
         positive: Omega of gated compression: labels -> bool [B], True for what must not be stopped.
@@ -104,6 +106,15 @@ class RoutedModel(nn.Module):
         """How many there are; nested ones lie behind each other."""
         return len(self.after)
 
+    @property
+    def thresholds(self) -> list[float]:
+        """One per switch: an input whose score is at most this leaves by the light branch."""
+        return self._thresholds
+
+    @thresholds.setter
+    def thresholds(self, given: Sequence[float]) -> None:
+        self._thresholds = checked_thresholds(given, self.num_switches)
+
     def train(self, mode: bool = True) -> "RoutedModel":  # noqa: FBT001, FBT002 - as nn.Module has it
         """As `nn.Module.train`, but what is frozen stays in eval mode."""
         super().train(mode)
@@ -122,8 +133,8 @@ class RoutedModel(nn.Module):
     @contextmanager
     def acting(self) -> Iterator[Parts]:
         """The parts, with the mask acting on them inside the block."""
-        body = self.body
-        with acting_gates(body) if isinstance(body, GatedModel) else nullcontext(body) as parts:
+        own = self.body
+        with acting_gates(own) if isinstance(own, GatedModel) else nullcontext(own) as parts:
             yield cast(Parts, parts)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -218,8 +229,8 @@ class RoutedModel(nn.Module):
         self, own: Parts, light: Any, full: Any, predicted: Tensor, batch: Any
     ) -> Tensor:
         if isinstance(own.light, Ending):
-            wanted = self.positives(batch).to(predicted)
-            return nn.functional.binary_cross_entropy_with_logits(predicted, wanted)
+            wanted = self.positives(batch)
+            return nn.functional.binary_cross_entropy_with_logits(predicted, wanted.to(predicted))
         apart = self.discrepancies(light, full)
         return switch_loss(own.switch, predicted, apart) + apart.mean()
 
@@ -235,13 +246,7 @@ class RoutedModel(nn.Module):
         Raises:
             InputError: no labels, or no `positive=`.
         """
-        labels = labels_of(batch)
-        if labels is None or self.positive is None:
-            raise InputError(
-                "gated compression learns from labels which inputs are negative: pass positive=lambda labels: ... to "
-                "swan.add_switch, and batches of (inputs, labels)"
-            )
-        return self.positive(labels).bool().reshape(-1).to(self.device)
+        return positives_of(labels_of(batch), self.positive).to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -258,14 +263,11 @@ class RoutedModel(nn.Module):
             ModelError: the mask's gates are still in: `swan.cut_mask(routed)` first.
         """
         if isinstance(self.body, GatedModel):
-            raise ModelError(
-                "the mask's gates act in all parts; cut it first: swan.cut_mask(routed)"
-            )
-        found = []
-        for own, bytes_ in zip(self.parts.chain, self.crossing_bytes(), strict=True):
-            front = TrunkAndSwitch(own.trunk, own.switch).train(own.training)
-            found.append(Front(front, own.light, own.full, bytes_))
-        return tuple(found)
+            raise ModelError(MASKED)
+        return tuple(
+            Front(TrunkAndSwitch(p.trunk, p.switch).train(p.training), p.light, p.full, bytes_)
+            for p, bytes_ in zip(self.parts.chain, self.crossing_bytes(), strict=True)
+        )
 
     def crossing_bytes(self) -> tuple[int, ...]:
         """Bytes that cross at each switch for one sample, at the example inputs' size; a closed mask is not sent."""
@@ -277,9 +279,7 @@ class RoutedModel(nn.Module):
 
     def own_inputs(self) -> Inputs:
         """The example inputs on the model's device and in its floating-point type."""
-        like = next((p for p in self.parts.parameters() if p.is_floating_point()), None)
-        own = self.example_inputs
-        return own if like is None else own.on(like.device, like.dtype)
+        return self.example_inputs.fitting(self.parts)
 
     def _switches(self) -> list[tuple[str, str, str]]:
         return [
@@ -289,12 +289,11 @@ class RoutedModel(nn.Module):
 
     def _repr_html_(self) -> str:
         notes = [] if self.certificate is None else [str(self.certificate)]
-        header = ("switch behind", "decides by", "threshold")
-        return html_table("RoutedModel", header, self._switches(), notes=notes)
+        return html_table("RoutedModel", _HEADER, self._switches(), notes=notes)
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
         return ", ".join(f"after {name!r}: {way} <= {at}" for name, way, at in self._switches())
 
 
-__all__ = ["Decide", "RoutedModel"]
+__all__ = ["MASKED", "Decide", "RoutedModel"]

@@ -114,17 +114,17 @@ def detached(output: Any) -> Any:
 
 
 def arguments_of(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch as arguments of the model, on its device: as in `swan.calibrate`.
+    """A batch as arguments of the model, copied to its device: as in `swan.calibrate`.
 
     Raises:
         InputError: it is no batch, or holds no samples.
     """
     check_batch(batch)
     if isinstance(batch, dict):
-        own = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        own = {k: v.to(device, copy=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
         return (), {k: v for k, v in own.items() if k != "labels"}
     first = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return (first.to(device),), {}
+    return (first.to(device, copy=True),), {}
 
 
 def labels_of(batch: Any) -> Any:

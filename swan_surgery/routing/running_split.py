@@ -101,12 +101,13 @@ def _record(model: nn.Module, after: str, given: Inputs) -> _Run:
     handles += [m.register_forward_hook(leave) for m in model.modules()]
     try:
         with torch.no_grad(), streams_kept(0):
-            model(*given.args, **given.kwargs)
+            given.run(model)
     finally:
         for handle in handles:
             handle.remove()
     above = {after[:end] for end in range(len(after)) if after[end : end + 1] == "."} | {"", after}
-    outputs[INPUTS, 0] = (given.args, dict(given.kwargs))
+    own = given.copied()
+    outputs[INPUTS, 0] = (own.args, dict(own.kwargs))
     before = _outermost(early - late - above, after)
     return _Run(crossing[0], order, before, _outermost(late - early - above, after), outputs)
 
@@ -145,7 +146,7 @@ def _check(model: nn.Module, trunk: nn.Module, rest: nn.Module, after: str, inpu
     for given in (inputs, varied(inputs), inputs.map(doubled)):
         wanted = _outputs(model, given)
         try:
-            found = tree_leaves(_quiet(rest, _quiet(trunk, *given.args, **given.kwargs)))
+            found = tree_leaves(_quiet(rest, _quiet(given.run, trunk)))
         except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
             first = str(err).splitlines()[0] if str(err) else ""
             found, why = (
@@ -169,7 +170,7 @@ def _what_else(model: nn.Module, trunk: nn.Module, rest: nn.Module, given: Input
     carry = rest.carry
     after = next(m.name for m in rest.modules() if isinstance(m, Entry))
     real = {k: v for k, v in _record(model, after, given).outputs.items() if _stands(rest, k[0])}
-    crossing = _quiet(trunk, *given.args, **given.kwargs)
+    crossing = _quiet(given.run, trunk)
     wanted = _outputs(model, given)
     missed = []
     for key in real:
@@ -202,7 +203,7 @@ def varied(inputs: Inputs) -> Inputs:
 
 
 def _outputs(model: nn.Module, given: Inputs) -> list[Any]:
-    return tree_leaves(_quiet(model, *given.args, **given.kwargs))
+    return tree_leaves(_quiet(given.run, model))
 
 
 def _quiet(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -104,7 +104,7 @@ def _run_for(model: nn.Module, found: list[Any], given: Inputs) -> list[Any]:
     found.clear()
     try:
         with torch.no_grad(), streams_kept():
-            model(*given.args, **given.kwargs)
+            given.run(model)
     except Exception as err:
         first = str(err).splitlines()[0] if str(err) else ""
         raise InputError(
@@ -159,13 +159,13 @@ def _in_graph(model: nn.Module, after: str, inputs: Inputs) -> tuple[nn.Module, 
     trunk, rest = _halves(graph, cut[0])
     halves = fx.GraphModule(model, trunk, "Trunk"), fx.GraphModule(model, rest, "Rest")
     with torch.no_grad(), streams_kept(0):
-        crossing = halves[0](*inputs.args, **inputs.kwargs)
+        crossing = inputs.run(halves[0])
     if writes_to_input(halves[1], crossing):
         halves = halves[0], fx.GraphModule(model, _copying(rest), "Rest")
     with torch.no_grad(), streams_kept(0):
-        wanted = tree_leaves(model(*inputs.args, **inputs.kwargs))
+        wanted = tree_leaves(inputs.run(model))
     with torch.no_grad(), streams_kept(0):
-        found = tree_leaves(halves[1](halves[0](*inputs.args, **inputs.kwargs)))
+        found = tree_leaves(halves[1](inputs.run(halves[0])))
     if not same(found, wanted):
         raise NotInGraphError("other outputs than its trace")
     return halves

@@ -88,7 +88,7 @@ def _parts(
     own = switches[0]
     split = split_at(model, inner_name(model, str(names[0])), inputs)
     with torch.no_grad():
-        crossing = split.trunk(*inputs.args, **inputs.kwargs)
+        crossing = inputs.run(split.trunk)
     is_ending = own["light"] == "default"
     if is_ending:
         light: nn.Module = Ending(crossing.new_zeros([int(size) for size in own["default"]]))

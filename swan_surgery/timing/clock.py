@@ -37,7 +37,7 @@ class Clock:
         if self.runtime == "onnxruntime":
             passes = [forward_pass(module, inputs, self.runtime) for inputs in calls]
         else:
-            passes = [partial(module, *inputs.args, **inputs.kwargs) for inputs in calls]
+            passes = [partial(module, *own.args, **own.kwargs) for own in map(Inputs.copied, calls)]
 
         def run() -> None:
             wait_for(self.device)

@@ -200,7 +200,7 @@ def _watch(model: nn.Module, inputs: Inputs) -> dict[str, _Watched]:
         if isinstance(module, (*_CONVOLUTIONS, nn.Linear))
     ]
     try:
-        model(*inputs.args, **inputs.kwargs)
+        inputs.run(model)
     finally:
         for handle in handles:
             handle.remove()

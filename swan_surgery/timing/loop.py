@@ -111,10 +111,11 @@ def timed_pass(
     forward: Callable[..., Any], inputs: Inputs, device: torch.device
 ) -> Callable[[], None]:
     """One forward pass, done when the device is: what `latencies_in_turns` takes."""
+    own = inputs.copied()
 
     def run() -> None:
         wait_for(device)
-        forward(*inputs.args, **inputs.kwargs)
+        forward(*own.args, **own.kwargs)
         wait_for(device)
 
     return run
