@@ -7,8 +7,9 @@ The networks are those of `quality.py`, adapted to the images (schedule "cut"). 
 the rest, compensated, and trained for `--epochs` on the training images with trunk and full branch frozen; the switch is
 trained on what crosses of some training images. The static cut of the whole network, compensated, gets as many epochs,
 distilled from the same network. With no epochs, the default, both are as cut and compensated. All thresholds are set on the
-validation images, and all is reported on the test images. Rows that are in the result file already are not
-measured again.
+validation images, and all is reported on the test images. `--train all` trains trunk and full branch as well, as the
+static cut is trained whole ("full" is then the full branch). Rows that are in the result file already are not measured
+again.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,18 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, 0.02, 0.9, weight_decay=1e-4, nesterov=True)
 
 
+def label_loss(logits: Tensor, batch: Any) -> Tensor:
+    """A tenth of the cross entropy; the rest of a loss comes from another network."""
+    return 0.1 * F.cross_entropy(logits, batch[1])
+
+
+def distilled_loss(dense: nn.Module, logits: Tensor, batch: Any) -> Tensor:
+    """As quality.py distils: mostly from the dense network."""
+    with torch.no_grad():
+        soft = dense(batch[0])
+    return label_loss(logits, batch) + 0.9 * swan.distillation_loss(logits, soft)
+
+
 def routed_network(dense: nn.Module, splits: Splits, options: Any, seed: int) -> swan.RoutedModel:
     """The dense network with a short way, trained."""
     torch.manual_seed(seed)
@@ -100,10 +114,17 @@ def routed_network(dense: nn.Module, splits: Splits, options: Any, seed: int) ->
     )
     own = routed.parts
     routed.train()
+    trained, task = [own.light], label_loss
+    if options.train == "all":
+        routed.unfreeze()
+        trained, task = [own.light, own.trunk, own.full], partial(distilled_loss, dense)
     if options.epochs:
         train(
-            lambda batch: routed.loss(batch, task=lambda out, b: 0.1 * F.cross_entropy(out, b[1])),
-            [sgd(own.light.parameters()), torch.optim.AdamW(own.switch.parameters(), 2e-3)],
+            lambda batch: routed.loss(batch, task=task),
+            [
+                sgd([p for part in trained for p in part.parameters()]),
+                torch.optim.AdamW(own.switch.parameters(), 2e-3),
+            ],
             splits,
             epochs=options.epochs,
             seed=seed,
@@ -145,10 +166,7 @@ def static_network(
     small = swan.prune_by_score(gated, scores, macs=budget, compensate=few(splits, 12, seed))
 
     def loss(batch: Any) -> Tensor:
-        logits = small(batch[0])
-        with torch.no_grad():
-            soft = dense(batch[0])
-        return 0.1 * F.cross_entropy(logits, batch[1]) + 0.9 * swan.distillation_loss(logits, soft)
+        return distilled_loss(dense, small(batch[0]), batch)
 
     if not options.epochs:
         return small.eval()
@@ -296,6 +314,7 @@ def one_seed(
     costs = routed_costs(routed)
     found: dict[str, Any] = {
         "dense": {"test": accuracy(dense, splits.test), "macs": 1.0},
+        "full": {"test": 100 * float(test.right[1].mean()), "macs": 1.0},
         "light": {
             "test": 100 * float(test.right[0].mean()),
             "macs": (costs.trunks[0] + costs.lights[0]) / costs.given,
@@ -351,6 +370,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--light", type=float, default=0.25, help="share of the rest's MACs")
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument(
+        "--train", choices=["light", "all"], default="light",
+        help="the light branch alone, or trunk and full branch with it, distilled from the dense network",
+    )  # fmt: skip
+    parser.add_argument(
         "--switch-images", type=int, default=4000, help="that the switch is trained on"
     )
     parser.add_argument("--static", nargs="+", type=float, default=[0.9, 0.75, 0.6])
@@ -380,6 +403,7 @@ def main() -> None:
         result["rows"] = json.loads(path.read_text())["rows"]
     for seed in options.seeds:
         key = f"{options.network}/{options.after}/{options.light:g}/{options.epochs}/{seed}"
+        key += "/all" if options.train == "all" else ""
         if key in result["rows"]:
             continue
         result["rows"][key] = one_seed(splits, options, seed, out.print)

@@ -350,3 +350,15 @@ def test_a_model_that_changes_its_inputs_leaves_those_of_the_example_alone() -> 
     swan.compact(adapted)
     assert torch.equal(adapted.structure.example_inputs.args[0], given)
     assert set(adapted(x.clone())) == {"logits"}
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_sample_without_its_batch_is_refused(compact: bool) -> None:
+    block = nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 3, padding=1))
+    x = torch.randn(2, 4, 4, 4)
+    adapted = swan.adapt(block.eval(), x)
+    model = swan.compact(adapted) if compact else adapted
+    with pytest.raises(
+        swan.InputError, match=r"3 axes, and had 4 with the example inputs.*x\[None\]"
+    ):
+        model(x[0])

@@ -4,7 +4,7 @@ import copy
 import math
 import re
 import warnings
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -468,6 +468,19 @@ class TestInputs:
             model,
         )
         refuse(swan.InputError, "'x.\\*'", lambda: swan.channel_map(model, inputs, ignore=["x.*"]))
+
+    @pytest.mark.parametrize("given", [5, [5], None])
+    @pytest.mark.parametrize("argument", ["ignore", "free_outputs"])
+    def test_patterns_that_are_no_strings(self, argument: str, given: Any) -> None:
+        model, inputs = ZOO["vgg"]()
+        calls = [swan.swanify, swan.channel_map, *([swan.adapt] if argument == "ignore" else [])]
+        for call in calls:
+            refuse(
+                swan.InputError,
+                rf"{argument} must be a name or pattern, or several of them; got ",
+                lambda call=call: call(model, inputs, **{argument: given}),
+                model,
+            )
 
 
 class TestGates:

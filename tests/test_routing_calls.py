@@ -303,3 +303,10 @@ def test_there_is_one_threshold_for_each_switch(thresholds: Any) -> None:
     with pytest.raises(InputError, match="1 number, one for each switch"):
         routed.thresholds = thresholds
     assert routed.thresholds == [-math.inf]
+
+
+@pytest.mark.parametrize("decide", ["predicted", "margin"])
+def test_a_sample_without_its_batch_is_refused(decide: str) -> None:
+    routed = swan.add_switch(chain(), "0", example_inputs=X, light=0.5, decide=decide).eval()
+    with pytest.raises(InputError, match=r"1 axes, and the example inputs had 2.*x\[None\]"):
+        routed(X[0])

@@ -85,7 +85,8 @@ class AdaptiveBlock(nn.Module, ABC):
 
     def features(self, call: Any) -> Tensor:
         """What the effort reads of a call's samples: [B, features]."""
-        return features_of(self.rows.first(call), channels_last=self.channels_last)
+        first = self.rows.looked_at(call, self.name, channels_last=self.channels_last)
+        return features_of(first, channels_last=self.channels_last)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own forward, every sample as it chooses."""

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from swan_surgery.errors import PathError
+from swan_surgery.errors import InputError, PathError
+
+
+_FEWEST = 2  # axes: samples and channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,22 +22,38 @@ class Rows:
         positions: of the leaves of (args, kwargs) that hold one row per sample.
         shape: of (args, kwargs).
         tensors: positions of all leaves that are tensors.
+        axes: of the first tensor that holds a row per sample.
     """
 
     positions: tuple[int, ...]
     shape: TreeSpec
     tensors: frozenset[int]
+    axes: int
 
     @classmethod
     def of(cls, call: Any, positions: Sequence[int]) -> "Rows":
         """Of a call that was seen."""
         leaves, shape = tree_flatten(call)
-        return cls(tuple(positions), shape, _tensors(leaves))
+        return cls(tuple(positions), shape, _tensors(leaves), leaves[positions[0]].ndim)
 
     def first(self, call: Any) -> Tensor:
         """The first of these leaves."""
         leaf: Tensor = tree_flatten(call)[0][self.positions[0]]
         return leaf
+
+    def looked_at(self, call: Any, block: str, *, channels_last: bool) -> Tensor:
+        """The first of these leaves, in which a block looks at its samples.
+
+        Raises:
+            InputError: it has other axes than it had with the example inputs: a sample without its batch, say.
+        """
+        first = self.first(call)
+        if first.ndim < _FEWEST or (first.ndim != self.axes and not channels_last):
+            raise InputError(
+                f"block {block!r} gets {list(first.shape)}, {first.ndim} axes, and had {self.axes} with the example "
+                f"inputs; an adaptive model runs on batches: model(x[None]) for one sample"
+            )
+        return first
 
     def leaves(self, call: Any) -> tuple[list[Any], TreeSpec]:
         """All leaves of a call, checked.

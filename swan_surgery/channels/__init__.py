@@ -15,7 +15,7 @@ from swan_surgery.channels.data.channel_map import (
     UnknownOp,
 )
 from swan_surgery.channels.data.explanation import Explanation, LayerExplanation
-from swan_surgery.channels.entry import channel_map, match_modules
+from swan_surgery.channels.entry import channel_map, match_modules, patterns_of
 from swan_surgery.channels.registering import RegisteredRule, register_rule
 
 
@@ -37,5 +37,6 @@ __all__ = [
     "UnknownOp",
     "channel_map",
     "match_modules",
+    "patterns_of",
     "register_rule",
 ]

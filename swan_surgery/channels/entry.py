@@ -64,7 +64,7 @@ def channel_map(
     check_is_module(model)
     inputs = as_inputs(example_inputs)
     ignored = match_modules(model, ignore)
-    free = (free_outputs,) if isinstance(free_outputs, str) else tuple(free_outputs)
+    free = patterns_of(free_outputs, "free_outputs")
     with without_collection(), torch.inference_mode(mode=False):
         try:
             return _map(model, inputs, ignored, free, on_meta=True)
@@ -74,14 +74,26 @@ def channel_map(
             return _map(model, inputs, ignored, free, on_meta=False)
 
 
+def patterns_of(given: Any, argument: str) -> tuple[str, ...]:
+    """Names or patterns, one or several.
+
+    Raises:
+        InputError: they are no strings.
+    """
+    listed = (given,) if isinstance(given, str) else given
+    found = tuple(listed) if isinstance(listed, Iterable) else (listed,)
+    if not all(isinstance(own, str) for own in found):
+        raise InputError(f"{argument} must be a name or pattern, or several of them; got {given!r}")
+    return found
+
+
 def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
     """Module names that match the patterns (a module's children included).
 
     Raises:
         InputError: a pattern matches nothing; lists the nearest names.
     """
-    if isinstance(patterns, str):
-        patterns = (patterns,)
+    patterns = patterns_of(patterns, "ignore")
     names = [name for name, _ in model.named_modules() if name]
     found = []
     for pattern in patterns:

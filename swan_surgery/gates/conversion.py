@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swan_surgery.channels import PINNED, ChannelMap, channel_map, match_modules
+from swan_surgery.channels import PINNED, ChannelMap, channel_map, match_modules, patterns_of
 from swan_surgery.errors import InputError, NoGateableChannelsError, TraceError, UnsupportedOpError
 from swan_surgery.gates.checks import check_changeable, check_gated, name_what_trains
 from swan_surgery.gates.gated_model import GatedModel
@@ -72,9 +72,9 @@ def swanify(
     """
     check_changeable(model)
     name_what_trains(model)
-    ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    ignore = patterns_of(ignore, "ignore")
     match_modules(model, ignore)
-    free = (free_outputs,) if isinstance(free_outputs, str) else tuple(free_outputs)
+    free = patterns_of(free_outputs, "free_outputs")
     channels, inputs = _map(model, example_inputs, ignore, free)
     if strict and channels.unknown:
         raise _unsupported(channels)

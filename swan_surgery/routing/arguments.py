@@ -20,9 +20,11 @@ def check_kinds(trunk: nn.Module, example: Inputs, args: Any, kwargs: Mapping[st
 
     Raises:
         PathError: names the argument.
+        InputError: the only argument has other axes than it had: a sample without its batch, say.
     """
     is_single = len(args) == len(example.args) == 1 and not kwargs and not example.kwargs
     if is_single and all(isinstance(own[0], Tensor) for own in (args, example.args)):
+        _check_axes(args[0], example.args[0])
         return
     model = trunk.model if isinstance(trunk, RunningTrunk) else trunk
     signature = _signature(model)
@@ -38,6 +40,14 @@ def check_kinds(trunk: nn.Module, example: Inputs, args: Any, kwargs: Mapping[st
                 f"argument {name!r} is {_told(found[name])}, and was {_told(value)} when the switch was put in; the model "
                 f"was cut in two for that: add a switch with example_inputs as they will be"
             )
+
+
+def _check_axes(given: Tensor, example: Tensor) -> None:
+    if given.ndim != example.ndim:
+        raise InputError(
+            f"the input is {list(given.shape)}, {given.ndim} axes, and the example inputs had {example.ndim}; a routed "
+            f"model runs on batches: model(x[None]) for one sample"
+        )
 
 
 def checked_thresholds(given: Any, count: int) -> list[float]:
