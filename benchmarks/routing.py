@@ -1,14 +1,15 @@
 """Easy images by a short way: accuracy over mean MACs and measured milliseconds, against a static cut.
 
     python benchmarks/routing.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
-    python benchmarks/routing.py --data ... --network resnet56 --after layer1
+    python benchmarks/routing.py --data ... --network resnet56 --after layer2 --light exit --epochs 3
 
 The networks are those of `quality.py`, adapted to the images (schedule "cut"). The light branch is the library's own cut of
 the rest, compensated, and trained for `--epochs` on the training images with trunk and full branch frozen; the switch is
 trained on what crosses of some training images. The static cut of the whole network, compensated, gets as many epochs,
 distilled from the same network. With no epochs, the default, both are as cut and compensated. All thresholds are set on the
 validation images, and all is reported on the test images. `--train all` trains trunk and full branch as well, as the
-static cut is trained whole ("full" is then the full branch). Rows that are in the result file already are not measured
+static cut is trained whole ("full" is then the full branch). `--light exit` is a branch that is short, not narrow: where
+a run's time is its layers' number and not their MACs (single images), that is what saves it. Rows that are in the result file already are not measured
 again.
 """
 
@@ -39,6 +40,7 @@ TARGETS = (0.6, 0.75, 0.9)
 CONFIDENCE, SPLITS = 0.9, 100
 BATCHES = (1, 8, 32)
 TIMED_IMAGES = 32
+EXIT = "exit"
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
 
@@ -85,9 +87,27 @@ def few(splits: Splits, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     return [batch for _, batch in zip(range(count), own, strict=False)]
 
 
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    """As in quality.py, at the rate that its compensated and distilled rows like."""
-    return torch.optim.SGD(parameters, 0.02, 0.9, weight_decay=1e-4, nesterov=True)
+def sgd(parameters: Any, *, lr: float = 0.02) -> torch.optim.Optimizer:
+    """As in quality.py, at the rate that its compensated and distilled rows like; a new branch wants more."""
+    return torch.optim.SGD(parameters, lr, 0.9, weight_decay=1e-4, nesterov=True)
+
+
+def exit_branch(dense: nn.Module, after: str) -> nn.Module:
+    """An early exit: one convolution of its own, the mean over the image, class scores."""
+    crossing: list[Tensor] = []
+    handle = dense.get_submodule(after).register_forward_hook(lambda _m, _a, y: crossing.append(y))
+    with torch.no_grad():
+        classes = dense(EXAMPLE).shape[1]
+    handle.remove()
+    channels = crossing[0].shape[1]
+    return nn.Sequential(
+        nn.Conv2d(channels, 2 * channels, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(2 * channels),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2 * channels, classes),
+    )
 
 
 def label_loss(logits: Tensor, batch: Any) -> Tensor:
@@ -109,7 +129,7 @@ def routed_network(dense: nn.Module, splits: Splits, options: Any, seed: int) ->
         dense,
         options.after,
         example_inputs=EXAMPLE,
-        light=options.light,
+        light=exit_branch(dense, options.after) if options.light == EXIT else options.light,
         batches=few(splits, 12, seed),
     )
     own = routed.parts
@@ -122,7 +142,10 @@ def routed_network(dense: nn.Module, splits: Splits, options: Any, seed: int) ->
         train(
             lambda batch: routed.loss(batch, task=task),
             [
-                sgd([p for part in trained for p in part.parameters()]),
+                sgd(
+                    [p for part in trained for p in part.parameters()],
+                    lr=0.1 if options.light == EXIT else 0.02,
+                ),
                 torch.optim.AdamW(own.switch.parameters(), 2e-3),
             ],
             splits,
@@ -367,7 +390,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--after", default="layer1")
-    parser.add_argument("--light", type=float, default=0.25, help="share of the rest's MACs")
+    parser.add_argument(
+        "--light", type=lambda given: given if given == EXIT else float(given), default=0.25,
+        help=f"share of the rest's MACs; or {EXIT}: a short branch of its own, one convolution and class scores",
+    )  # fmt: skip
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument(
         "--train", choices=["light", "all"], default="light",
@@ -402,8 +428,8 @@ def main() -> None:
     if path is not None and path.exists():
         result["rows"] = json.loads(path.read_text())["rows"]
     for seed in options.seeds:
-        key = f"{options.network}/{options.after}/{options.light:g}/{options.epochs}/{seed}"
-        key += "/all" if options.train == "all" else ""
+        epochs = f"{options.epochs}{' (all parts)' if options.train == 'all' else ''}"
+        key = f"{options.network}/{options.after}/{options.light}/{epochs}/{seed}"
         if key in result["rows"]:
             continue
         result["rows"][key] = one_seed(splits, options, seed, out.print)

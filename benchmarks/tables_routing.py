@@ -60,7 +60,7 @@ def cells(
     found = []
     for setting, seeds in sorted(settings.items()):
         network, after, light, epochs = setting.split("/")
-        place = [f"{network}, {after}, {100 * float(light):g} % of the rest", epochs]
+        place = [f"{network}, {after}, {_branch(light)}", epochs]
         for name, told in _names(seeds):
             own = [rows[name] for rows in seeds if name in rows]
             share = f"{100 * statistics.fmean(row['macs'] for row in own):.1f}"
@@ -85,7 +85,7 @@ def certificates(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
     for result in results:
         for key, rows in sorted(result["rows"].items()):
             network, after, light, epochs, seed = key.split("/")
-            place = [f"{network}, {after}, {100 * float(light):g} % of the rest", epochs, seed]
+            place = [f"{network}, {after}, {_branch(light)}", epochs, seed]
             for way, row in rows.get("certificate", {}).items():
                 numbers = [str(row[name]) for name in ("drawn", "halves", "of")]
                 found.append(
@@ -98,6 +98,10 @@ def certificates(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
                     ]
                 )
     return header, found
+
+
+def _branch(light: str) -> str:
+    return "an early exit" if light == "exit" else f"{100 * float(light):g} % of the rest"
 
 
 def _names(seeds: Sequence[Rows]) -> list[tuple[str, str]]:
