@@ -1,7 +1,7 @@
 """Easy images by a short way: accuracy over mean MACs and measured milliseconds, against a static cut.
 
     python benchmarks/routing.py --data cifar10-jpeg.tar.gz --pretrained cifar_resnets
-    python benchmarks/routing.py --data ... --network resnet56 --after layer2 --light exit --epochs 3
+    python benchmarks/routing.py --data ... --network resnet56 --light exit --train all --epochs 3
 
 The networks are those of `quality.py`, adapted to the images (schedule "cut"). The light branch is the library's own cut of
 the rest, compensated, and trained for `--epochs` on the training images with trunk and full branch frozen; the switch is
@@ -14,6 +14,7 @@ again.
 """
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -87,27 +88,19 @@ def few(splits: Splits, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     return [batch for _, batch in zip(range(count), own, strict=False)]
 
 
-def sgd(parameters: Any, *, lr: float = 0.02) -> torch.optim.Optimizer:
-    """As in quality.py, at the rate that its compensated and distilled rows like; a new branch wants more."""
-    return torch.optim.SGD(parameters, lr, 0.9, weight_decay=1e-4, nesterov=True)
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    """As in quality.py, at the rate that its compensated and distilled rows like."""
+    return torch.optim.SGD(parameters, 0.02, 0.9, weight_decay=1e-4, nesterov=True)
 
 
 def exit_branch(dense: nn.Module, after: str) -> nn.Module:
-    """An early exit: one convolution of its own, the mean over the image, class scores."""
-    crossing: list[Tensor] = []
-    handle = dense.get_submodule(after).register_forward_hook(lambda _m, _a, y: crossing.append(y))
-    with torch.no_grad():
-        classes = dense(EXAMPLE).shape[1]
-    handle.remove()
-    channels = crossing[0].shape[1]
-    return nn.Sequential(
-        nn.Conv2d(channels, 2 * channels, 3, 2, 1, bias=False),
-        nn.BatchNorm2d(2 * channels),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(2 * channels, classes),
+    """An early exit: of each stage behind the switch the first block alone, then class scores; its weights are copies."""
+    stages = [name for name, _ in dense.named_children() if name.startswith("layer")]
+    blocks = [dense.get_submodule(f"{name}.0") for name in stages[stages.index(after) + 1 :]]
+    found = nn.Sequential(
+        *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense.get_submodule("linear")
     )
+    return copy.deepcopy(found)
 
 
 def label_loss(logits: Tensor, batch: Any) -> Tensor:
@@ -142,10 +135,7 @@ def routed_network(dense: nn.Module, splits: Splits, options: Any, seed: int) ->
         train(
             lambda batch: routed.loss(batch, task=task),
             [
-                sgd(
-                    [p for part in trained for p in part.parameters()],
-                    lr=0.1 if options.light == EXIT else 0.02,
-                ),
+                sgd([p for part in trained for p in part.parameters()]),
                 torch.optim.AdamW(own.switch.parameters(), 2e-3),
             ],
             splits,
@@ -392,7 +382,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--after", default="layer1")
     parser.add_argument(
         "--light", type=lambda given: given if given == EXIT else float(given), default=0.25,
-        help=f"share of the rest's MACs; or {EXIT}: a short branch of its own, one convolution and class scores",
+        help=f"share of the rest's MACs; or {EXIT}: the first block of each stage behind the switch, and class scores",
     )  # fmt: skip
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument(
