@@ -289,9 +289,9 @@ def test_costs_with_shares() -> None:
     assert costs.worst == trunk + switch + costs.full
     assert costs.expected([0.25]) == trunk + switch + 0.25 * light + 0.75 * costs.full
     assert routed_costs(routed, ["margin"]).expected([0.25]) == trunk + light + 0.75 * costs.full
-    assert (
-        swan.count_macs(routed, images(1)) == trunk + light + costs.full
-    )  # by the margin, nothing leaves
+    assert swan.count_macs(routed, images(1)) == trunk + costs.full  # no threshold: nothing looks
+    routed.thresholds = [-1.0]  # by the margin, nothing leaves
+    assert swan.count_macs(routed, images(1)) == trunk + light + costs.full
 
 
 def test_training_brings_the_light_branch_and_the_switch_nearer() -> None:

@@ -88,16 +88,18 @@ def patterns_of(given: Any, argument: str) -> tuple[str, ...]:
 
 
 def match_modules(model: nn.Module, patterns: Iterable[str]) -> tuple[str, ...]:
-    """Module names that match the patterns (a module's children included).
+    """Names of modules, or of parameters that are layers by themselves, that match the patterns; children included.
 
     Raises:
         InputError: a pattern matches nothing; lists the nearest names.
     """
     patterns = patterns_of(patterns, "ignore")
     names = [name for name, _ in model.named_modules() if name]
+    parameters = [name for name, _ in model.named_parameters()]
     found = []
     for pattern in patterns:
-        hits = fnmatch.filter(names, pattern)
+        # A parameter that a module multiplies with by itself, in_proj_weight of attention say, is a layer as well.
+        hits = fnmatch.filter(names, pattern) or fnmatch.filter(parameters, pattern)
         if not hits:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3)
             raise InputError(

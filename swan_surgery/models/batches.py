@@ -36,8 +36,7 @@ def check_batch(batch: Any) -> None:
     Raises:
         InputError: says what was seen.
     """
-    given = batch[:1] if isinstance(batch, (tuple, list)) else batch
-    tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in tree_leaves(_given(batch)) if isinstance(leaf, Tensor)]
     if not tensors or not isinstance(batch, (Tensor, tuple, list, Mapping)):
         raise InputError(
             f"a batch is a tensor, a tuple that begins with one, or a mapping of keyword arguments; got "
@@ -45,6 +44,13 @@ def check_batch(batch: Any) -> None:
         )
     if tensors[0].ndim and not len(tensors[0]):
         raise InputError("a batch holds no samples; leave it out")
+
+
+def _given(batch: Any) -> Any:
+    """What the model is given of a batch: a mapping of whatever kind, or the first of several."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    return batch[:1] if isinstance(batch, (tuple, list)) else batch
 
 
 def run_on_batch(model: nn.Module, batch: Any) -> Any:
@@ -71,15 +77,15 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def num_samples(batch: Any) -> int:
     """The length of a batch's first tensor; 1 where it holds none with samples."""
-    given = batch[:1] if isinstance(batch, (tuple, list)) else batch
-    tensors = (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor) and leaf.ndim)
+    tensors = (
+        leaf for leaf in tree_leaves(_given(batch)) if isinstance(leaf, Tensor) and leaf.ndim
+    )
     return next((len(tensor) for tensor in tensors), 1)
 
 
 def holds_nan(batch: Any) -> bool:
     """Whether the inputs in a batch hold NaN; infinity may be meant, as in masks that are added."""
-    given = batch[:1] if isinstance(batch, (tuple, list)) else batch
-    tensors = (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+    tensors = (leaf for leaf in tree_leaves(_given(batch)) if isinstance(leaf, Tensor))
     return any(bool(tensor.isnan().any()) for tensor in tensors)
 
 

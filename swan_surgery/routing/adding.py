@@ -21,10 +21,10 @@ from swan_surgery.routing.axes import channel_axis_of
 from swan_surgery.routing.lights import cut_light
 from swan_surgery.routing.losses import Discrepancy, DiscrepancyName, discrepancy_of, kl, l1, l2
 from swan_surgery.routing.masking import masked
-from swan_surgery.routing.parts import Ending, OnCopy, Parts, Switch, check_branches
+from swan_surgery.routing.parts import Ending, OnCopy, Parts, Switch, check_branches, check_follows
 from swan_surgery.routing.placing import data_of, depths_of, least_apart, placements
 from swan_surgery.routing.routed_model import Decide, RoutedModel
-from swan_surgery.routing.rows import arguments_of, check_apart, writes_to_input
+from swan_surgery.routing.rows import arguments_of, check_apart, is_plain, writes_to_input
 from swan_surgery.routing.splitting import Split, inner_name, split_at
 from swan_surgery.routing.step import route_step
 
@@ -122,7 +122,7 @@ def add_switch(
     if positive is not None and not callable(positive):
         raise InputError(f"positive must be a function of labels; got {positive!r}")
     given = infer_inputs(model)[0] if example_inputs is None else example_inputs
-    inputs = checked_inputs(model, given, to="add a switch")
+    inputs = checked_inputs(model, given, to="add a switch").copied()
     data = None if batches is None else list(batches_in(batches, None))
     if any(map(holds_nan, data or ())):
         raise InputError("a batch holds NaN; leave it out")
@@ -206,6 +206,7 @@ class _Making:
             behind = None if data is None else [Inputs((b.run(split.trunk),), {}) for b in data]
         if model is self.model:
             check_branches(self.output, self.output, crossing.shape[0])
+            check_follows(model, inputs, self.output)
             check_apart(split.rest, crossing, f"what runs behind {names[0]!r}")
         given = lights[0]
         if given is None:
@@ -214,7 +215,8 @@ class _Making:
             light: nn.Module = Ending(self.default.to(first.device, first.dtype))
         elif isinstance(given, nn.Module):
             light = copy_of(given)
-            light = OnCopy(light) if writes_to_input(light, crossing) else light
+            is_sure = is_plain(light) and not writes_to_input(light, crossing)
+            light = light if is_sure else OnCopy(light)
         else:
             light = cut_light(split, crossing, float(given), behind)
         self._check_fit(light, crossing)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from swan_surgery.errors import InputError, PathError
 from swan_surgery.models import Inputs
-from swan_surgery.routing.stand_ins import RunningTrunk
+from swan_surgery.routing.stand_ins import RunningTrunk, Shape
 
 
 def check_kinds(trunk: nn.Module, example: Inputs, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -20,8 +20,11 @@ def check_kinds(trunk: nn.Module, example: Inputs, args: Any, kwargs: Mapping[st
 
     Raises:
         PathError: names the argument.
-        InputError: the only argument has other axes than it had: a sample without its batch, say.
+        InputError: the only argument has other axes than it had: a sample without its batch, say; or, where a model is
+            cut as it runs, another size.
     """
+    if isinstance(trunk, RunningTrunk):
+        _check_sizes(trunk, args, kwargs)
     is_single = len(args) == len(example.args) == 1 and not kwargs and not example.kwargs
     if is_single and all(isinstance(own[0], Tensor) for own in (args, example.args)):
         _check_axes(args[0], example.args[0])
@@ -40,6 +43,25 @@ def check_kinds(trunk: nn.Module, example: Inputs, args: Any, kwargs: Mapping[st
                 f"argument {name!r} is {_told(found[name])}, and was {_told(value)} when the switch was put in; the model "
                 f"was cut in two for that: add a switch with example_inputs as they will be"
             )
+
+
+def _check_sizes(trunk: RunningTrunk, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Where a model is cut as it runs, its code behind the switch sees the example's sizes."""
+    signature = _signature(trunk.model)
+    try:
+        found = _values(signature.bind(*args, **kwargs))
+    except TypeError:
+        return  # the model itself says what is missing
+    given_args, given_kwargs = trunk.given
+    wanted = _values(signature.bind(*given_args, **given_kwargs))
+    for name, value in found.items():
+        pairs = zip(tree_leaves(value), tree_leaves(wanted[name]), strict=False)
+        for own, shape in pairs:
+            if isinstance(own, Tensor) and isinstance(shape, Shape) and not shape.holds(own):
+                raise InputError(
+                    f"argument {name!r} is {list(own.shape)}, and a model that is cut as it runs takes inputs of the "
+                    f"example's size, {list(shape.sizes)} for any batch; add a switch for inputs of this size"
+                )
 
 
 def _check_axes(given: Tensor, example: Tensor) -> None:

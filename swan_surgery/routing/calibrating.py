@@ -75,6 +75,8 @@ def calibrate_switch(
     ((target, value),) = asked.items()
     check_level(target, value)
     check_level("confidence", confidence)
+    if loss is not None and not callable(loss):
+        raise InputError(f"loss must be a function of (light, full, labels); got {loss!r}")
     observed = observe(routed, loader, harm=loss)
     if target == "harm":
         _check_harm(observed, routed, value, confidence)
@@ -97,9 +99,9 @@ def calibrate_switch(
         harmed=harmed_by(observed, decide, thresholds),
         bound=bound,
         shares=(*shares, 1 - sum(shares)),
-        macs=finder.costs(decide).expected(shares) / finder.costs(decide).given,
+        macs=finder.costs(decide).expected(shares, thresholds) / finder.costs(decide).given,
         data=observed.data,
-        model=weights_digest(routed.parts),
+        model=weights_digest(routed.body),
     )
     if not any(shares):
         warnings.warn(
@@ -123,8 +125,10 @@ def _check_harm(observed: Observed, routed: RoutedModel, harm: float, confidence
                 "pass positive=lambda labels: ... to swan.add_switch, or loss=lambda light, full, labels: ..."
             )
         raise InputError(
-            "harm is what the light branch gets wrong where the full one is right, and that needs labels: give batches "
-            "of (inputs, labels), or loss=lambda light, full, labels: ... between 0 and 1; share= and macs= need none"
+            "harm is what the light branch gets wrong where the full one is right, and that needs labels of classes, a "
+            "tensor of whole numbers, one for every position of the only output, class scores [B, C, ...] or [B, ..., C]: "
+            "give batches of (inputs, labels), or loss=lambda light, full, labels: ... between 0 and 1; share= and macs= "
+            "need none"
         )
     ways = len(ways_of(routed, observed, 0))
     each, delta = harm / routed.num_switches, (1 - confidence) / (routed.num_switches * ways)

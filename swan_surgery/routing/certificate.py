@@ -1,6 +1,6 @@
 """What `calibrate_switch` found, and what it rests on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +37,10 @@ class Certificate:
     macs: float
     data: str
     model: str
+
+    def is_of(self, decide: Sequence[str], thresholds: Sequence[float]) -> bool:
+        """Whether switches that decide in these ways, at these thresholds, are those that were looked at."""
+        return (self.decide, self.thresholds) == (tuple(decide), tuple(thresholds))
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

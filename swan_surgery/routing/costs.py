@@ -38,15 +38,16 @@ class RoutedCosts:
     decide: tuple[str, ...]
     batch: int
 
-    def expected(self, shares: Sequence[float]) -> float:
+    def expected(self, shares: Sequence[float], thresholds: Sequence[float] | None = None) -> float:
         """Mean MACs of one input.
 
         Args:
             shares: of all inputs that leave at each switch; what the full way takes is the rest.
+            thresholds: of the switches: at -inf one does not run. By default all run.
         """
         ways = zip(self.trunks, self.switches, self.lights, strict=True)
         macs = [*(own for level in ways for own in level), self.full]
-        runs = running_shares(self.decide, shares).values()
+        runs = running_shares(self.decide, shares, thresholds).values()
         return sum(own * share for own, share in zip(macs, runs, strict=True))
 
     @property
@@ -90,20 +91,24 @@ def _rest_params(own: Parts) -> int:
     return count_params(inner.trunk) + _rest_params(inner)
 
 
-def running_shares(decide: Sequence[str], shares: Sequence[float]) -> dict[str, float]:
+def running_shares(
+    decide: Sequence[str], shares: Sequence[float], thresholds: Sequence[float] | None = None
+) -> dict[str, float]:
     """How often each part runs, by its name in `Parts`; trunk, switch and light branch of each switch, then the full one.
 
     Args:
         decide: how each switch decides: by the margin, the light branch runs for all, and the switch for none.
         shares: of all inputs that leave at each switch.
+        thresholds: of the switches: at -inf nothing leaves, and neither switch nor light branch runs.
     """
     found: dict[str, float] = {}
     reaching, inside = 1.0, ""
-    for way, share in zip(decide, shares, strict=False):
-        is_margin = way == "margin"
+    limits = [0.0] * len(decide) if thresholds is None else thresholds
+    for way, share, limit in zip(decide, shares, limits, strict=False):
+        looking = 0.0 if limit == float("-inf") else reaching
         found[f"{inside}trunk"] = reaching
-        found[f"{inside}switch"] = 0.0 if is_margin else reaching
-        found[f"{inside}light"] = reaching if is_margin else share
+        found[f"{inside}switch"] = 0.0 if way == "margin" else looking
+        found[f"{inside}light"] = looking if way == "margin" else share
         reaching, inside = max(reaching - share, 0.0), f"{inside}full."
     return found | {inside.removesuffix("."): reaching}
 

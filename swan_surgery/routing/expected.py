@@ -86,12 +86,13 @@ def _refuse(shares: object) -> None:
 def _mean(routed: RoutedModel, shares: Sequence[float] | None, *, is_hard: bool) -> Tensor:
     leaving = _shares_of(routed) if shares is None else _checked(routed, shares)
     costs = routed_costs(routed)
-    whole = costs.batch * costs.expected(leaving)
+    limits = routed.thresholds if shares is None else None
+    whole = costs.batch * costs.expected(leaving, limits)
     body = routed.body
     if not isinstance(body, GatedModel):
         return torch.tensor(whole, dtype=torch.float64)
     terms = of_gates.certified_terms(body)
-    runs = running_shares(costs.decide, leaving)
+    runs = running_shares(costs.decide, leaving, limits)
     priced = {name for name in runs for term in terms if f"{term.module}.".startswith(f"{name}.")}
     own = share_terms(terms, {name: runs[name] for name in runs if name in priced})
     table = build_table(own, body.channels.num_units, unit="MACs").to(body.gates.logits.device)
@@ -104,7 +105,7 @@ def _mean(routed: RoutedModel, shares: Sequence[float] | None, *, is_hard: bool)
 def _shares_of(routed: RoutedModel) -> Sequence[float]:
     """Those under which the thresholds in force were set."""
     found = routed.certificate
-    if found is not None and list(found.thresholds) == routed.thresholds:
+    if found is not None and found.is_of(routed.decide, routed.thresholds):
         known: Sequence[float] = found.shares[:-1]
         return known
     if all(threshold == float("-inf") for threshold in routed.thresholds):

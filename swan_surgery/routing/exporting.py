@@ -4,6 +4,7 @@ The parts are exported one by one (`swan_surgery.exporting`) and put together: t
 for which branch, an `If` around each branch leaves it out where no row takes it, ScatterND restores the order.
 """
 
+import math
 import tempfile
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from swan_surgery.cutting.verification import tensor_error
 from swan_surgery.environment.extras import needed_from
 from swan_surgery.environment.writing import as_path, replacing
 from swan_surgery.errors import ExportError, InputError, ModelError
@@ -192,6 +194,8 @@ def _sure(routed: RoutedModel, given: Inputs) -> Tensor:
         if level:
             crossing = own.trunk(crossing)
         threshold = routed.thresholds[level]
+        if math.isinf(threshold):
+            continue  # all go one way
         scores = routed.score(own, level, crossing)[0]
         sure &= ~((scores - threshold).abs() <= 1e-4 * (1 + abs(threshold)))
     return sure
@@ -201,16 +205,13 @@ def _error(found: Sequence[Any], wanted: list[Any], sure: Tensor) -> float:
     tensors = [t for t in wanted if isinstance(t, Tensor)]
     if len(found) != len(tensors):
         return float("inf")
-    worst = 0.0
+    rows, errors = sure.cpu(), [0.0]
     for one, two in zip(found, tensors, strict=True):
         own = torch.as_tensor(one)
         if own.shape != two.shape:
             return float("inf")
-        rows = sure.cpu()
-        if bool(rows.any()):
-            apart = (own[rows] - two.cpu()[rows]).abs().max() if two.numel() else torch.zeros(())
-            worst = max(worst, float(apart / (two.abs().max() + 1e-30)))
-    return worst
+        errors.append(tensor_error(two.cpu()[rows].double(), own[rows].double()))
+    return max(errors)
 
 
 # `swan.export`, which knows no routed models, finds it there.

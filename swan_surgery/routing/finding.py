@@ -59,7 +59,7 @@ class Finder:
             reached = thresholds_for(ways)
             if reached is not None:
                 shares = shares_of(self.observed, ways, reached)
-                found.append((self.costs(ways).expected(shares), list(ways), reached))
+                found.append((self.costs(ways).expected(shares, reached), list(ways), reached))
         if not found:
             raise self._unreachable
         _, decide, thresholds = min(found, key=lambda entry: entry[0])
@@ -99,8 +99,9 @@ class Finder:
 
         def thresholds_for(ways: Sequence[Decide]) -> list[float] | None:
             def cost(part: float) -> float:
-                shares = shares_of(self.observed, ways, self._at_part(ways, part))
-                return self.costs(ways).expected(shares) / self.costs(ways).given
+                reached = self._at_part(ways, part)
+                shares = shares_of(self.observed, ways, reached)
+                return self.costs(ways).expected(shares, reached) / self.costs(ways).given
 
             reachable.append(cost(1.0))
             if cost(1.0) > macs:

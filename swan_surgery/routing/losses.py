@@ -23,7 +23,9 @@ _MOMENTUM = 0.02
 def kl(light: Any, full: Any) -> Tensor:
     """Kullback-Leibler divergence KL(full || light) in nats, for logits with classes on axis 1; the mean over positions."""
     one, two = _first(light), _first(full)
-    own = F.kl_div(F.log_softmax(one, 1), F.log_softmax(two, 1), reduction="none", log_target=True)
+    ours, theirs = F.log_softmax(one, 1), F.log_softmax(two, 1)
+    never = theirs == float("-inf")  # a class that is masked out: 0 * log 0 is 0
+    own = theirs.exp() * (theirs - ours).masked_fill(never, 0)
     return own.sum(1).flatten(1).mean(1) if own.ndim > 2 else own.sum(1)
 
 
@@ -83,7 +85,13 @@ def positives_of(labels: Any, positive: Callable[[Any], Tensor] | None) -> Tenso
             "gated compression learns from labels which inputs are negative: pass positive=lambda labels: ... to "
             "swan.add_switch, and batches of (inputs, labels)"
         )
-    return positive(labels).bool().reshape(-1)
+    found: Any = positive(labels)
+    if not isinstance(found, Tensor) or found.numel() != len(labels):
+        seen = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"positive= must return a tensor of one flag per label, {len(labels)}; got {seen}"
+        )
+    return found.bool().reshape(-1)
 
 
 def switch_loss(switch: Any, predicted: Tensor, actual: Tensor) -> Tensor:

@@ -66,7 +66,13 @@ class _Columns:
         self.found.setdefault(name, []).append(own.detach().double().cpu())
 
     def get(self, name: str) -> Tensor | None:
-        return torch.cat(self.found[name], -1) if name in self.found else None
+        own = self.found.get(name)
+        return None if own is None else torch.cat(own, _samples_axis(own[0]))
+
+
+def _samples_axis(values: Tensor) -> int:
+    """Labels have one row; all else one for each switch."""
+    return min(1, values.ndim - 1)
 
 
 def observe(routed: RoutedModel, loader: Iterable[Any], *, harm: Harm | None = None) -> Observed:
@@ -88,7 +94,7 @@ def observe(routed: RoutedModel, loader: Iterable[Any], *, harm: Harm | None = N
     if apart is None:
         raise InputError("the loader yielded no batch")
     for name, parts in columns.found.items():
-        if sum(own.shape[-1] for own in parts) != apart.shape[-1]:
+        if sum(own.shape[_samples_axis(own)] for own in parts) != apart.shape[-1]:
             raise InputError(
                 f"some batches tell {_TOLD.get(name, name)} and others do not: give labels with all of them, of one "
                 f"kind, or with none"
@@ -119,7 +125,7 @@ def _observe(
     labels = labels_of(batch)
     for leaf in tree_leaves((args, kwargs, labels)):
         if isinstance(leaf, Tensor):
-            digest.update(leaf.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(_bytes(leaf))
     check_kinds(routed.parts.trunk, routed.example_inputs, args, kwargs)
     full, lights, predicted = routed.body(*args, **kwargs)
     chain = routed.parts.chain
@@ -181,9 +187,21 @@ def _right(outputs: list[Any], labels: Any) -> Tensor | None:
     if not isinstance(labels, Tensor) or labels.is_floating_point() or not _are_scores(outputs[-1]):
         return None
     scores = [_only(output) for output in outputs]
-    if scores[-1].shape[:1] + scores[-1].shape[2:] != labels.shape:
+    axes = _class_axes(scores[-1], labels)
+    if len(axes) > 1:
+        raise InputError(
+            f"outputs {list(scores[-1].shape)} and labels {list(labels.shape)}: the classes may lie on axis 1 or on the "
+            f"last one; say what is wrong by loss=lambda light, full, labels: ... between 0 and 1 for each sample"
+        )
+    if not axes:
         return None
-    return torch.stack([(own.argmax(1) == labels.to(own.device)).double() for own in scores])
+    return torch.stack([(own.argmax(axes[0]) == labels.to(own.device)).double() for own in scores])
+
+
+def _class_axes(scores: Tensor, labels: Tensor) -> list[int]:
+    """Where the classes may lie, so that there is a label for every position: [B, C, ...] or [B, ..., C]."""
+    axes = dict.fromkeys([1, scores.ndim - 1])
+    return [a for a in axes if (*scores.shape[:a], *scores.shape[a + 1 :]) == tuple(labels.shape)]
 
 
 def _are_scores(output: Any) -> bool:
@@ -201,15 +219,20 @@ def _only(output: Any) -> Tensor:
     return found
 
 
+def _bytes(tensor: Tensor) -> bytes:
+    found: bytes = (
+        tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    )
+    return found
+
+
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of all parameters and buffers, names included."""
     found = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             found.update(name.encode())
-            found.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
+            found.update(_bytes(tensor))
     return found.hexdigest()
 
 

@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -138,6 +140,13 @@ def assembled(switches: Sequence[tuple[Part, Part | None, float]], full: Part) -
     return found
 
 
+def _not_above(own: _Assembly, threshold: float, kind: int) -> float:
+    """The largest number of a type that is not above the threshold: as `score <= threshold` is compared in float64."""
+    numbers: Any = own.onnx.helper.tensor_dtype_to_np_dtype(kind).type
+    found = numbers(threshold)
+    return float(np.nextafter(found, numbers(-np.inf)) if float(found) > threshold else found)
+
+
 def _from(
     own: _Assembly,
     switches: Sequence[tuple[Part, Part | None, float]],
@@ -156,7 +165,7 @@ def _from(
         own.nodes += own.renamed(graph, graph.input[0].name, crossing)
     crosses, score, *lights = [output.name for output in graph.output]
     kind = graph.output[1].type.tensor_type.elem_type
-    is_easy = own.add("LessOrEqual", [score, own.constant(threshold, kind)])
+    is_easy = own.add("LessOrEqual", [score, own.constant(_not_above(own, threshold, kind), kind)])
     easy, hard = own.rows(is_easy), own.rows(own.add("Not", [is_easy]))
     if light is None:
         ones = [own.add("Gather", [name, easy], axis=0) for name in lights]

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves
 
+from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
-from swan_surgery.models import Inputs
+from swan_surgery.models import Inputs, doubled
 from swan_surgery.models.modes import evaluating
+from swan_surgery.models.outputs import iter_tensors
 
 
 class Switch(nn.Module):
@@ -149,17 +151,44 @@ def check_branches(light: Any, full: Any, batch: int) -> None:
     Raises:
         InputError: another structure or shape, or an output without the batch in front.
     """
-    one, two = tree_leaves(light), tree_leaves(full)
-    shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (*one, *two)]
-    if shapes[: len(one)] != shapes[len(one) :]:
+    (one, structure), (two, wanted) = tree_flatten(light), tree_flatten(full)
+    kinds = [(tuple(t.shape), t.dtype) if isinstance(t, Tensor) else type(t) for t in (*one, *two)]
+    if kinds[: len(one)] != kinds[len(one) :] or structure != wanted:
         raise InputError(
-            f"the light branch returns {_told(one)}, the full one {_told(two)}: both must return the same shapes"
+            f"the light branch returns {_told(one)}, the full one {_told(two)}: both must return the same shapes and "
+            f"types, in the same structure, dict keys in the same order"
+        )
+    holding = [t for t in two if not isinstance(t, Tensor) and any(True for _ in iter_tensors(t))]
+    if holding:
+        raise InputError(
+            f"the model returns a {type(holding[0]).__name__} that holds tensors, whose samples cannot be put together "
+            f"again; return tensors, tuples, lists or dicts of them"
         )
     bad = [t for t in two if isinstance(t, Tensor) and (not t.ndim or t.shape[0] != batch)]
     if bad or not any(isinstance(t, Tensor) for t in two):
         raise InputError(
             f"the model returns {_told(two)} for {batch} samples; a switch needs outputs with the batch on the "
             f"first axis"
+        )
+
+
+def check_follows(model: nn.Module, inputs: Inputs, output: Any) -> None:
+    """Refuse a model whose outputs do not have one row per sample, whatever the number of samples.
+
+    Raises:
+        InputError: says which shapes it returns.
+    """
+    try:
+        with torch.no_grad(), streams_kept():
+            twice = inputs.map(doubled).run(model)
+    except Exception:  # noqa: BLE001 - where the batch is fixed the split says so
+        return
+    pairs = list(zip(tree_leaves(output), tree_leaves(twice), strict=False))
+    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    if any(b.shape != (2 * a.shape[0], *a.shape[1:]) for a, b in tensors):
+        raise InputError(
+            f"the model returns {_told(tree_leaves(output))}, and {_told(tree_leaves(twice))} for twice as many samples; "
+            f"a switch needs outputs with the batch on the first axis, and on no other"
         )
 
 
@@ -170,4 +199,4 @@ def _told(leaves: Sequence[Any]) -> str:
     )
 
 
-__all__ = ["Ending", "OnCopy", "Parts", "Switch", "check_branches"]
+__all__ = ["Ending", "OnCopy", "Parts", "Switch", "check_branches", "check_follows"]

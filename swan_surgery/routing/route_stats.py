@@ -71,7 +71,7 @@ def route_stats(
         harm=None if observed.harm is None else mean_of_those_who_leave(observed.harm, takes),
         accuracy=_accuracy(observed, takes),
         apart=apart_of(observed, takes),
-        macs=costs.expected(shares) / costs.given,
+        macs=costs.expected(shares, routed.thresholds) / costs.given,
         worst_macs=costs.worst / costs.given,
         mean_ms=float(own.mean()),
         p95_ms=float(own.quantile(0.95)),
@@ -101,9 +101,9 @@ def _accuracy(observed: Observed, takes: Tensor) -> tuple[float, float] | None:
 def _certificate(routed: RoutedModel) -> Certificate | None:
     """The one found, where thresholds and weights are still those it is of."""
     found: Certificate | None = routed.certificate
-    if found is None or list(found.thresholds) != routed.thresholds:
+    if found is None or not found.is_of(routed.decide, routed.thresholds):
         return None
-    return found if found.model == weights_digest(routed.parts) else None
+    return found if found.model == weights_digest(routed.body) else None
 
 
 def _curve(observed: Observed, decide: Sequence[str], takes: Tensor, level: int) -> Curve:

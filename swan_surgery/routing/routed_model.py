@@ -28,6 +28,8 @@ from swan_surgery.routing.rows import (
     arguments_of,
     detached,
     labels_of,
+    learning_,
+    leaving,
     margin_score,
     merged,
     rows_of,
@@ -127,7 +129,7 @@ class RoutedModel(nn.Module):
     def unfreeze(self) -> "RoutedModel":
         """Let trunk and full branch be trained, too; returns the model."""
         self.frozen = False
-        self.parts.requires_grad_(requires_grad=True)
+        learning_(self.parts)
         return self.train(self.training)
 
     @contextmanager
@@ -145,8 +147,10 @@ class RoutedModel(nn.Module):
 
     def _from(self, chain: Sequence[Parts], level: int, crossing: Tensor) -> Any:
         own = chain[level]
+        if self.thresholds[level] == float("-inf"):
+            return self._behind(chain, level, crossing)
         score, light = self.score(own, level, crossing)
-        is_easy = score <= self.thresholds[level]
+        is_easy = leaving(score, self.thresholds[level])
         easy, hard = is_easy.nonzero()[:, 0], is_easy.logical_not().nonzero()[:, 0]
         if not len(easy):
             return self._behind(chain, level, crossing)

@@ -1,11 +1,12 @@
 """Parts of a batch: which rows take a branch, what it gives for them, and all in order again."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from swan_surgery.adaptive.probing import close
 from swan_surgery.environment.random_streams import streams_kept
@@ -30,6 +31,12 @@ def margin_score(light: Any) -> Tensor:
     best = light.float().softmax(1).topk(2, dim=1).values
     score: Tensor = 1 - (best[:, 0] - best[:, 1])
     return score.flatten(1).mean(1) if score.ndim > 1 else score
+
+
+def leaving(scores: Tensor, threshold: float) -> Tensor:
+    """Which samples leave, bool: compared in a type that holds both numbers, where a threshold lies between two scores."""
+    wide = torch.float32 if scores.device.type == "mps" else torch.float64
+    return scores.to(wide) <= threshold
 
 
 def merged(light: Any, full: Any, order: Tensor) -> Any:
@@ -83,19 +90,34 @@ def writes_to_input(branch: nn.Module, crossing: Tensor) -> bool:
     return False
 
 
+def is_plain(branch: nn.Module) -> bool:
+    """Whether all of its modules are torch's own, so that what they do to their input in one run they do in all."""
+    return all(type(module).__module__.startswith("torch.nn.") for module in branch.modules())
+
+
 def check_apart(branch: nn.Module, crossing: Tensor, what: str) -> None:
     """Refuse a branch that mixes samples: on a part of a batch it would give something else. In eval mode.
 
     Raises:
         InputError: `what` the branch is, and what to do.
     """
-    others = crossing.flip(tuple(range(1, crossing.ndim)))
+    count = len(crossing)
+    # Other values on both sides, larger ones among them: whatever is taken over the batch is another one then.
+    before, behind = crossing.flip(0) * 3 + 1, crossing.flip(tuple(range(crossing.ndim))) * -0.5
+    rows = torch.arange(count, device=crossing.device)
     with torch.no_grad(), streams_kept():
-        alone, again = branch(crossing), branch(crossing)
+        alone, again = branch(crossing.clone()), branch(crossing.clone())
         if not _alike(alone, again):
             return  # draws at random, so that nothing can be told
-        together = branch(torch.cat([crossing, others]))
-    if not _alike(alone, rows_of(together, torch.arange(len(crossing), device=crossing.device))):
+        try:
+            together = branch(torch.cat([before, crossing, behind]))
+            halves = [branch(crossing[own].clone()) for own in (rows[:1], rows[1:]) if len(own)]
+        except Exception:  # noqa: BLE001 - it runs for some numbers of samples alone
+            together, halves = None, []
+    follows = all(len(t) == 3 * count for t in tree_leaves(together) if isinstance(t, Tensor))
+    parted = [alone, *(rows_of(alone, own) for own in (rows[:1], rows[1:]) if len(own))]
+    found = [rows_of(together, rows + count) if follows else together, *halves]
+    if together is None or not all(map(_alike, parted, found)):
         raise InputError(
             f"{what} mixes samples: a sample comes out otherwise when others are beside it (batch-norm without running "
             f"statistics?), so that no part of a batch can take another way; switch behind what mixes them"
@@ -104,7 +126,17 @@ def check_apart(branch: nn.Module, crossing: Tensor, what: str) -> None:
 
 def _alike(one: Any, two: Any) -> bool:
     pairs = zip(tree_flatten(one)[0], tree_flatten(two)[0], strict=True)
-    return all(close(a.nan_to_num(), b.nan_to_num()) for a, b in pairs if isinstance(a, Tensor))
+    return all(
+        a.shape == b.shape and close(a.nan_to_num(), b.nan_to_num())
+        for a, b in pairs
+        if isinstance(a, Tensor)
+    )
+
+
+def learning_(module: nn.Module) -> None:
+    """Let all of its parameters learn that can: whole numbers cannot."""
+    for own in module.parameters():
+        own.requires_grad_(own.is_floating_point() or own.is_complex())
 
 
 def detached(output: Any) -> Any:
@@ -120,7 +152,7 @@ def arguments_of(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dic
         InputError: it is no batch, or holds no samples.
     """
     check_batch(batch)
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         own = {k: v.to(device, copy=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
         return (), {k: v for k, v in own.items() if k != "labels"}
     first = batch[0] if isinstance(batch, (tuple, list)) else batch
@@ -129,7 +161,7 @@ def arguments_of(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dic
 
 def labels_of(batch: Any) -> Any:
     """The labels of a batch; None where it has none."""
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return batch.get("labels")
     return batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
 
@@ -138,7 +170,10 @@ __all__ = [
     "arguments_of",
     "check_apart",
     "detached",
+    "is_plain",
     "labels_of",
+    "learning_",
+    "leaving",
     "margin_score",
     "merged",
     "rows_of",

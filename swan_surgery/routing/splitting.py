@@ -6,6 +6,7 @@ whole. Where that graph is not the model, or cannot be had, the model is cut as 
 
 import copy
 import difflib
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ from swan_surgery.gates.graph.faithfulness import Watch, difference, hooks_of, w
 from swan_surgery.gates.graph.tracing import LayerTracer
 from swan_surgery.models import Inputs, doubled
 from swan_surgery.routing.rows import writes_to_input
-from swan_surgery.routing.running_split import same, split_as_it_runs
+from swan_surgery.routing.running_checks import same
+from swan_surgery.routing.running_split import split_as_it_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ def _in_graph(model: nn.Module, after: str, inputs: Inputs) -> tuple[nn.Module, 
     halves = fx.GraphModule(model, trunk, "Trunk"), fx.GraphModule(model, rest, "Rest")
     with torch.no_grad(), streams_kept(0):
         crossing = inputs.run(halves[0])
-    if writes_to_input(halves[1], crossing):
+    if writes_to_input(halves[1], crossing) or _goes_around(rest):
         halves = halves[0], fx.GraphModule(model, _copying(rest), "Rest")
     with torch.no_grad(), streams_kept(0):
         wanted = tree_leaves(inputs.run(model))
@@ -200,11 +202,12 @@ def _halves(graph: fx.Graph, cut: fx.Node) -> tuple[fx.Graph, fx.Graph]:
         raise NotInGraphError(f"besides the output of {cut.target!r}, {names} is read behind it")
     trunk, rest = fx.Graph(), fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
-    for node in _needed(nodes[: place + 1], cut):
+    # All nodes, also those whose result is not read: they may write in place.
+    for node in nodes[: place + 1]:
         known[node] = trunk.node_copy(node, known.__getitem__)
     trunk.output(known[cut])
     known = {cut: rest.placeholder("crossing")}
-    for node in _needed([n for n in nodes[:place] if n not in given] + behind, nodes[-1]):
+    for node in [*_needed([n for n in nodes[:place] if n not in given], behind), *behind]:
         known[node] = rest.node_copy(node, known.__getitem__)
     for half in (trunk, rest):
         half.lint()
@@ -220,13 +223,38 @@ def _copying(rest: fx.Graph) -> fx.Graph:
     return rest
 
 
-def _needed(nodes: list[fx.Node], last: fx.Node) -> list[fx.Node]:
-    """Those that the last one reads, in order; inputs stay."""
-    needed = {last}
+def _needed(nodes: list[fx.Node], behind: list[fx.Node]) -> list[fx.Node]:
+    """Those of the model's own tensors that are read behind, in order.
+
+    Raises:
+        NotInGraphError: one is written to in front of the switch: each half has its own.
+    """
+    needed = {n for node in behind for n in node.all_input_nodes}
     for node in reversed(nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
-    return [node for node in nodes if node in needed or node.op == "placeholder"]
+    written = [node for node in nodes if node.op.startswith("call") and _may_write(node)]
+    if written:
+        raise NotInGraphError(f"{str(written[0].name)!r} writes to tensors of the model's own")
+    return [node for node in nodes if node in needed]
+
+
+def _goes_around(graph: fx.Graph) -> bool:
+    """Whether `.data` is taken of a tensor: what is written there torch does not count."""
+    return any(node.target is getattr and "data" in node.args for node in graph.nodes)
+
+
+def _may_write(node: fx.Node) -> bool:
+    """By name, as torch names what works in place."""
+    name = getattr(node.target, "__name__", str(node.target))
+    is_operator = getattr(node.target, "__module__", "") == "_operator"
+    return (
+        (name.endswith("_") and not name.endswith("__"))
+        or name in ("setitem", "delitem")
+        or (is_operator and name.startswith("i") and hasattr(operator, name[1:]))
+        or bool(node.kwargs.get("inplace"))
+        or "out" in node.kwargs
+    )
 
 
 __all__ = ["Split", "check_crossing", "inner_name", "split_at"]

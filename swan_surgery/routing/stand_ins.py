@@ -1,14 +1,16 @@
 """Modules that stand for others while a model's own code runs in part: one ends the run, one begins it, others are passed."""
 
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from swan_surgery.errors import InputError
+from swan_surgery.errors import InputError, ModelError
 from swan_surgery.models import shell_of
+from swan_surgery.routing.blank_reads import BlankReads
 
 
 INPUTS = ""  # the key of the model's own inputs among what ran before
@@ -37,22 +39,61 @@ class Shape:
         times = tuple(0 if a == b else a // batch for a, b in pairs)
         return cls(tuple(one.shape), times, one.dtype)
 
-    def blank(self, like: Tensor) -> Tensor:
-        """Holds nothing: NaN, or zero."""
+    def blank(self, like: Tensor, floating: torch.dtype) -> Tensor:
+        """Holds nothing: NaN, or zero. `floating`: the type of what crossed when the model was cut."""
         batch = like.shape[0]
         sizes = [t * batch if t else s for s, t in zip(self.sizes, self.times, strict=True)]
         value = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
-        # The type may be that of autocast or of the branch's, where it is the crossing tensor's.
-        return torch.full(sizes, value, dtype=self.dtype, device=like.device)
+        # Where it had the type of what crosses it goes along with it: the model may have been moved since.
+        kind = like.dtype if self.dtype == floating else self.dtype
+        return torch.full(sizes, value, dtype=kind, device=like.device)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor has these sizes, for whatever batch."""
+        pairs = zip(tensor.shape, self.sizes, self.times, strict=False)
+        return tensor.ndim == len(self.sizes) and all(a == b or times for a, b, times in pairs)
 
 
-@dataclass(slots=True)
-class Carry:
-    """What a rest shares with its modules while it runs."""
+class Carry(threading.local):
+    """What a rest shares with its modules while it runs, in each thread by itself.
 
-    value: Tensor | None = None
-    real: dict[tuple[str, int], Any] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
+    Attributes:
+        value: what crosses.
+        real: what ran before the switch and gives its values for once, by name and call.
+        calls: how often each module that ran before was called.
+        has_crossed: the code has come to the switch.
+        blanks: follows what is computed from blanks.
+    """
+
+    def __init__(self, floating: torch.dtype = torch.float32) -> None:
+        self.floating = floating
+        self.value: Tensor | None = None
+        self.real: dict[tuple[str, int], Any] = {}
+        self.calls: dict[str, int] = {}
+        self.has_crossed = False
+        self.blanks: BlankReads | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Carry, (self.floating,)
+
+    def blank(self, structure: Any, name: str) -> Any:
+        """What ran before under a name, without values."""
+        if self.value is None:
+            raise ModelError(
+                "code in front of a switch runs outside of its model: the model is cut as it runs, and activation "
+                "checkpointing, say, runs it again in backward; switch behind the part that is checkpointed"
+            )
+        like = self.value
+
+        def made(leaf: Any) -> Any:
+            if not isinstance(leaf, Shape):
+                return leaf
+            found = leaf.blank(like, self.floating)
+            if self.blanks is not None:
+                self.blanks.mark(found, frozenset([name]))
+            return found
+
+        return tree_map(made, structure)
 
 
 def _of_another(others: list[nn.Module | None] | None, name: str) -> Any:
@@ -78,8 +119,7 @@ class Stand(nn.Module):
         key = (self.name, call)
         if key in carry.real:
             return carry.real[key]
-        assert carry.value is not None  # noqa: S101 - set by the rest that runs
-        return _blank(self._outputs[call], carry.value)
+        return carry.blank(self._outputs[call], self.name)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -93,6 +133,7 @@ class Entry(Stand):
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
         """What crosses."""
+        self._carry.has_crossed = True
         return self._carry.value
 
 
@@ -115,11 +156,15 @@ class Exit(nn.Module):
 
 
 class RunningTrunk(nn.Module):
-    """The model's own code up to a module's output."""
+    """The model's own code up to a module's output.
 
-    def __init__(self, model: nn.Module) -> None:
+    Attributes:
+        given: shapes of its arguments, (args, kwargs).
+    """
+
+    def __init__(self, model: nn.Module, given: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.given = model, given
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the model takes; returns what crosses."""
@@ -133,13 +178,7 @@ class RunningTrunk(nn.Module):
 
 
 class RunningRest(nn.Module):
-    """The model's own code from a module's output on.
-
-    Attributes:
-        copies: it works in place on what crosses, and gets a copy.
-    """
-
-    copies: bool = False
+    """The model's own code from a module's output on; on a copy of what crosses, for it may work on it in place."""
 
     def __init__(self, model: nn.Module, carry: Carry, given: Any, sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -154,21 +193,14 @@ class RunningRest(nn.Module):
                 f"per sample there, here {list(crossing.shape[1:])}; add a switch for inputs of this size"
             )
         carry = self.carry
-        carry.value = crossing.clone() if self.copies else crossing
+        carry.value, carry.has_crossed = crossing.clone(), False
         carry.calls.clear()
         real = carry.real.get((INPUTS, 0))
         try:
-            args, kwargs = _blank(self._given, crossing) if real is None else real
+            args, kwargs = carry.blank(self._given, INPUTS) if real is None else real
             return self.model(*args, **kwargs)
         finally:
             carry.value = None
-
-
-def _blank(structure: Any, like: Tensor) -> Any:
-    return tree_map(
-        lambda leaf: leaf.blank(like) if isinstance(leaf, Shape) else leaf,
-        structure,
-    )
 
 
 class Gone(nn.Module):

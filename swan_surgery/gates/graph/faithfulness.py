@@ -57,7 +57,7 @@ class Watch:
         if reason not in self.reasons:
             self.reasons.append(reason)
 
-    def at_node(self, before: tuple[bool, ...]) -> None:
+    def at_node(self, before: tuple[int, ...]) -> None:
         """A node is being recorded; `before` is the state of autograd and autocast outside the model."""
         frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the documented way to the stack
         while frame is not None:
@@ -72,9 +72,14 @@ class Watch:
             )
 
 
-def state_of_autograd() -> tuple[bool, ...]:
-    """Whether gradients, inference mode and autocast are on."""
+def state_of_autograd() -> tuple[int, ...]:
+    """Whether gradients, inference mode and autocast are on, and inside how many blocks of autocast this runs."""
+    depth = (
+        torch.autocast_increment_nesting() - 1
+    )  # a block that turns off what is off shows here alone
+    torch.autocast_decrement_nesting()
     return (
+        depth,
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
