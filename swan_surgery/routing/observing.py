@@ -23,6 +23,7 @@ from swan_surgery.routing.rows import arguments_of, labels_of, margin_score
 Harm = Callable[[Any, Any, Any], Tensor]
 
 
+_TOKENS = 3  # axes of [B, C, T] and of [B, T, C]; of images the classes lie in front
 _TOLD = {"harm": "harm", "right": "what is right", "labels": "labels", "margin": "margins"}
 
 
@@ -188,7 +189,7 @@ def _right(outputs: list[Any], labels: Any) -> Tensor | None:
         return None
     scores = [_only(output) for output in outputs]
     axes = _class_axes(scores[-1], labels)
-    if len(axes) > 1:
+    if len(axes) > 1 and scores[-1].ndim == _TOKENS:
         raise InputError(
             f"outputs {list(scores[-1].shape)} and labels {list(labels.shape)}: the classes may lie on axis 1 or on the "
             f"last one; say what is wrong by loss=lambda light, full, labels: ... between 0 and 1 for each sample"

@@ -76,14 +76,22 @@ class Carry(threading.local):
     def __reduce__(self) -> tuple[Any, ...]:
         return Carry, (self.floating,)
 
-    def blank(self, structure: Any, name: str) -> Any:
-        """What ran before under a name, without values."""
+    def crossing(self) -> Tensor:
+        """What crosses in the run that goes on.
+
+        Raises:
+            ModelError: none does.
+        """
         if self.value is None:
             raise ModelError(
                 "code in front of a switch runs outside of its model: the model is cut as it runs, and activation "
                 "checkpointing, say, runs it again in backward; switch behind the part that is checkpointed"
             )
-        like = self.value
+        return self.value
+
+    def blank(self, structure: Any, name: str) -> Any:
+        """What ran before under a name, without values."""
+        like = self.crossing()
 
         def made(leaf: Any) -> Any:
             if not isinstance(leaf, Shape):
@@ -114,6 +122,7 @@ class Stand(nn.Module):
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
         """As the module that ran, without its values."""
         carry = self._carry
+        carry.crossing()
         call = carry.calls.get(self.name, 0)
         carry.calls[self.name] = call + 1
         key = (self.name, call)
@@ -134,7 +143,7 @@ class Entry(Stand):
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
         """What crosses."""
         self._carry.has_crossed = True
-        return self._carry.value
+        return self._carry.crossing()
 
 
 class Exit(nn.Module):
