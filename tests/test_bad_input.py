@@ -469,6 +469,15 @@ class TestInputs:
         )
         refuse(swan.InputError, "'x.\\*'", lambda: swan.channel_map(model, inputs, ignore=["x.*"]))
 
+    def test_parameters_without_a_shape(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.LazyLinear(3))
+        x = torch.zeros(2, 4)
+        calls = [swan.swanify, swan.channel_map, swan.count_macs, swan.adapt]
+        calls.append(lambda model, x: swan.add_switch(model, "1", example_inputs=x))
+        for call in calls:
+            with pytest.raises(swan.ModelError, match=r"'2\.weight' has no shape yet"):
+                call(model, x)
+
     @pytest.mark.parametrize("given", [5, [5], None])
     @pytest.mark.parametrize("argument", ["ignore", "free_outputs"])
     def test_patterns_that_are_no_strings(self, argument: str, given: Any) -> None:

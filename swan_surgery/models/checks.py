@@ -1,10 +1,12 @@
 """Checks at the edge: do a model and its example inputs hold data, and fit each other?"""
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from swan_surgery.errors import InputError, ModelError
@@ -15,12 +17,18 @@ _IMAGE_SIZES = (224, 299)
 
 
 def check_is_module(model: Any) -> None:
-    """Refuse what is no module; of a result that holds one, as `swan.compress` returns, name it.
+    """Refuse what is no module, or has parameters without a shape; of a result that holds one, `swan.compress`'s, name it.
 
     Raises:
         ModelError: says what was seen.
     """
     if isinstance(model, nn.Module):
+        parameters: Iterable[tuple[str, Any]] = model.named_parameters()
+        lazy = [name for name, own in parameters if is_lazy(own)]
+        if lazy:
+            raise ModelError(
+                f"{lazy[0]!r} has no shape yet (a lazy module); run the model once on real inputs first"
+            )
         return
     if isinstance(model, type) and issubclass(model, nn.Module):
         name = model.__name__
