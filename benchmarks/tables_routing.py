@@ -106,7 +106,13 @@ def _branch(light: str) -> str:
 
 def _names(seeds: Sequence[Rows]) -> list[tuple[str, str]]:
     names = {name for rows in seeds for name, row in rows.items() if "test" in row}
-    found = [("dense", "the dense network"), ("light", "the light branch for all")]
+    whole = {
+        "dense": "the dense network",
+        "full": "the full branch for all",
+        "light": "the light branch for all",
+        "auto/harm": "switched as `auto` found, harm at most 1 %",
+    }
+    found = [(name, told) for name, told in whole.items() if name in names]
     for target in sorted({name.split("/")[1] for name in names if "/0" in name}, reverse=True):
         found += [
             (f"{way}/{target}", told) for way, told in _WAYS.items() if f"{way}/{target}" in names
