@@ -22,6 +22,8 @@ _SHAPES = {
     "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
 }  # fmt: skip
 _READS = {"_local_scalar_dense", "is_nonzero", "equal"}
+# The shapes of their results depend on values.
+_DYNAMIC = {"nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim"}
 # Read by Python itself, past the dispatcher.
 _TAKEN_OUT = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 
@@ -39,9 +41,8 @@ class BlankReads:
         self.reads, self.flip = 0, flip
         self.late: set[str] = set()
         self.has_crossed: Callable[[], bool] = lambda: False
-        self._of: dict[
-            int, tuple[Any, frozenset[str]]
-        ] = {}  # by storage, which is kept so that none takes its place
+        # By storage, which is kept so that no other takes its place.
+        self._of: dict[int, tuple[Any, frozenset[str]]] = {}
 
     def mark(self, tensor: Tensor, names: frozenset[str]) -> None:
         """A tensor comes from blanks of these names."""
@@ -91,6 +92,8 @@ class _Operations(TorchDispatchMode):
             return found
         if name in _READS:
             return self._blanks.read(found, names)
+        if name in _DYNAMIC and self._blanks.has_crossed():
+            self._blanks.late |= names
         written = [
             args[place]
             for place, argument in enumerate(op._schema.arguments[: len(args)])  # noqa: SLF001 - where torch says what is written

@@ -15,7 +15,7 @@ from swan_surgery.routing.running_record import record
 from swan_surgery.routing.stand_ins import INPUTS, Entry, RunningRest, Stand
 
 
-_MOST_FLIPS = 16
+_MOST_FLIPS = 16  # a run each
 
 
 def check_outputs(

@@ -74,9 +74,8 @@ class Watch:
 
 def state_of_autograd() -> tuple[int, ...]:
     """Whether gradients, inference mode and autocast are on, and inside how many blocks of autocast this runs."""
-    depth = (
-        torch.autocast_increment_nesting() - 1
-    )  # a block that turns off what is off shows here alone
+    # A block that turns off what is off already shows in the depth alone.
+    depth = torch.autocast_increment_nesting()
     torch.autocast_decrement_nesting()
     return (
         depth,
