@@ -1,9 +1,12 @@
 """The parts of a routed model as models of their own, for several devices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+from swan_surgery.routing.parts import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +37,11 @@ class TrunkAndSwitch(nn.Module):
         """What crosses, and what the switch says of it."""
         crossing = self.trunk(*args, **kwargs)
         return crossing, self.switch(crossing)
+
+
+def fronts_of(parts: Parts, crossing_bytes: Sequence[int]) -> tuple[Front, ...]:
+    """One entry per switch; `crossing_bytes`: of one sample at each."""
+    return tuple(
+        Front(TrunkAndSwitch(own.trunk, own.switch).train(own.training), own.light, own.full, size)
+        for own, size in zip(parts.chain, crossing_bytes, strict=True)
+    )

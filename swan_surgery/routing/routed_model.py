@@ -13,7 +13,7 @@ from swan_surgery.errors import InputError, ModelError
 from swan_surgery.gates import GatedModel, acting_gates
 from swan_surgery.models import Inputs
 from swan_surgery.routing.arguments import check_kinds, checked_thresholds
-from swan_surgery.routing.fronts import Front, TrunkAndSwitch
+from swan_surgery.routing.fronts import Front, fronts_of
 from swan_surgery.routing.losses import (
     Discrepancy,
     DiscrepancyName,
@@ -268,10 +268,7 @@ class RoutedModel(nn.Module):
         """
         if isinstance(self.body, GatedModel):
             raise ModelError(MASKED)
-        return tuple(
-            Front(TrunkAndSwitch(p.trunk, p.switch).train(p.training), p.light, p.full, bytes_)
-            for p, bytes_ in zip(self.parts.chain, self.crossing_bytes(), strict=True)
-        )
+        return fronts_of(self.parts, self.crossing_bytes())
 
     def crossing_bytes(self) -> tuple[int, ...]:
         """Bytes that cross at each switch for one sample, at the example inputs' size; a closed mask is not sent."""
