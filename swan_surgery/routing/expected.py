@@ -36,7 +36,7 @@ def expected_macs(model: GatedModel | RoutedModel, shares: Sequence[float] | Non
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> routed = swan.add_switch(net, "1", example_inputs=torch.randn(1, 3), light=0.5, decide="margin")
         >>> float(swan.expected_macs(routed)), float(swan.expected_macs(routed, [0.75]))  # net has 104
-        (144.0, 84.0)
+        (104.0, 84.0)
     """
     if isinstance(model, RoutedModel):
         return _mean(model, shares, is_hard=False)
