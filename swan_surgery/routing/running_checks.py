@@ -11,8 +11,7 @@ from swan_surgery.environment.random_streams import streams_kept
 from swan_surgery.errors import InputError
 from swan_surgery.models import Inputs, copy_of, doubled
 from swan_surgery.routing.blank_reads import BlankReads
-from swan_surgery.routing.running_record import record
-from swan_surgery.routing.stand_ins import INPUTS, Entry, RunningRest, Stand
+from swan_surgery.routing.stand_ins import RunningRest
 
 
 _MOST_FLIPS = 16  # a run each
@@ -23,22 +22,14 @@ def check_outputs(
 ) -> None:
     """Refuse parts that together do not give the model's outputs: on the example, on other values, on twice as many."""
     for given in (inputs, varied(inputs), inputs.map(doubled)):
-        wanted = _outputs(model, given)
+        wanted = tree_leaves(_quiet(given.run, model))
+        crossing = _quiet(given.run, trunk)
         try:
-            found = tree_leaves(_quiet(rest, _quiet(given.run, trunk)))
-        except Exception as err:  # noqa: BLE001 - the model's own code may raise anything
-            first = str(err).splitlines()[0] if str(err) else ""
-            found, why = (
-                None,
-                f"its code cannot run without the modules before ({type(err).__name__}: {first})",
-            )
-        else:
-            why = ""
-        if found is None or not same(found, wanted):
-            names = [] if found is None else _what_else(model, trunk, rest, given)
-            raise _reads_more(
-                after, why or f"{' and '.join(names) or 'something else'} is read behind it, too"
-            )
+            found = tree_leaves(_quiet(rest, crossing))
+        except Exception as err:
+            raise _does_not_run(after, err) from err
+        if not same(found, wanted):
+            raise _reads_more(after, "something else is read behind it, too")
 
 
 def _reads_more(after: str, why: str) -> InputError:
@@ -48,10 +39,20 @@ def _reads_more(after: str, why: str) -> InputError:
     )
 
 
+def _does_not_run(after: str, err: Exception) -> InputError:
+    first = str(err).splitlines()[0] if str(err) else ""
+    return _reads_more(
+        after, f"its code cannot run without the modules before ({type(err).__name__}: {first})"
+    )
+
+
 def check_values(trunk: nn.Module, rest: RunningRest, after: str, inputs: Inputs) -> None:
     """Refuse a rest whose outputs depend on the values of blanks, also where these are the example's by chance."""
     crossing = _quiet(inputs.run, trunk)
-    found, wanted = _followed(rest, crossing, None)
+    try:
+        found, wanted = _followed(rest, crossing, None)
+    except Exception as err:
+        raise _does_not_run(after, err) from err
     for names, what in ((found.names(wanted), "is read"), (found.late, "is read as a number")):
         if names:
             listed = " and ".join(repr(n) if n else "the model's input" for n in sorted(names))
@@ -88,17 +89,15 @@ def check_statistics(
 ) -> None:
     """Refuse buffers that training changes on both sides of a switch: in the rest by blanks."""
     given = inputs.map(doubled)
-    parts: list[dict[str, Tensor]] = []
     try:
-        own = _trained(trunk, given)
-        crossing = _quiet(given.run, own.eval())
-        for module, at in ((copy_of(model), given), (rest, Inputs((crossing,), {}))):
-            parts.append(_changed(module, at))
-        parts.append(_changed(trunk, given))
+        crossing = Inputs((_quiet(given.run, trunk),), {})
+        front, behind, whole = (
+            _changed(module, at)
+            for module, at in ((trunk, given), (rest, crossing), (model, given))
+        )
     except Exception:  # noqa: BLE001 - train mode may ask for more samples; it says so then
         return
-    whole, behind, front = parts
-    wrong = sorted((set(behind) & set(front)) | (set(behind) - set(whole)))
+    wrong = sorted((behind & front) | (behind - whole))
     if wrong:
         raise InputError(
             f"{type(model).__name__} is cut as it runs, and keeps statistics ({wrong[0]!r}) in code that runs on both "
@@ -106,46 +105,16 @@ def check_statistics(
         )
 
 
-def _trained(module: nn.Module, given: Inputs) -> nn.Module:
+def _changed(module: nn.Module, given: Inputs) -> set[str]:
+    """Names, in the model, of the buffers that a run in train mode changes."""
     own = copy_of(module).train()
     _quiet(given.run, own)
-    return own
-
-
-def _changed(module: nn.Module, given: Inputs) -> dict[str, Tensor]:
-    """Buffers that a run in train mode changes, by name in the model."""
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    after = dict(_trained(module, given).named_buffers())
+    before = dict(module.named_buffers())
     return {
-        name.removeprefix("model."): after[name]
-        for name, buffer in before.items()
-        if not torch.equal(buffer, after[name])
+        name.removeprefix("model.")
+        for name, buffer in own.named_buffers()
+        if not torch.equal(buffer, before[name])
     }
-
-
-def _what_else(model: nn.Module, trunk: nn.Module, rest: nn.Module, given: Inputs) -> list[str]:
-    """Each of what ran before alone without its values: which does the output miss?"""
-    assert isinstance(rest, RunningRest)  # noqa: S101 - made here
-    carry = rest.carry
-    after = next(m.name for m in rest.modules() if isinstance(m, Entry))
-    real = {k: v for k, v in record(model, after, given).outputs.items() if _stands(rest, k[0])}
-    crossing = _quiet(given.run, trunk)
-    wanted = _outputs(model, given)
-    missed = []
-    for key in real:
-        carry.real = {other: value for other, value in real.items() if other != key}
-        try:
-            alike = same(tree_leaves(_quiet(rest, crossing)), wanted)
-        except Exception:  # noqa: BLE001 - the model's own code may raise anything
-            alike = False
-        if not alike:
-            missed.append(repr(key[0]) if key[0] else "the model's input")
-    carry.real = {}
-    return missed
-
-
-def _stands(rest: nn.Module, name: str) -> bool:
-    return name == INPUTS or any(isinstance(m, Stand) and m.name == name for m in rest.modules())
 
 
 def varied(inputs: Inputs) -> Inputs:
@@ -159,10 +128,6 @@ def varied(inputs: Inputs) -> Inputs:
             else t
         )
     )
-
-
-def _outputs(model: nn.Module, given: Inputs) -> list[Any]:
-    return tree_leaves(_quiet(given.run, model))
 
 
 def _quiet(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -58,8 +58,8 @@ def split_as_it_runs(model: nn.Module, after: str, inputs: Inputs) -> tuple[nn.M
     rest = RunningRest(
         _with(model, stands), carry, shapes[INPUTS, 0], tuple(one.crossing.shape[1:])
     )
-    check_outputs(model, trunk, rest, after, inputs)
     check_values(trunk, rest, after, inputs)
+    check_outputs(model, trunk, rest, after, inputs)
     check_statistics(model, trunk, rest, after, inputs)
     return trunk, rest
 

@@ -59,7 +59,6 @@ class Carry(threading.local):
 
     Attributes:
         value: what crosses.
-        real: what ran before the switch and gives its values for once, by name and call.
         calls: how often each module that ran before was called.
         has_crossed: the code has come to the switch.
         blanks: follows what is computed from blanks.
@@ -68,7 +67,6 @@ class Carry(threading.local):
     def __init__(self, floating: torch.dtype = torch.float32) -> None:
         self.floating = floating
         self.value: Tensor | None = None
-        self.real: dict[tuple[str, int], Any] = {}
         self.calls: dict[str, int] = {}
         self.has_crossed = False
         self.blanks: BlankReads | None = None
@@ -125,9 +123,6 @@ class Stand(nn.Module):
         carry.crossing()
         call = carry.calls.get(self.name, 0)
         carry.calls[self.name] = call + 1
-        key = (self.name, call)
-        if key in carry.real:
-            return carry.real[key]
         return carry.blank(self._outputs[call], self.name)
 
     def __getattr__(self, name: str) -> Any:
@@ -204,9 +199,8 @@ class RunningRest(nn.Module):
         carry = self.carry
         carry.value, carry.has_crossed = crossing.clone(), False
         carry.calls.clear()
-        real = carry.real.get((INPUTS, 0))
         try:
-            args, kwargs = carry.blank(self._given, INPUTS) if real is None else real
+            args, kwargs = carry.blank(self._given, INPUTS)
             return self.model(*args, **kwargs)
         finally:
             carry.value = None
